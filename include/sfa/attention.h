@@ -1,0 +1,145 @@
+/* sfa/attention.h: top-k codes, and exact attention over them or over dense rows (the dense twin).
+ *
+ * Letters (docs/MATH.md): B sequences, T query tokens, S key tokens, H query heads, G key/value heads (H = G * group), D query/key
+ * head dim, E value head dim, K kept features. Arrays are row-major, strides count elements.
+ *
+ * What is promised about bits: the output of a query row depends on its own query, on the keys and values that it may see and on the
+ * options; not on the other rows of the call, on how a prompt is cut into calls, on the batch, on n_threads or on the instruction set.
+ * With k_k = 0 or D (and k_q = 0 or D) the result is that of the dense twin, bit for bit.
+ */
+#ifndef SFA_ATTENTION_H
+#define SFA_ATTENTION_H
+
+#include <sfa/base.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- Codes: the K features of largest magnitude of each row (paper section 3, docs/MATH.md 1) -------------------------------- */
+
+/* A view of n_rows codes; the memory is the caller's. */
+typedef struct sfa_codes {
+  int64_t n_rows;
+  int32_t head_dim; /* D: multiple of 8, 8..65536 */
+  int32_t k;        /* K: 1..D */
+  sfa_dtype dtype;  /* of the values: SFA_I8, SFA_BF16, SFA_F16 or SFA_F32 */
+  void *ids;        /* [n_rows][K] ascending feature ids: uint8_t if D <= 256, else uint16_t */
+  void *values;     /* [n_rows][K] in the order of ids */
+  uint16_t *scales; /* [n_rows] f16, one a row, for SFA_I8; NULL otherwise */
+} sfa_codes;
+
+/* Bytes of a buffer that holds such codes, with its three arrays each aligned to 64 bytes. 0 if an argument is out of range. */
+SFA_API size_t sfa_codes_bytes(int64_t n_rows, int32_t head_dim, int32_t k, sfa_dtype dtype);
+/* Lays a view over memory (64-byte aligned, at least sfa_codes_bytes). */
+SFA_API sfa_status sfa_codes_place(sfa_context *ctx, int64_t n_rows, int32_t head_dim, int32_t k, sfa_dtype dtype, void *memory,
+                                   sfa_codes *codes);
+
+/* Top-k of dense rows. x: [n_rows][D] of SFA_F32 or SFA_BF16, row_stride elements apart. Ties go to the lower feature id; NaN counts as
+ * larger than everything. SFA_ERROR_RANGE: a finite value beyond f16's range in a row to be stored as SFA_I8 or SFA_F16.
+ * Cost: one read of x; 30 to 100 ns a row on one core (docs/KERNELS.md). */
+SFA_API sfa_status sfa_codes_select(sfa_context *ctx, const void *x, sfa_dtype x_dtype, int64_t row_stride, sfa_codes *codes);
+
+/* Dense f32 rows with zeros outside the supports: out [n_rows][D], row_stride elements apart. */
+SFA_API sfa_status sfa_codes_densify(sfa_context *ctx, const sfa_codes *codes, float *out, int64_t row_stride);
+
+/* Compressed sparse rows, as the paper stores queries: row_ptr [n_rows + 1], col [n_rows * K], val [n_rows * K]. Kept zeros are
+ * entries too, so that every row has K. */
+SFA_API sfa_status sfa_codes_to_csr(sfa_context *ctx, const sfa_codes *codes, int64_t *row_ptr, int32_t *col, float *val);
+/* Compressed sparse columns, as the paper stores keys (one posting list a feature): col_ptr [D + 1], row [n_rows * K] ascending in each
+ * column, val [n_rows * K]. */
+SFA_API sfa_status sfa_codes_to_csc(sfa_context *ctx, const sfa_codes *codes, int64_t *col_ptr, int64_t *row, float *val);
+
+/* ---- Attention forward: plan, then run (paper section 3.2, docs/MATH.md 2 and 3) -------------------------------------------- */
+
+typedef struct sfa_attention_options {
+  size_t struct_size; /* sizeof(sfa_attention_options) */
+
+  /* Shape. */
+  int32_t n_heads;      /* H */
+  int32_t n_kv_heads;   /* G, divides H; 0: H. G < H is GQA, G = 1 MQA */
+  int32_t head_dim;     /* D: multiple of 8, 8..65536 */
+  int32_t head_dim_v;   /* E: multiple of 8, 8..65536; 0: D */
+  int32_t n_sequences;  /* B; 0: 1 */
+  int64_t max_seqlen_q; /* largest T of a sequence */
+  int64_t max_seqlen_k; /* largest S of a sequence */
+
+  /* Sparsity. 0 or D: dense. k_q = 0 with k_k > 0 is "K-only": q stays dense. */
+  int32_t k_q;
+  int32_t k_k;
+
+  /* Storage of keys and values that the result is defined on: they are rounded to it before use, as a cache would.
+   * Ignored by sfa_attention_run_cached (the cache has its own). */
+  sfa_dtype k_dtype; /* SFA_F32 (default), SFA_BF16, SFA_F16 or SFA_I8 */
+  sfa_dtype v_dtype; /* the same choices */
+
+  /* Scores: s = softmax_scale * q.k, then softcap * tanh(s / softcap), then + alibi_slope[h] * (j - i). */
+  float softmax_scale; /* 0: 1 / sqrt(D) */
+  float softcap;       /* 0: none */
+
+  /* Masks. i is the query's position aligned bottom-right: i = t + S - T. */
+  int32_t causal;         /* 1: keys j <= i only */
+  int32_t has_window;     /* 1: window_size holds; 0: unlimited */
+  int64_t window_size[2]; /* left and right, both inclusive: i - left <= j <= i + right; -1: unlimited */
+  int64_t n_sink_tokens;  /* the first keys stay visible beside a window */
+} sfa_attention_options;
+
+typedef struct sfa_attention_plan sfa_attention_plan;
+
+/* Checks the options, chooses tiles and splits (a pure function of the options and the instruction set). */
+SFA_API sfa_status sfa_attention_plan_create(sfa_context *ctx, const sfa_attention_options *options, sfa_attention_plan **plan);
+SFA_API void sfa_attention_plan_destroy(sfa_attention_plan *plan);
+/* Bytes that run wants; linear in max_seqlen_q + max_seqlen_k. */
+SFA_API size_t sfa_attention_workspace_bytes(const sfa_attention_plan *plan);
+
+/* One dense operand [token][head][dim]; the last dimension is contiguous. */
+typedef struct sfa_rows {
+  const void *data;
+  sfa_dtype dtype;      /* SFA_F32 or SFA_BF16; 0: SFA_F32 */
+  int64_t batch_stride; /* elements between sequences; 0: max_seqlen * token_stride. Unused with cu_seqlens */
+  int64_t token_stride; /* 0: heads * dim */
+  int64_t head_stride;  /* 0: dim */
+} sfa_rows;
+
+typedef struct sfa_attention_args {
+  size_t struct_size; /* sizeof(sfa_attention_args) */
+
+  sfa_rows q; /* [B][T][H][D] */
+  sfa_rows k; /* [B][S][G][D]; with k_codes or a cache: unused */
+  sfa_rows v; /* [B][S][G][E]; with a cache: unused */
+
+  /* Codes made before, instead of top-k inside run. Row of a query: token * H + h; of a key: token * G + g. NULL: none. */
+  const sfa_codes *q_codes; /* k = options.k_q */
+  const sfa_codes *k_codes; /* k = options.k_k, dtype = options.k_dtype */
+
+  /* Variable lengths: sequence b owns tokens cu_seqlens[b] .. cu_seqlens[b + 1] of packed [token][head][dim] arrays. NULL: every
+   * sequence has max_seqlen tokens. [B + 1], first entry 0, rising. */
+  const int32_t *cu_seqlens_q;
+  const int32_t *cu_seqlens_k;
+
+  const float *sink_logit;   /* [H] a logit that joins the softmax sum without a value; NULL: none */
+  const float *alibi_slopes; /* [H]; NULL: none */
+
+  float *out; /* [B][T][H][E] f32, contiguous. A row that sees no key gives 0 */
+  float *lse; /* [B][T][H] natural log of the softmax sum, -inf where no key is seen; NULL: not wanted */
+
+  void *workspace; /* 64-byte aligned, sfa_attention_workspace_bytes */
+
+  int64_t *stage_ns; /* [SFA_STAGE_COUNT] or NULL: time is added here, summed over threads */
+} sfa_attention_args;
+
+/* What stage_ns counts. */
+enum { SFA_STAGE_TOPK = 0, SFA_STAGE_PACK = 1, SFA_STAGE_ATTEND = 2, SFA_STAGE_COUNT = 3 };
+
+/* o = softmax(scores) v, exactly. Neither allocates nor fails for memory. Arguments that do not fit the plan: SFA_ERROR_ARGUMENT. */
+SFA_API sfa_status sfa_attention_run(const sfa_attention_plan *plan, const sfa_attention_args *args);
+
+/* Joins two partial results over disjoint key sets, row by row: out_a [n_rows][E] and lse_a [n_rows] become those of the union. A
+ * sink_logit must be in one of the two only. */
+SFA_API sfa_status sfa_attention_merge(sfa_context *ctx, int64_t n_rows, int32_t head_dim_v, float *out_a, float *lse_a, const float *out_b,
+                                       const float *lse_b);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

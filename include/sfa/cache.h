@@ -1,0 +1,57 @@
+/* sfa/cache.h: the sparse KV cache. Keys are stored as top-k codes (or dense), values dense, in pages of 64 tokens.
+ *
+ * One cache serves all layers of a model and any number of sequences; a sequence is a small number (its slot). Forked sequences share
+ * full pages; a page is freed with its last user. Byte layout: docs/LAYOUTS.md.
+ */
+#ifndef SFA_CACHE_H
+#define SFA_CACHE_H
+
+#include <sfa/attention.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct sfa_cache_options {
+  size_t struct_size; /* sizeof(sfa_cache_options) */
+  int32_t n_layers;
+  int32_t n_kv_heads;  /* G */
+  int32_t head_dim;    /* D */
+  int32_t head_dim_v;  /* E; 0: D */
+  const int32_t *k;    /* [n_layers] kept features of a key; 0 or D: dense. NULL: dense everywhere. Copied */
+  sfa_dtype k_dtype;   /* 0: SFA_I8 where k < D, SFA_BF16 where dense */
+  sfa_dtype v_dtype;   /* 0: SFA_BF16 */
+  int32_t n_sequences; /* slots; 0: 1 */
+} sfa_cache_options;
+
+typedef struct sfa_cache sfa_cache;
+
+SFA_API sfa_status sfa_cache_create(sfa_context *ctx, const sfa_cache_options *options, sfa_cache **cache);
+SFA_API void sfa_cache_destroy(sfa_cache *cache);
+
+/* Appends n_tokens to one layer of a sequence: keys are coded and rounded, values rounded, to what the cache stores. k: [n][G][D],
+ * v: [n][G][E] (batch_stride unused). All layers must be appended to before attention over the new tokens makes sense, but a layer's
+ * attention needs only that layer. SFA_ERROR_RANGE: see sfa_codes_select; SFA_ERROR_MEMORY: no page; either way the cache is as before. */
+SFA_API sfa_status sfa_cache_append(sfa_cache *cache, int32_t sequence, int32_t layer, int64_t n_tokens, const sfa_rows *k,
+                                    const sfa_rows *v);
+/* Tokens that this layer of the sequence holds; -1 for a wrong layer or slot. */
+SFA_API int64_t sfa_cache_len(const sfa_cache *cache, int32_t sequence, int32_t layer);
+/* Forgets all tokens from new_len on, in every layer. new_len beyond a layer's length leaves that layer as it is. */
+SFA_API sfa_status sfa_cache_truncate(sfa_cache *cache, int32_t sequence, int64_t new_len);
+/* Makes slot `to` (emptied first) a copy of the first prefix_len tokens of slot `from`; full pages are shared, not copied. */
+SFA_API sfa_status sfa_cache_fork(sfa_cache *cache, int32_t from, int32_t to, int64_t prefix_len);
+/* Bytes of the pages in use, shared ones counted once. */
+SFA_API size_t sfa_cache_bytes(const sfa_cache *cache);
+/* Bytes that one token takes over all layers: codes, scales and values, without the unused rest of a page. */
+SFA_API size_t sfa_cache_token_bytes(const sfa_cache *cache);
+
+/* Attention of the plan's B sequences over the cache: sequence b of the plan reads slot sequences[b] at `layer`, S = its length there;
+ * its T queries are the last T positions (bottom-right). args.k, v, k_codes and cu_seqlens_k are unused; the plan's k_k must be that of
+ * the layer. */
+SFA_API sfa_status sfa_attention_run_cached(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_cache *cache,
+                                            int32_t layer, const int32_t *sequences);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,188 @@
+/* sfa/engine.h: real language models on libsfa: open a model file, tokenize, run a session, sample, score. Link libsfa_engine.
+ *
+ * A model is immutable and may be shared by sessions; a session is one mutable timeline of tokens with its KV cache. Tokenizers, chat
+ * templates and model families are found in the model's own files.
+ */
+#ifndef SFA_ENGINE_H
+#define SFA_ENGINE_H
+
+#include <sfa/base.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- Tokenizer --------------------------------------------------------------------------------------------------------------- */
+
+typedef struct sfa_tokenizer sfa_tokenizer;
+
+/* path: a GGUF file, a tokenizer.json or a directory that holds one, a llama2.c tokenizer.bin. */
+SFA_API sfa_status sfa_tokenizer_open(sfa_context *ctx, const char *path, sfa_tokenizer **tokenizer);
+SFA_API void sfa_tokenizer_close(sfa_tokenizer *tokenizer);
+SFA_API int32_t sfa_tokenizer_vocab_size(const sfa_tokenizer *tokenizer);
+
+enum {
+  SFA_TOKENIZE_SPECIAL = 1, /* add the tokens that the model wants around a text (BOS, ...) */
+  SFA_TOKENIZE_PARSE = 2    /* texts of special tokens inside the input ("<|im_start|>") become those tokens */
+};
+/* UTF-8 text to ids. *ids is allocated with the context's allocator (sfa_free_ids); *n_ids its length. */
+SFA_API sfa_status sfa_tokenizer_encode(const sfa_tokenizer *tokenizer, const char *text, size_t text_bytes, uint32_t flags, int32_t **ids,
+                                        size_t *n_ids);
+SFA_API void sfa_free_ids(sfa_context *ctx, int32_t *ids);
+/* The bytes of one token as they continue a text after `previous` (-1: at the start). Special tokens give 0 bytes unless keep_special.
+ * Returns the number of bytes; at most `capacity` of them are written (no terminator). */
+SFA_API size_t sfa_tokenizer_decode(const sfa_tokenizer *tokenizer, int32_t previous, int32_t id, int keep_special, char *out,
+                                    size_t capacity);
+/* -1 where the model has none. */
+SFA_API int32_t sfa_tokenizer_bos(const sfa_tokenizer *tokenizer);
+/* 1 if the model ends its turn or text with this token. */
+SFA_API int sfa_tokenizer_is_end(const sfa_tokenizer *tokenizer, int32_t id);
+
+typedef struct sfa_chat_message {
+  const char *role; /* "system", "user" or "assistant" */
+  const char *content;
+} sfa_chat_message;
+
+/* 1 if the model's files carry a chat template of a family that is known here. */
+SFA_API int sfa_tokenizer_has_chat(const sfa_tokenizer *tokenizer);
+/* Writes the conversation as the model was trained on it, ending with the opening of the assistant's turn. The text has special tokens
+ * inside: encode it with SFA_TOKENIZE_PARSE. *text is allocated by the context (sfa_free_text), NUL-terminated.
+ * first: 0 continues a conversation that the model has already in its cache (no BOS, no default system message). */
+SFA_API sfa_status sfa_chat_format(const sfa_tokenizer *tokenizer, const sfa_chat_message *messages, int32_t n_messages, int first,
+                                   char **text);
+SFA_API void sfa_free_text(sfa_context *ctx, char *text);
+
+/* ---- Model ------------------------------------------------------------------------------------------------------------------- */
+
+typedef enum sfa_weight_format {
+  SFA_WEIGHTS_AUTO = 0, /* the fastest on this machine whose error is within that of the file's own format */
+  SFA_WEIGHTS_F32 = 1,  /* the reference: dequantised, all products in f32 */
+  SFA_WEIGHTS_BF16 = 2,
+  SFA_WEIGHTS_INT8 = 3
+} sfa_weight_format;
+
+typedef struct sfa_model_options {
+  size_t struct_size;        /* sizeof(sfa_model_options) */
+  sfa_weight_format weights; /* of the linear layers in memory */
+  const char *tokenizer;     /* path; NULL: in or beside the model file. A model without a tokenizer opens, model_tokenizer is NULL */
+} sfa_model_options;
+
+typedef struct sfa_model sfa_model;
+
+/* path: a GGUF file, a directory with config.json and *.safetensors, or a llama2.c .bin. options may be NULL. */
+SFA_API sfa_status sfa_model_open(sfa_context *ctx, const char *path, const sfa_model_options *options, sfa_model **model);
+SFA_API void sfa_model_close(sfa_model *model);
+SFA_API const sfa_tokenizer *sfa_model_tokenizer(const sfa_model *model);
+
+typedef struct sfa_model_info {
+  const char *family; /* "llama", "qwen3", "gpt2", "gemma3" */
+  const char *name;   /* as the file says, or "" */
+  const char *format; /* "gguf", "safetensors", "llama2.c" */
+  int32_t n_layers, n_heads, n_kv_heads, head_dim, hidden_dim, intermediate_dim, vocab_size;
+  int64_t context_len; /* trained context in tokens */
+  int64_t n_parameters;
+  int64_t file_bytes;
+  int64_t n_tensors;
+  int32_t is_instruct;       /* 1: has a chat template */
+  sfa_weight_format weights; /* in memory */
+  int32_t sfa_k, sfa_k_q;    /* sparse_attention_config of the file; sfa_k = 0: a dense model */
+} sfa_model_info;
+
+SFA_API void sfa_model_describe(const sfa_model *model, sfa_model_info *info);
+
+typedef struct sfa_tensor_info {
+  const char *name;
+  const char *type; /* "F32", "Q4_K", ... */
+  int32_t n_dims;
+  int64_t shape[4]; /* outermost first */
+  int64_t bytes;
+} sfa_tensor_info;
+
+/* index 0..n_tensors-1; returns 0 beyond. */
+SFA_API int sfa_model_tensor(const sfa_model *model, int64_t index, sfa_tensor_info *info);
+
+/* ---- Attention choice -------------------------------------------------------------------------------------------------------- */
+
+typedef struct sfa_attention_choice {
+  size_t struct_size;        /* sizeof(sfa_attention_choice) */
+  int32_t sparse;            /* 0: dense, 1: SFA */
+  int32_t k;                 /* kept features of a key; 0: as the model says, else 16; capped at the head dim */
+  int32_t k_q;               /* of a query; 0: as the model says, else k; -1: all (q dense, K-only) */
+  int32_t layers;            /* which layers are sparse: 0 all, 1 those with global attention, 2 those in layer_list */
+  const int32_t *layer_list; /* layers = 2: indices from 0 */
+  int32_t n_layer_list;
+  sfa_dtype cache_k; /* 0: SFA_I8 for codes; for dense keys SFA_F32 if the file's weights are f32, else SFA_BF16 */
+  sfa_dtype cache_v; /* 0: SFA_F32 if the file's weights are f32, else SFA_BF16 */
+} sfa_attention_choice;
+
+/* KV bytes a token under a choice, over all layers. */
+SFA_API sfa_status sfa_model_kv_bytes(const sfa_model *model, const sfa_attention_choice *choice, size_t *bytes);
+
+/* ---- Session ----------------------------------------------------------------------------------------------------------------- */
+
+/* Called between chunks of a long prefill; done of total tokens. Return non-zero to stop (SFA_ERROR_CANCELLED). */
+typedef int (*sfa_progress_fn)(void *user, int64_t done, int64_t total);
+
+typedef struct sfa_session_options {
+  size_t struct_size;                    /* sizeof(sfa_session_options) */
+  const sfa_attention_choice *attention; /* NULL: dense */
+  int64_t context_len;                   /* most tokens; 0: the model's */
+  int32_t chunk_len;                     /* prefill tokens a step; 0: 512. The result does not depend on it */
+  sfa_progress_fn progress;              /* NULL: none */
+  void *progress_user;
+} sfa_session_options;
+
+typedef struct sfa_session sfa_session;
+
+SFA_API sfa_status sfa_session_create(const sfa_model *model, const sfa_session_options *options, sfa_session **session);
+SFA_API void sfa_session_destroy(sfa_session *session);
+/* Tokens in the timeline. */
+SFA_API int64_t sfa_session_len(const sfa_session *session);
+
+/* Appends tokens and runs the model over them. logits: [vocab_size] of the last one, or NULL. SFA_ERROR_RANGE: beyond context_len or a
+ * token id outside the vocabulary. On failure the timeline is as before. */
+SFA_API sfa_status sfa_session_append(sfa_session *session, const int32_t *tokens, int64_t n_tokens, float *logits);
+
+/* Appends tokens and scores each position against the token that follows it. next: the token after the last one, or -1.
+ * nll: [n_tokens] natural log loss of tokens[i + 1] (the last: of next; NaN if next = -1). argmax: [n_tokens] most likely next tokens,
+ * ties to the lower id. Either output may be NULL. No [T][vocab] array is made. */
+SFA_API sfa_status sfa_session_score(sfa_session *session, const int32_t *tokens, int64_t n_tokens, int32_t next, float *nll,
+                                     int32_t *argmax);
+/* Forgets the tokens from new_len on. */
+SFA_API sfa_status sfa_session_truncate(sfa_session *session, int64_t new_len);
+
+typedef struct sfa_session_stats {
+  int64_t prefill_tokens, decode_tokens;             /* tokens that came in calls of several, of one */
+  int64_t prefill_ns, decode_ns;                     /* wall time of those calls */
+  int64_t prefill_attention_ns, decode_attention_ns; /* of it in attention: top-k, packing, scores, values */
+  int64_t kv_bytes;                                  /* pages in use */
+} sfa_session_stats;
+
+SFA_API void sfa_session_stats_read(const sfa_session *session, sfa_session_stats *stats);
+
+/* ---- Sampler ----------------------------------------------------------------------------------------------------------------- */
+
+typedef struct sfa_sampler_options {
+  size_t struct_size;       /* sizeof(sfa_sampler_options) */
+  float temperature;        /* 0: greedy */
+  int32_t top_k;            /* 0: off */
+  float top_p;              /* 0 or 1: off */
+  float min_p;              /* 0: off */
+  float repetition_penalty; /* 0 or 1: off; as CTRL and llama.cpp: logit / p if positive, * p if negative */
+  int32_t repetition_last;  /* tokens looked back on; 0: 64 */
+  uint64_t seed;
+} sfa_sampler_options;
+
+typedef struct sfa_sampler sfa_sampler;
+
+SFA_API sfa_status sfa_sampler_create(sfa_context *ctx, const sfa_sampler_options *options, int32_t vocab_size, sfa_sampler **sampler);
+SFA_API void sfa_sampler_destroy(sfa_sampler *sampler);
+/* Order: repetition penalty, top-k, top-p, min-p, temperature, draw. logits [vocab_size] are changed in place. Remembers the token. */
+SFA_API int32_t sfa_sampler_next(sfa_sampler *sampler, float *logits);
+/* Tells the sampler of a token that it did not draw (the prompt's). */
+SFA_API void sfa_sampler_accept(sfa_sampler *sampler, int32_t token);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,105 @@
+/* kernel/kernel.h: the CPU micro-kernels, one table of function pointers an instruction set.
+ *
+ * Everything that attention does, in prefill and decode, dense and sparse, is these slots in a row over one tile of keys:
+ *
+ *     query_tile -> score_codes | score_dense -> (score_adjust) -> (score_mask) -> softmax_tile -> (rescale) -> value_product
+ *
+ * Query-stationary: a tile of W query rows is laid feature-major, Qt [D][W], lanes are queries. A key is then K (or D) steps of
+ * "broadcast one of its values, multiply the row of Qt that belongs to its feature, add": the same cost for sparse and dense q, no
+ * gather, no scatter, no packing of keys. W is a multiple of SFA_LANES; lanes beyond the real rows hold zeros and are ignored.
+ *
+ * The order of operations is part of every contract, so that bits do not depend on the instruction set, on W, or on which rows share a
+ * tile. All arithmetic is f32 with fused multiply-add (fmaf in scalar code). For a query row i, over the keys of a tile in rising order:
+ *
+ *     s_j = 0; for features u of key j, rising: s_j = fma(k_ju, q_iu, s_j)          score_codes, score_dense
+ *     m'  = max(m, s_j over the tile);  alpha = e2(m - m');  l = l * alpha          softmax_tile
+ *     p_j = e2(s_j - m');  l = l + p_j, one key after the other
+ *     o_e = o_e * alpha                                                             rescale
+ *     o_e = fma(p_j, v_je, o_e), one key after the other                            value_product
+ *
+ * Features that a code leaves out would add fma(0, q, s) = s, so a code with K = D, and dense rows, give the same bits.
+ * Scores are in units of log2: softmax_scale * log2(e) is multiplied into Qt. e2 is the polynomial of kernel.h's sfa_exp2 below.
+ */
+#ifndef SFA_KERNEL_H
+#define SFA_KERNEL_H
+
+#include <sfa/base.h>
+
+enum {
+  SFA_KEY_TILE = 64, /* keys of a tile, counted from the sequence's first key: part of the definition of the bits */
+  SFA_LANES = 16,    /* query tile widths are multiples of this on every instruction set */
+  SFA_MAX_WIDTH = 128
+};
+
+/* Scores beyond these are masked (-inf) or flushed to weight 0: e2(x) = 0 for x < -126. */
+
+typedef struct sfa_kernels {
+  sfa_isa isa;
+
+  /* ---- codes ---- */
+
+  /* Top-k of n_rows rows x [n][D] (row_stride elements apart) by magnitude bits (x & 0x7fffffff as an integer, so NaN is largest), ties to
+   * the lower feature. ids [n][K]: ascending, uint8_t if D <= 256, else uint16_t; values [n][K] f32, unchanged bits. 1 <= K <= D. */
+  void (*topk)(int64_t n_rows, const float *x, int64_t row_stride, int32_t D, int32_t K, void *ids, float *values);
+
+  /* Rows to int8: scale = f16(max|x| / 127) rounded up (so that no |value| exceeds 127), value = x / scale rounded to nearest even.
+   * All-zero row: scale 0, values 0. A row with NaN or inf: scale NaN (0x7e00), values 0. Returns 0, or 1 + the first row whose finite
+   * max|x| needs a scale beyond f16 (that row's output is undefined, later rows are not written). out rows are out_stride apart, scales 1.
+   */
+  int64_t (*quantize_i8)(int64_t n_rows, int32_t n, const float *x, int64_t row_stride, int8_t *out, int64_t out_stride, uint16_t *scales);
+
+  /* Rows of n stored elements to f32 (out rows out_stride apart). dtype SFA_F32, SFA_BF16, SFA_F16, or SFA_I8 with scales[row] (f16):
+   * value * scale in f32. in_stride in elements. Returns 1 if every element is finite, else 0. */
+  int (*load_rows)(int64_t n_rows, int32_t n, sfa_dtype dtype, const void *in, int64_t in_stride, const uint16_t *scales, float *out,
+                   int64_t out_stride);
+  /* The reverse for SFA_F32, SFA_BF16, SFA_F16 (round to nearest even; f16 overflow gives inf, which callers exclude before). */
+  void (*store_rows)(int64_t n_rows, int32_t n, const float *in, int64_t in_stride, sfa_dtype dtype, void *out, int64_t out_stride);
+
+  /* ---- attention ---- */
+
+  /* Qt [D][W] = scale * rows[i][u] for i < n_rows, 0 in the other lanes. rows: n_rows pointers to D contiguous f32. */
+  void (*query_tile)(int32_t n_rows, const float *const *rows, int32_t D, int32_t W, float scale, float *Qt);
+  /* The same from codes: row i has K features ids (id_bytes 1 or 2) and values at ids_rows[i], value_rows[i] (f32). */
+  void (*query_tile_codes)(int32_t n_rows, const void *const *ids_rows, int32_t id_bytes, const float *const *value_rows, int32_t K,
+                           int32_t D, int32_t W, float scale, float *Qt);
+
+  /* S [n_keys][W] from codes: ids [n_keys][K] ascending (id_bytes 1 or 2), values [n_keys][K] f32. n_keys 1..SFA_KEY_TILE. */
+  void (*score_codes)(int32_t n_keys, int32_t K, const void *ids, int32_t id_bytes, const float *values, const float *Qt, int32_t W,
+                      float *S);
+  /* S [n_keys][W] from dense rows: keys [n_keys][D] f32, key_stride elements apart. */
+  void (*score_dense)(int32_t n_keys, int32_t D, const float *keys, int64_t key_stride, const float *Qt, int32_t W, float *S);
+
+  /* In place: if softcap > 0, S = softcap * log2e * tanh(S) (the caller has folded scale / softcap into Qt); then, if slope is not NULL,
+   * S[j][i] = fma(slope[i], (float)(j - pos[i]), S[j][i]): slope already times log2e, pos = the row's aligned position minus the tile's
+   * first key. tanh is good to 2 ulp. */
+  void (*score_adjust)(int32_t n_keys, int32_t W, float softcap, const float *slope, const int32_t *pos, float *S);
+  /* S[j][i] = -inf unless (lo[i] <= j or j < n_always) and j <= hi[i], in tile-relative key numbers. */
+  void (*score_mask)(int32_t n_keys, int32_t W, const int32_t *lo, const int32_t *hi, int32_t n_always, float *S);
+
+  /* S becomes P in place; m, l [W] carry on (start: m = -inf, l = 0); alpha [W] is the factor for o. A row that has seen only -inf keeps
+   * m = -inf, l = 0, and gets P = 0, alpha = 1. NaN and +inf scores give NaN. Returns 1 if any alpha differs from 1. */
+  int (*softmax_tile)(int32_t n_keys, int32_t W, float *S, float *m, float *l, float *alpha);
+  /* O [n_rows][E] rows times alpha[row]. */
+  void (*rescale)(int32_t n_rows, int32_t E, const float *alpha, float *O);
+  /* O [n_rows][E] += P^T V: P [n_keys][W], V [n_keys][E] f32 with rows v_stride apart, E a multiple of 8. */
+  void (*value_product)(int32_t n_rows, int32_t n_keys, int32_t W, const float *P, int32_t E, const float *V, int64_t v_stride, float *O);
+  /* The same where a V may be inf or NaN: a key with P = 0 (masked, or weight flushed) adds nothing to that row. Slow; same bits otherwise.
+   */
+  void (*value_product_masked)(int32_t n_rows, int32_t n_keys, int32_t W, const float *P, int32_t E, const float *V, int64_t v_stride,
+                               float *O);
+
+  /* ---- joining ---- */
+
+  /* Adds part (m2, l2, O2) to (m, l, O), row by row: both unnormalised, m in log2 units. m' = max(m, m2), a = e2(m - m'), b = e2(m2 - m');
+   * l = fma(l2, b, l * a), O = fma(O2, b, O * a). A part with m2 = -inf changes nothing; m = -inf takes the part as it is. */
+  void (*merge)(int32_t n_rows, int32_t E, float *m, float *l, float *O, const float *m2, const float *l2, const float *O2);
+} sfa_kernels;
+
+/* The table of an instruction set, or NULL where this build or machine lacks it. SFA_ISA_DEFAULT: the best one. */
+const sfa_kernels *sfa_kernel_select(sfa_isa isa);
+
+/* 2^x, within 1 ulp-ish (2e-7 relative), 0 below -126, NaN for NaN, inf from 128 up. The one definition that all vector forms follow step
+ * by step: n = round_to_even(x); r = x - n; polynomial of degree 5 to 6 in r by Horner with fma; times 2^n in the exponent bits. */
+float sfa_exp2(float x);
+
+#endif

@@ -1,0 +1,38 @@
+/* model/model.h: a loaded model and the forward pass over a chunk of tokens. One config-driven decoder block serves all families. */
+#ifndef SFA_MODEL_H
+#define SFA_MODEL_H
+
+#include <sfa/cache.h>
+#include <sfa/engine.h>
+
+#include "file/weights.h"
+
+/* struct sfa_model is the public engine.h's type. */
+
+/* Reads the config, finds the family, prepares every weight. The weights stay open as long as the model (owned by it from here on, also
+ * on failure). */
+sfa_status sfa_model_load(sfa_context *ctx, sfa_weights *weights, sfa_weight_format format, sfa_model **model);
+void sfa_model_destroy(sfa_model *model);
+sfa_context *sfa_model_context(const sfa_model *model);
+const sfa_weights *sfa_model_weights(const sfa_model *model);
+/* A tokenizer is attached by the engine and closed by sfa_model_close. */
+
+/* What an attention choice means for this model, layer by layer; checks it. k_keys, k_queries: [n_layers], 0 = dense. */
+sfa_status sfa_model_resolve(const sfa_model *model, const sfa_attention_choice *choice, int32_t *k_keys, int32_t *k_queries,
+                             sfa_dtype *cache_k_sparse, sfa_dtype *cache_k_dense, sfa_dtype *cache_v);
+
+/* One timeline: cache, activations and plans for chunks of at most chunk_len tokens. */
+typedef struct sfa_forward sfa_forward;
+sfa_status sfa_forward_create(const sfa_model *model, const sfa_attention_choice *choice, int64_t context_len, int32_t chunk_len,
+                              sfa_forward **forward);
+void sfa_forward_destroy(sfa_forward *forward);
+int64_t sfa_forward_len(const sfa_forward *forward);
+sfa_status sfa_forward_truncate(sfa_forward *forward, int64_t new_len);
+size_t sfa_forward_kv_bytes(const sfa_forward *forward);
+/* Appends n_tokens (1..chunk_len) and runs all blocks. hidden: [n_tokens][hidden_dim] after the final norm. attention_ns is added to. On
+ * failure the timeline is as before. */
+sfa_status sfa_forward_run(sfa_forward *forward, const int32_t *tokens, int32_t n_tokens, float *hidden, int64_t *attention_ns);
+/* logits [n][vocab_size] = head(hidden [n][hidden_dim]), final softcap included. */
+sfa_status sfa_model_logits(const sfa_model *model, int32_t n, const float *hidden, float *logits);
+
+#endif
