@@ -15,7 +15,10 @@ sfa_status sfa_model_load(sfa_context *ctx, sfa_weights *weights, sfa_weight_for
 void sfa_model_destroy(sfa_model *model);
 sfa_context *sfa_model_context(const sfa_model *model);
 const sfa_weights *sfa_model_weights(const sfa_model *model);
-/* A tokenizer is attached by the engine and closed by sfa_model_close. */
+/* The engine attaches the tokenizer that it opened for the model, or NULL, and closes it in sfa_model_close; the model only keeps the
+ * pointer (is_instruct of sfa_model_describe: sfa_tokenizer_has_chat of it). NULL until attached. */
+void sfa_model_attach(sfa_model *model, sfa_tokenizer *tokenizer);
+sfa_tokenizer *sfa_model_attached(const sfa_model *model);
 
 /* What an attention choice means for this model, layer by layer; checks it. k_keys, k_queries: [n_layers], 0 = dense. */
 sfa_status sfa_model_resolve(const sfa_model *model, const sfa_attention_choice *choice, int32_t *k_keys, int32_t *k_queries,
