@@ -1,0 +1,40 @@
+# packages.sh: sourced by scripts/demo and scripts/test. Which Debian or Ubuntu packages each of them needs, and how they get there.
+
+packages_build="cmake ninja-build gcc g++ libc6-dev pkg-config libdnnl-dev libcjson-dev libpcre2-dev libutf8proc-dev"
+packages_test="$packages_build binutils libcmocka-dev"
+packages_sanitize="clang libclang-rt-dev libomp-dev" # ThreadSanitizer knows clang's OpenMP runtime, not gcc's
+packages_format="clang-format"
+packages_demo="$packages_build python3-pip gnuplot-nox"
+
+# Those of the packages named that are not installed.
+packages_missing() {
+  local name
+  for name in "$@"; do
+    [ "$(dpkg-query -W -f='${db:Status-Status}' "$name" 2>/dev/null)" = installed ] || printf '%s ' "$name"
+  done
+}
+
+# Installs what is missing of the packages named; says what to do and returns 1 where it cannot.
+packages_install() {
+  local missing root=""
+  if ! command -v dpkg-query >/dev/null; then
+    echo "This is not Debian or Ubuntu: please install what these packages hold, then go on: $*" >&2
+    return 0
+  fi
+  missing=$(packages_missing "$@")
+  [ -n "$missing" ] || return 0
+  if [ "$(id -u)" != 0 ]; then
+    root=sudo
+    [ -t 0 ] || root="sudo -n" # nobody is there to type a password
+    if ! $root true 2>/dev/null; then
+      echo "Missing packages, and no right to install them. Please run as root: apt-get install $missing" >&2
+      return 1
+    fi
+  fi
+  echo "Installing: $missing"
+  if ! { $root env DEBIAN_FRONTEND=noninteractive apt-get update -qq &&
+    $root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing; } >/dev/null; then
+    echo "apt-get could not install: $missing" >&2
+    return 1
+  fi
+}
