@@ -1,0 +1,206 @@
+/* A session: one timeline of tokens. Prompts run through the model in chunks; the rows of a chunk either end in the logits of the last
+ * token or in the score of every token. Whatever fails, the timeline goes back to where the call found it. */
+#include "model/model.h"
+
+#include <math.h>
+#include <string.h>
+
+struct sfa_session {
+  sfa_context *ctx;
+  const sfa_model *model;
+  sfa_forward *forward;
+  int64_t context_len;
+  int32_t chunk_len, hidden_dim, vocab_size;
+  sfa_progress_fn progress;
+  void *progress_user;
+  float *hidden;      /* [chunk_len][hidden_dim] */
+  float *logits;      /* [score_rows][vocab_size]; NULL until something is scored */
+  int32_t score_rows; /* rows whose logits are held at once */
+  sfa_session_stats stats;
+};
+
+enum { DEFAULT_CHUNK_LEN = 512, MAX_SCORE_ROWS = 64, SCORE_FLOATS = 1 << 22 };
+
+/* What becomes of a chunk: tokens first .. first + n - 1 of the call, their rows in session->hidden. */
+typedef sfa_status (*chunk_fn)(sfa_session *session, void *arg, int64_t first, int32_t n);
+
+sfa_status sfa_session_create(const sfa_model *model, const sfa_session_options *options, sfa_session **session) {
+  if (session)
+    *session = NULL;
+  if (!model)
+    return SFA_ERROR_ARGUMENT;
+  sfa_context *ctx = sfa_model_context(model);
+  SFA_REQUIRE(ctx, session, "sfa_session_create wants a place for the session");
+  sfa_session_options zero = {.struct_size = sizeof zero};
+  const sfa_session_options *o = options ? options : &zero;
+  SFA_REQUIRE(ctx, o->struct_size == sizeof *o, "sfa_session_options is of another version: %zu bytes, not %zu", o->struct_size, sizeof *o);
+  SFA_REQUIRE(ctx, o->context_len >= 0 && o->chunk_len >= 0, "context_len %lld and chunk_len %d must not be negative",
+              (long long)o->context_len, o->chunk_len);
+  sfa_model_info info;
+  sfa_model_describe(model, &info);
+  if (o->context_len > info.context_len)
+    return sfa_fail(ctx, SFA_ERROR_RANGE,
+                    "a context of %lld tokens is more than the %lld that the model was trained on; ask for at most that",
+                    (long long)o->context_len, (long long)info.context_len);
+
+  sfa_session *s;
+  SFA_TRY(sfa_alloc_zero(ctx, 1, sizeof *s, "a session", (void **)&s));
+  s->ctx = ctx;
+  s->model = model;
+  s->context_len = o->context_len ? o->context_len : info.context_len;
+  s->chunk_len = (int32_t)sfa_min64(o->chunk_len ? o->chunk_len : DEFAULT_CHUNK_LEN, s->context_len);
+  s->hidden_dim = info.hidden_dim;
+  s->vocab_size = info.vocab_size;
+  s->score_rows = (int32_t)sfa_max64(1, sfa_min64(MAX_SCORE_ROWS, SCORE_FLOATS / info.vocab_size));
+  s->progress = o->progress;
+  s->progress_user = o->progress_user;
+  sfa_attention_choice dense = {.struct_size = sizeof dense};
+  sfa_status status = sfa_forward_create(model, o->attention ? o->attention : &dense, s->context_len, s->chunk_len, &s->forward);
+  if (status == SFA_OK)
+    status = sfa_alloc_zero(ctx, (size_t)s->chunk_len, (size_t)s->hidden_dim * sizeof(float), "the rows of a chunk", (void **)&s->hidden);
+  if (status != SFA_OK) {
+    sfa_session_destroy(s);
+    return status;
+  }
+  *session = s;
+  return SFA_OK;
+}
+
+void sfa_session_destroy(sfa_session *session) {
+  if (!session)
+    return;
+  sfa_context *ctx = session->ctx;
+  sfa_forward_destroy(session->forward);
+  sfa_free(ctx, session->hidden);
+  sfa_free(ctx, session->logits);
+  sfa_free(ctx, session);
+}
+
+int64_t sfa_session_len(const sfa_session *session) { return sfa_forward_len(session->forward); }
+
+sfa_status sfa_session_truncate(sfa_session *session, int64_t new_len) {
+  SFA_REQUIRE(session->ctx, new_len >= 0, "cannot truncate a session to %lld tokens", (long long)new_len);
+  return new_len < sfa_session_len(session) ? sfa_forward_truncate(session->forward, new_len) : SFA_OK;
+}
+
+static sfa_status check_tokens(const sfa_session *s, const int32_t *tokens, int64_t n_tokens) {
+  SFA_REQUIRE(s->ctx, tokens && n_tokens > 0, "a session wants at least one token, not %lld", (long long)n_tokens);
+  int64_t len = sfa_session_len(s);
+  if (n_tokens > s->context_len - len)
+    return sfa_fail(s->ctx, SFA_ERROR_RANGE,
+                    "%lld tokens after the %lld before do not fit the context of %lld; shorten the text or take a larger context",
+                    (long long)n_tokens, (long long)len, (long long)s->context_len);
+  for (int64_t i = 0; i < n_tokens; i++)
+    if (tokens[i] < 0 || tokens[i] >= s->vocab_size)
+      return sfa_fail(s->ctx, SFA_ERROR_RANGE, "token %d at place %lld is outside the vocabulary of %d", tokens[i], (long long)i,
+                      s->vocab_size);
+  return SFA_OK;
+}
+
+static sfa_status run_chunks(sfa_session *s, const int32_t *tokens, int64_t n_tokens, chunk_fn consume, void *arg, int64_t *attention_ns) {
+  for (int64_t done = 0; done < n_tokens;) {
+    int32_t n = (int32_t)sfa_min64(s->chunk_len, n_tokens - done);
+    SFA_TRY(sfa_forward_run(s->forward, tokens + done, n, s->hidden, attention_ns));
+    SFA_TRY(consume(s, arg, done, n));
+    done += n;
+    if (s->progress && done < n_tokens && s->progress(s->progress_user, done, n_tokens))
+      return sfa_fail(s->ctx, SFA_ERROR_CANCELLED, "stopped on request after %lld of %lld tokens", (long long)done, (long long)n_tokens);
+  }
+  return SFA_OK;
+}
+
+/* run_chunks with time kept, undone on failure. */
+static sfa_status run_tokens(sfa_session *s, const int32_t *tokens, int64_t n_tokens, chunk_fn consume, void *arg) {
+  SFA_TRY(check_tokens(s, tokens, n_tokens));
+  int64_t len = sfa_session_len(s), start = sfa_now_ns(), attention_ns = 0;
+  sfa_status status = run_chunks(s, tokens, n_tokens, consume, arg, &attention_ns);
+  if (status != SFA_OK) { /* the truncation cannot fail for a length that was there; the first error is the one to tell */
+    sfa_forward_truncate(s->forward, len);
+    return status;
+  }
+  bool decode = n_tokens == 1;
+  *(decode ? &s->stats.decode_tokens : &s->stats.prefill_tokens) += n_tokens;
+  *(decode ? &s->stats.decode_ns : &s->stats.prefill_ns) += sfa_now_ns() - start;
+  *(decode ? &s->stats.decode_attention_ns : &s->stats.prefill_attention_ns) += attention_ns;
+  return SFA_OK;
+}
+
+typedef struct append_args {
+  int64_t n_tokens;
+  float *logits; /* [vocab_size] or NULL */
+} append_args;
+
+static sfa_status append_chunk(sfa_session *s, void *arg, int64_t first, int32_t n) {
+  append_args *args = arg;
+  if (!args->logits || first + n < args->n_tokens)
+    return SFA_OK;
+  return sfa_model_logits(s->model, 1, s->hidden + (int64_t)(n - 1) * s->hidden_dim, args->logits);
+}
+
+sfa_status sfa_session_append(sfa_session *session, const int32_t *tokens, int64_t n_tokens, float *logits) {
+  return run_tokens(session, tokens, n_tokens, append_chunk, &(append_args){n_tokens, logits});
+}
+
+typedef struct score_args {
+  const sfa_session *session;
+  const int32_t *tokens;
+  int64_t n_tokens;
+  int32_t next;
+  float *nll;      /* [n_tokens] or NULL */
+  int32_t *argmax; /* [n_tokens] or NULL */
+  int64_t first;   /* token of logits row 0 */
+} score_args;
+
+/* One row: -log softmax(logits)[target] = max + log(sum of e^(logits - max)) - logits[target]. The sum runs in double: 50,000 to 260,000
+ * terms. */
+static void score_row(void *arg, int64_t row, int32_t thread) {
+  (void)thread;
+  const score_args *args = arg;
+  const sfa_session *s = args->session;
+  const float *logits = s->logits + row * s->vocab_size;
+  int64_t i = args->first + row;
+  int32_t best = 0;
+  for (int32_t v = 1; v < s->vocab_size; v++)
+    if (logits[v] > logits[best])
+      best = v;
+  if (args->argmax)
+    args->argmax[i] = best;
+  if (!args->nll)
+    return;
+  int32_t target = i + 1 < args->n_tokens ? args->tokens[i + 1] : args->next;
+  if (target < 0) {
+    args->nll[i] = NAN;
+    return;
+  }
+  double sum = 0;
+  for (int32_t v = 0; v < s->vocab_size; v++)
+    sum += (double)expf(logits[v] - logits[best]);
+  args->nll[i] = (float)(log(sum) + ((double)logits[best] - (double)logits[target]));
+}
+
+static sfa_status score_chunk(sfa_session *s, void *arg, int64_t first, int32_t n) {
+  score_args *args = arg;
+  for (int32_t row = 0; row < n; row += s->score_rows) {
+    int32_t n_rows = (int32_t)sfa_min64(s->score_rows, n - row);
+    args->first = first + row;
+    SFA_TRY(sfa_model_logits(s->model, n_rows, s->hidden + (int64_t)row * s->hidden_dim, s->logits));
+    sfa_parallel(s->ctx, n_rows, score_row, args);
+  }
+  return SFA_OK;
+}
+
+sfa_status sfa_session_score(sfa_session *session, const int32_t *tokens, int64_t n_tokens, int32_t next, float *nll, int32_t *argmax) {
+  if (next < -1 || next >= session->vocab_size)
+    return sfa_fail(session->ctx, SFA_ERROR_RANGE, "the token %d after the last is outside the vocabulary of %d", next,
+                    session->vocab_size);
+  if (!session->logits)
+    SFA_TRY(sfa_alloc(session->ctx, (size_t)session->score_rows * (size_t)session->vocab_size * sizeof(float), "the logits of a few rows",
+                      (void **)&session->logits));
+  score_args args = {.session = session, .tokens = tokens, .n_tokens = n_tokens, .next = next, .nll = nll, .argmax = argmax};
+  return run_tokens(session, tokens, n_tokens, score_chunk, &args);
+}
+
+void sfa_session_stats_read(const sfa_session *session, sfa_session_stats *stats) {
+  *stats = session->stats;
+  stats->kv_bytes = (int64_t)sfa_forward_kv_bytes(session->forward);
+}
