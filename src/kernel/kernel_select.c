@@ -1,0 +1,18 @@
+/* The tables that this build has, and which of them the machine runs. */
+#include "kernel/kernel_table.h"
+
+const sfa_kernels *sfa_kernel_select(sfa_isa isa) {
+  sfa_isa best = sfa_isa_best();
+  if (isa == SFA_ISA_DEFAULT)
+    isa = best;
+  if (isa > best)
+    return NULL;
+  switch (isa) {
+  case SFA_ISA_SCALAR: return &sfa_kernels_scalar;
+#if defined(SFA_KERNEL_X86)
+  case SFA_ISA_AVX2: return &sfa_kernels_avx2;
+  case SFA_ISA_AVX512: return &sfa_kernels_avx512;
+#endif
+  default: return NULL;
+  }
+}
