@@ -1,0 +1,57 @@
+/* JSON by cJSON. Its nesting limit (1000) bounds the stack; a text with a NUL inside is refused, for cJSON would stop there. */
+#include "file/json.h"
+
+#include "base/map.h"
+
+#include <string.h>
+
+sfa_status sfa_json_parse(sfa_context *ctx, const char *path, const char *text, size_t bytes, cJSON **json) {
+  char *copy;
+  *json = NULL;
+  if (bytes >= 3 && memcmp(text, "\xef\xbb\xbf", 3) == 0) /* byte order mark */
+    text += 3, bytes -= 3;
+  const char *nul = bytes ? memchr(text, 0, bytes) : NULL;
+  if (nul)
+    return sfa_fail(ctx, SFA_ERROR_FORMAT, "%s: a zero byte at offset %zu of the JSON text: download the file again", path,
+                    (size_t)(nul - text));
+  /* A copy with zeros behind it: cJSON looks one byte beyond where it stopped. */
+  SFA_TRY(sfa_alloc(ctx, bytes + 2, "a JSON text", (void **)&copy));
+  if (bytes)
+    memcpy(copy, text, bytes);
+  copy[bytes] = copy[bytes + 1] = 0;
+  const char *end = NULL;
+  cJSON *root = cJSON_ParseWithLengthOpts(copy, bytes + 1, &end, true);
+  size_t offset = end ? (size_t)(end - copy) : 0;
+  sfa_free(ctx, copy);
+  if (!root)
+    return sfa_fail(ctx, SFA_ERROR_FORMAT, "%s: not valid JSON at offset %zu of %zu: the file is cut short or damaged, download it again",
+                    path, offset, bytes);
+  if (!cJSON_IsObject(root)) {
+    cJSON_Delete(root);
+    return sfa_fail(ctx, SFA_ERROR_FORMAT, "%s: its JSON is not an object: download the file again", path);
+  }
+  *json = root;
+  return SFA_OK;
+}
+
+sfa_status sfa_json_load(sfa_context *ctx, const char *path, size_t max_bytes, cJSON **json) {
+  sfa_map map;
+  *json = NULL;
+  SFA_TRY(sfa_map_open(ctx, path, &map));
+  sfa_status status;
+  if (map.bytes > max_bytes)
+    status =
+        sfa_fail(ctx, SFA_ERROR_FORMAT, "%s has %zu bytes, at most %zu are expected: is it the right file?", path, map.bytes, max_bytes);
+  else
+    status = sfa_json_parse(ctx, path, (const char *)map.data, map.bytes, json);
+  sfa_map_close(&map);
+  return status;
+}
+
+bool sfa_json_size(const cJSON *item, uint64_t *out) {
+  if (!cJSON_IsNumber(item) || !(item->valuedouble >= 0 && item->valuedouble <= 0x1p53) ||
+      item->valuedouble != (double)(uint64_t)item->valuedouble)
+    return false;
+  *out = (uint64_t)item->valuedouble;
+  return true;
+}
