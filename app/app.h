@@ -1,0 +1,128 @@
+/* app.h: what the verbs share: messages, output, and the way from options to a model, a text and a session. */
+#ifndef SFA_APP_H
+#define SFA_APP_H
+
+#include "args.h"
+
+#include <cjson/cJSON.h>
+#include <sfa/engine.h>
+#include <stddef.h>
+
+enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130 };
+
+/* ---- output.c: one line on stderr for what went wrong, stdout that is checked, UTF-8 that is whole ---------------------------- */
+
+/* "sfa: ..." on stderr; both return their exit status. */
+int app_usage(const char *format, ...) __attribute__((format(printf, 1, 2)));
+int app_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* The text of the context's last failure. */
+int app_fail_status(const sfa_context *ctx);
+/* Flushes stdout; EXIT_FAILED with a message if something could not be written. */
+int app_flush(void);
+/* Prints and frees a document. NULL: out of memory. */
+int app_print_json(cJSON *document);
+
+/* Bytes in, whole UTF-8 characters out: an unfinished character waits for its rest, what cannot be one becomes U+FFFD. */
+typedef struct utf8_stream {
+  char pending[4];
+  int n_pending;
+} utf8_stream;
+/* Writes at most 3 * n + 3 bytes to out; returns how many. n = 0 with final ends the text. */
+size_t utf8_push(utf8_stream *stream, const char *bytes, size_t n, bool final, char *out);
+
+/* A growing text, always NUL-terminated once something was added. */
+typedef struct text_buffer {
+  char *bytes;
+  size_t n, capacity;
+} text_buffer;
+bool text_append(text_buffer *text, const char *bytes, size_t n);
+bool list_append(int_list *list, int64_t value);
+
+/* 1234567 -> "1.2 MB". */
+const char *human_bytes(double bytes, char out[32]);
+double seconds_now(void);
+
+/* ---- interrupt.c: Ctrl-C and the progress line -------------------------------------------------------------------------------- */
+
+/* From here on Ctrl-C sets a flag instead of ending the process; a second one ends it. */
+void interrupt_begin(void);
+bool interrupted(void);
+void interrupt_clear(void);
+
+/* Progress of a long prefill on stderr, if that is a terminal. */
+typedef struct progress {
+  const char *what;
+  double start;
+  bool shown;
+} progress;
+/* sfa_progress_fn with a progress as its user; also stops the work on Ctrl-C. */
+int progress_step(void *user, int64_t done, int64_t total);
+void progress_clear(progress *p);
+
+/* ---- setup.c: from options to things ------------------------------------------------------------------------------------------ */
+
+/* What most verbs work on; closed by app_close, whatever was opened. */
+typedef struct app {
+  const app_options *o;
+  sfa_context *ctx;
+  sfa_model *model;
+  const sfa_tokenizer *tokenizer;
+  sfa_tokenizer *own_tokenizer; /* of app_open_tokenizer */
+  sfa_model_info info;
+  sfa_attention_choice choice;
+  int32_t *layer_list;
+  sfa_session *session;
+  int64_t context_len; /* of the session */
+  uint64_t seed;       /* of the sampler */
+  progress progress;
+} app;
+
+int app_open_context(app *a, const app_options *o, int64_t n_threads, sfa_isa isa);
+/* Context, model, attention choice. wants_text: a model without a tokenizer is an error. */
+int app_open_model(app *a, const app_options *o, bool wants_text);
+/* Context and tokenizer alone. */
+int app_open_tokenizer(app *a, const app_options *o);
+int app_open_session(app *a, const sfa_attention_choice *choice, int64_t context_len);
+void app_close(app *a);
+/* Tokens of context that the options ask for, checked against the model. */
+int app_context_len(const app *a, int64_t *context_len);
+/* The text of -p or -f, in memory that the caller frees. */
+int app_read_text(const app_options *o, char **text, size_t *n_bytes);
+int app_tokenize(const app *a, const char *text, size_t n_bytes, uint32_t flags, int32_t **ids, int64_t *n_ids);
+/* "dense" or "SFA k=16 (queries 16), 20 of 30 layers"; written for people. */
+const char *app_attention_name(const app *a, char *out, size_t capacity);
+/* "wants -m" and the like. */
+int app_require_model(const app_options *o, const char *verb);
+
+/* ---- answer.c: tokens drawn one after another ---------------------------------------------------------------------------------- */
+
+typedef enum stop_reason { STOP_END, STOP_LENGTH, STOP_CONTEXT, STOP_INTERRUPTED } stop_reason;
+const char *stop_name(stop_reason reason);
+
+typedef struct app_answer {
+  int_list ids;     /* without a token that ended it */
+  text_buffer text; /* valid UTF-8 */
+  stop_reason stop;
+  int32_t pending; /* the last token drawn: known to the sampler, not in the session */
+} app_answer;
+
+/* Draws tokens from logits [vocab_size] (of the session's last token, `previous`) until the model ends, n_most are drawn, the context is
+ * full or Ctrl-C. print: show the text as it comes. */
+int answer_generate(app *a, sfa_sampler *sampler, float *logits, int32_t previous, int64_t n_most, bool print, app_answer *out);
+void answer_free(app_answer *answer);
+int sampler_open(app *a, sfa_sampler **sampler);
+/* What the session did, as JSON members or as one line on stderr. */
+cJSON *stats_json(const app *a);
+void stats_print(const app *a);
+
+/* ---- The verbs ------------------------------------------------------------------------------------------------------------------ */
+
+int cmd_generate(const app_options *o);
+int cmd_chat(const app_options *o);
+int cmd_info(const app_options *o);
+int cmd_tokenize(const app_options *o);
+int cmd_bench_attention(const app_options *o);
+int cmd_eval_nll(const app_options *o);
+int cmd_demo(const app_options *o);
+
+#endif

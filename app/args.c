@@ -1,0 +1,359 @@
+/* The option table and its reader. */
+#include "args.h"
+#include "app.h"
+
+#include <errno.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef enum kind {
+  FLAG,   /* bool */
+  TEXT,   /* const char * */
+  INT,    /* int64_t; the i-th word stands for -1 - i */
+  REAL,   /* double */
+  WORD,   /* int: index of the word */
+  INTS,   /* int_list of numbers, or one word */
+  WORDS,  /* int_list of indices of words */
+  SWITCH, /* WORDS "0|1" whose value may be missing: then 1 */
+} kind;
+
+typedef struct row {
+  char letter; /* 0: none */
+  const char *name, *alias;
+  kind kind;
+  size_t offset;
+  const char *value; /* what the help calls the value */
+  const char *words; /* separated by | */
+  double min, max;
+  unsigned verbs;
+  const char *help; /* NULL: not shown */
+} row;
+
+#define AT(field) offsetof(app_options, field)
+#define RUNS (VERB_GENERATE | VERB_CHAT | VERB_EVAL)
+#define MODELS (RUNS | VERB_INFO | VERB_DEMO)
+#define BIG 1e15
+
+static const row rows[] = {
+    {'m', "model", 0, TEXT, AT(model), "PATH", 0, 0, 0, MODELS | VERB_TOKENIZE, "a GGUF file, a Hugging Face directory or a llama2.c .bin"},
+    {0, "tokenizer", 0, TEXT, AT(tokenizer), "PATH", 0, 0, 0, MODELS | VERB_TOKENIZE,
+     "tokenizer file, if it is not in or beside the model"},
+    {0, "weights", 0, WORD, AT(weights), 0, "auto|f32|bf16|int8", 0, 0, MODELS,
+     "linear layers in memory; auto: the fastest that is no further from the file than its own format"},
+    {'p', "prompt", 0, TEXT, AT(prompt), "TEXT", 0, 0, 0, VERB_GENERATE | VERB_TOKENIZE, "the text"},
+    {'f', "file", 0, TEXT, AT(file), "FILE", 0, 0, 0, VERB_GENERATE | VERB_TOKENIZE | VERB_EVAL | VERB_DEMO,
+     "read the text from a file; - is standard input"},
+    {0, "tokens", 0, INTS, AT(tokens), "ID,ID,...", 0, 0, INT32_MAX, VERB_EVAL, "token ids instead of a text, taken as they are"},
+    {0, "system", 0, TEXT, AT(system), "TEXT", 0, 0, 0, VERB_GENERATE | VERB_CHAT, "system message of the conversation"},
+    {0, "raw", "no-chat", FLAG, AT(raw), 0, 0, 0, 0, VERB_GENERATE, "no chat template, even for an instruct model"},
+    {0, "no-special", 0, FLAG, AT(no_special), 0, 0, 0, 0, VERB_TOKENIZE, "add no special tokens and read none in the text"},
+    {0, "tensors", 0, FLAG, AT(tensors), 0, 0, 0, 0, VERB_INFO, "list the tensors too"},
+    {'n', "n-predict", 0, INT, AT(n_predict), "N", 0, 1, BIG, VERB_GENERATE | VERB_CHAT | VERB_DEMO,
+     "most new tokens (generate: 256; chat: as the context allows; demo: 64)"},
+    {'c', "context", 0, INT, AT(context), "N", 0, 1, BIG, RUNS | VERB_DEMO, "tokens of context (default: the model's)"},
+    {0, "stride", 0, INT, AT(stride), "N", 0, 1, BIG, VERB_EVAL,
+     "a text longer than the context is read in windows of it that move by N tokens (default: half of it)"},
+    {0, "temp", 0, REAL, AT(temp), "X", 0, 0, 100, VERB_GENERATE | VERB_CHAT, "temperature; 0 takes the most likely token (default: 0.8)"},
+    {0, "top-k", 0, INT, AT(top_k), "N", 0, 0, INT32_MAX, VERB_GENERATE | VERB_CHAT,
+     "draw from the N most likely tokens; 0: all (default: 40)"},
+    {0, "top-p", 0, REAL, AT(top_p), "X", 0, 0, 1, VERB_GENERATE | VERB_CHAT,
+     "draw from the most likely tokens that together have X (default: 0.95)"},
+    {0, "min-p", 0, REAL, AT(min_p), "X", 0, 0, 1, VERB_GENERATE | VERB_CHAT, "drop tokens below X times the likeliest (default: 0.05)"},
+    {0, "repeat-penalty", 0, REAL, AT(repeat_penalty), "X", 0, 0.01, 100, VERB_GENERATE | VERB_CHAT,
+     "make the last 64 tokens less likely; 1: off (default)"},
+    {'s', "seed", 0, INT, AT(seed), "N", 0, 0, BIG, VERB_GENERATE | VERB_CHAT,
+     "the same seed gives the same text (default: from the clock)"},
+    {0, "attention", 0, WORD, AT(attention), 0, "dense|sfa", 0, 0, RUNS,
+     "default: as the model file says, else dense; sfa if an --sfa option is given"},
+    {0, "sfa-k", 0, INT, AT(sfa_k), "N", 0, 1, 65536, RUNS, "features kept of a key (default: as the model says, else 16)"},
+    {0, "sfa-kq", 0, INT, AT(sfa_kq), "N|all", "all", 1, 65536, RUNS,
+     "features kept of a query; all: dense queries, \"K-only\" (default: as the model says, else as --sfa-k)"},
+    {0, "sfa-layers", 0, INTS, AT(sfa_layers), "all|global|LIST", "all|global", 0, 65535, RUNS,
+     "sparse layers, the rest stays dense: global is those without a window, a LIST counts from 0: 0,3-5 (default: all)"},
+    {0, "cache-k", 0, WORD, AT(cache_k), 0, "int8|bf16|f16|f32", 0, 0, RUNS, "storage of keys (default: int8 for codes)"},
+    {0, "cache-v", 0, WORD, AT(cache_v), 0, "int8|bf16|f16|f32", 0, 0, RUNS, "storage of values (default: bf16, f32 for an f32 model)"},
+    {0, "chunk", 0, INT, AT(chunk), "N", 0, 1, 65536, RUNS | VERB_DEMO,
+     "tokens that prefill takes at once; changes no result (default: 512)"},
+    {0, "n", 0, INTS, AT(bench_n), "LIST", 0, 1, 1 << 24, VERB_BENCH, "tokens, queries as many as keys (default: 1024,4096)"},
+    {0, "head-dim", 0, INTS, AT(bench_head_dim), "LIST", 0, 8, 65536, VERB_BENCH, "a multiple of 8 (default: 64,128)"},
+    {0, "k", 0, INTS, AT(bench_k), "LIST", 0, 1, 65536, VERB_BENCH, "features kept of queries and keys (default: 8,16)"},
+    {0, "dtype", 0, WORDS, AT(bench_dtype), "LIST", "f32|bf16", 0, 0, VERB_BENCH, "of the inputs: f32, bf16 (default: f32)"},
+    {0, "isa", 0, WORDS, AT(bench_isa), "LIST", "auto|scalar|avx2|avx512", 0, 0, VERB_BENCH,
+     "scalar, avx2, avx512 (default: the best here)"},
+    {0, "isa", 0, WORD, AT(isa), 0, "auto|scalar|avx2|avx512", 0, 0, RUNS | VERB_DEMO,
+     "most that the kernels of attention use; changes no result"},
+    {'t', "threads", 0, INTS, AT(bench_threads), "LIST", 0, 1, 4096, VERB_BENCH, "(default: 1)"},
+    {'t', "threads", 0, INT, AT(threads), "N", 0, 1, 4096, MODELS | VERB_TOKENIZE, "changes no result (default: all processors)"},
+    {0, "causal", 0, SWITCH, AT(bench_causal), "[0|1]", "0|1", 0, 0, VERB_BENCH,
+     "queries see earlier keys only; 0,1 times both (default: 0)"},
+    {0, "repeats", 0, INT, AT(repeats), "N", 0, 1, 1000, VERB_BENCH, "timed rounds (default: 5 or more, fewer where one takes seconds)"},
+    {0, "child", 0, FLAG, AT(child), 0, 0, 0, 0, VERB_BENCH, NULL},
+    {'o', "out", 0, TEXT, AT(out), "DIR", 0, 0, 0, VERB_DEMO, "folder for demo.png and demo.json (default: demo_out)"},
+    {0, "json", 0, FLAG, AT(json), 0, 0, 0, 0, ~0u, "one JSON document on standard output"},
+    {'h', "help", 0, FLAG, AT(help), 0, 0, 0, 0, ~0u, "this text"},
+};
+enum { N_ROWS = sizeof rows / sizeof *rows };
+
+const app_options options_default = {
+    .n_predict = -1,
+    .context = -1,
+    .threads = 0,
+    .chunk = 0,
+    .stride = -1,
+    .repeats = -1,
+    .temp = 0.8,
+    .top_k = 40,
+    .top_p = 0.95,
+    .min_p = 0.05,
+    .repeat_penalty = 1,
+    .seed = -1,
+    .attention = -1,
+    .sfa_k = 0,
+    .sfa_kq = 0,
+    .cache_k = -1,
+    .cache_v = -1,
+    .tokens.word = -1,
+    .sfa_layers.word = -1,
+};
+
+/* ---- Words ------------------------------------------------------------------------------------------------------------------- */
+
+/* Index of text[0..len) among the words of "a|b|c", or -1. */
+static int find_word(const char *words, const char *text, size_t len) {
+  int index = 0;
+  for (const char *at = words; at; index++) {
+    const char *end = strchr(at, '|');
+    size_t n = end ? (size_t)(end - at) : strlen(at);
+    if (n == len && memcmp(at, text, n) == 0)
+      return index;
+    at = end ? end + 1 : NULL;
+  }
+  return -1;
+}
+
+/* Levenshtein distance, for words of at most 31 bytes. */
+static int edit_distance(const char *a, const char *b) {
+  int row_before[32], n = (int)strlen(b);
+  if (n > 31 || strlen(a) > 31)
+    return 99;
+  for (int j = 0; j <= n; j++)
+    row_before[j] = j;
+  for (int i = 1; *a; a++, i++) {
+    int diagonal = row_before[0];
+    row_before[0] = i;
+    for (int j = 1; j <= n; j++) {
+      int change = diagonal + (*a != b[j - 1]), insert = row_before[j - 1] + 1, remove = row_before[j] + 1;
+      diagonal = row_before[j];
+      row_before[j] = change < insert ? (change < remove ? change : remove) : (insert < remove ? insert : remove);
+    }
+  }
+  return row_before[n];
+}
+
+const char *nearest_word(const char *word, const char *const *candidates, int n) {
+  const char *best = NULL;
+  int best_distance = 3;
+  for (int i = 0; i < n; i++) {
+    size_t len = strlen(word);
+    bool begins = len >= 3 && strncmp(candidates[i], word, len) == 0;
+    int distance = begins ? 1 : edit_distance(word, candidates[i]);
+    if (distance < best_distance && distance < (int)strlen(candidates[i])) {
+      best = candidates[i];
+      best_distance = distance;
+    }
+  }
+  return best;
+}
+
+/* ---- Values ------------------------------------------------------------------------------------------------------------------ */
+
+static bool read_int(const char *text, const char *end, int64_t *out) {
+  char *stop;
+  errno = 0;
+  *out = strtoll(text, &stop, 10);
+  return stop == end && stop > text && errno == 0 && *text != ' ' && *text != '+';
+}
+
+static bool in_range(const row *r, double x) { return x >= r->min && x <= r->max; }
+
+/* One line about a value that does not fit its row. */
+static int bad_value(const row *r, const char *value) {
+  char range[96] = "";
+  if (r->kind == INT || r->kind == REAL || r->kind == INTS) {
+    if (r->max < BIG)
+      snprintf(range, sizeof range, "%s from %.10g to %.10g", r->kind == REAL ? "a number" : "a whole number", r->min, r->max);
+    else
+      snprintf(range, sizeof range, "a whole number of at least %.10g", r->min);
+  }
+  return app_usage("--%s cannot be \"%s\"; it takes %s%s%s%s", r->name, value, range, r->kind == INTS ? ", or several with commas" : "",
+                   r->words && *range ? ", or " : "", r->words ? r->words : "");
+}
+
+enum { LIST_MOST = 1 << 22 };
+
+/* Adds the piece text..end, "7" or "3-5" or a word, to a list. */
+static bool read_piece(const row *r, const char *text, const char *end, int_list *list) {
+  if (r->kind != INTS) {
+    int index = find_word(r->words, text, (size_t)(end - text));
+    return index >= 0 && list_append(list, index);
+  }
+  const char *dash = memchr(text, '-', (size_t)(end - text));
+  int64_t from, to;
+  if (!dash || dash == text) {
+    if (!read_int(text, end, &from))
+      return false;
+    to = from;
+  } else if (!read_int(text, dash, &from) || !read_int(dash + 1, end, &to))
+    return false;
+  if (from > to || !in_range(r, (double)from) || !in_range(r, (double)to) || to - from + list->n >= LIST_MOST)
+    return false;
+  for (int64_t value = from; value <= to; value++)
+    if (!list_append(list, value))
+      return false;
+  return true;
+}
+
+static int read_list(const row *r, const char *value, int_list *list) {
+  list->n = 0;
+  list->word = r->kind == INTS && r->words ? find_word(r->words, value, strlen(value)) : -1;
+  if (list->word >= 0)
+    return 0;
+  for (const char *at = value; at;) {
+    const char *comma = strchr(at, ','), *end = comma ? comma : at + strlen(at);
+    if (!read_piece(r, at, end, list))
+      return bad_value(r, value);
+    at = comma ? comma + 1 : NULL;
+  }
+  return 0;
+}
+
+static int read_value(const row *r, const char *value, app_options *o) {
+  void *place = (char *)o + r->offset;
+  char *stop;
+  int index = r->words ? find_word(r->words, value, strlen(value)) : -1;
+  switch (r->kind) {
+  case FLAG: *(bool *)place = true; return 0;
+  case TEXT: *(const char **)place = value; return 0;
+  case WORD: *(int *)place = index; return index >= 0 ? 0 : bad_value(r, value);
+  case INT:
+    if (index >= 0)
+      *(int64_t *)place = -1 - index;
+    else if (!read_int(value, value + strlen(value), place) || !in_range(r, (double)*(int64_t *)place))
+      return bad_value(r, value);
+    return 0;
+  case REAL:
+    errno = 0;
+    *(double *)place = strtod(value, &stop);
+    return *value && !*stop && errno == 0 && in_range(r, *(double *)place) ? 0 : bad_value(r, value);
+  default: return read_list(r, value, place);
+  }
+}
+
+/* ---- Reading ----------------------------------------------------------------------------------------------------------------- */
+
+/* The row of an argument "-x", "-xVALUE", "--name" or "--name=VALUE"; *value is what is joined to it, or NULL. */
+static const row *find_row(unsigned verb_bit, const char *arg, const char **value) {
+  *value = NULL;
+  bool is_long = arg[1] == '-';
+  const char *name = arg + (is_long ? 2 : 1), *equals = strchr(name, '=');
+  size_t len = is_long && equals ? (size_t)(equals - name) : is_long ? strlen(name) : 1;
+  for (const row *r = rows; r < rows + N_ROWS; r++) {
+    if (!(r->verbs & verb_bit))
+      continue;
+    if (!is_long && r->letter && r->letter == name[0]) {
+      *value = name[1] ? name + 1 : NULL;
+      return r;
+    }
+    if (is_long && len &&
+        ((strlen(r->name) == len && memcmp(r->name, name, len) == 0) ||
+         (r->alias && strlen(r->alias) == len && memcmp(r->alias, name, len) == 0))) {
+      *value = equals ? equals + 1 : NULL;
+      return r;
+    }
+  }
+  return NULL;
+}
+
+static int unknown_option(const app_verb *v, const char *arg) {
+  const char *names[N_ROWS];
+  int n = 0;
+  for (const row *r = rows; r < rows + N_ROWS; r++)
+    if (r->verbs & v->bit && r->help)
+      names[n++] = r->name;
+  const char *name = arg + strspn(arg, "-"), *near = nearest_word(name, names, n);
+  return app_usage("%s knows no option %s%s%s; see sfa %s --help", v->name, arg, near ? "; did you mean --" : "", near ? near : "",
+                   v->name);
+}
+
+static bool is_option(const app_verb *v, const char *arg) {
+  const char *value;
+  return arg[0] == '-' && arg[1] && (arg[1] == '-' || !arg[2]) && find_row(v->bit, arg, &value) && !value;
+}
+
+int options_read(const app_verb *v, int argc, char **argv, int first, app_options *o) {
+  for (int i = first; i < argc; i++) {
+    const char *value, *arg = argv[i];
+    if (arg[0] != '-' || !arg[1])
+      return app_usage("%s takes options only, not \"%s\"; a text is given with -p or -f", v->name, arg);
+    const row *r = find_row(v->bit, arg, &value);
+    if (!r)
+      return unknown_option(v, arg);
+    if (r->kind == FLAG && value)
+      return app_usage("--%s takes no value, not \"%s\"", r->name, value);
+    if (r->kind == SWITCH && !value)
+      value = i + 1 < argc && (argv[i + 1][0] == '0' || argv[i + 1][0] == '1') ? argv[++i] : "1";
+    if (r->kind != FLAG && !value) {
+      if (i + 1 >= argc || is_option(v, argv[i + 1]))
+        return app_usage("--%s wants a value: %s", r->name, r->value ? r->value : r->words);
+      value = argv[++i];
+    }
+    int status = read_value(r, value, o);
+    if (status)
+      return status;
+  }
+  return 0;
+}
+
+void options_free(app_options *o) {
+  for (const row *r = rows; r < rows + N_ROWS; r++)
+    if (r->kind == INTS || r->kind == WORDS || r->kind == SWITCH)
+      free(((int_list *)((char *)o + r->offset))->values);
+}
+
+/* ---- Help -------------------------------------------------------------------------------------------------------------------- */
+
+enum { HELP_COLUMN = 32, HELP_WIDTH = 100 };
+
+/* Breaks a text into lines from a column on; the cursor stands somewhere before it. */
+static void print_wrapped(const char *text, int cursor) {
+  while (*text) {
+    if (cursor > HELP_COLUMN - 2) {
+      putchar('\n');
+      cursor = 0;
+    }
+    size_t len = strlen(text), room = HELP_WIDTH - HELP_COLUMN;
+    if (len > room)
+      for (len = room; len > 1 && text[len] != ' ';)
+        len--;
+    printf("%*s%.*s\n", HELP_COLUMN - cursor, "", (int)len, text);
+    text += len + (text[len] == ' ');
+    cursor = 0;
+  }
+}
+
+void options_help(const app_verb *v) {
+  printf("usage: sfa %s%s%s %s\n\n%s\n\noptions:\n", v->name, v->second ? " " : "", v->second ? v->second : "", v->usage, v->summary);
+  for (const row *r = rows; r < rows + N_ROWS; r++) {
+    if (!(r->verbs & v->bit) || !r->help)
+      continue;
+    char left[80], letter[5] = "    ";
+    if (r->letter)
+      snprintf(letter, sizeof letter, "-%c, ", r->letter);
+    const char *value = r->value ? r->value : r->words;
+    int n = snprintf(left, sizeof left, "  %s--%s%s%s", letter, r->name, value ? " " : "", value ? value : "");
+    fputs(left, stdout);
+    print_wrapped(r->help, n);
+  }
+}

@@ -1,0 +1,58 @@
+/* args.h: the command line as one table. A row says how an option is called, what it takes, where it goes and which verbs know it; help
+ * texts and error messages come from the same row. */
+#ifndef SFA_APP_ARGS_H
+#define SFA_APP_ARGS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum { VERB_GENERATE = 1, VERB_CHAT = 2, VERB_INFO = 4, VERB_TOKENIZE = 8, VERB_BENCH = 16, VERB_EVAL = 32, VERB_DEMO = 64 };
+
+/* Numbers of "1,2,5-7", or one of the words that the option takes instead of them. */
+typedef struct int_list {
+  int64_t *values;
+  int64_t n;
+  int word; /* index of the word; -1: numbers */
+} int_list;
+
+/* What the options set; options_default is where they start. A number below its option's range means "not given". */
+typedef struct app_options {
+  /* Model and text. */
+  const char *model, *tokenizer, *prompt, *file, *system, *out;
+  int weights; /* sfa_weight_format */
+  bool raw, no_special, json, tensors, help, child;
+  int_list tokens;
+  /* Amounts. */
+  int64_t n_predict, context, threads, chunk, stride, repeats;
+  int isa; /* sfa_isa */
+  /* Sampler. */
+  double temp, top_p, min_p, repeat_penalty;
+  int64_t top_k, seed;
+  /* Attention. */
+  int attention; /* 0 dense, 1 sfa, -1 not given */
+  int64_t sfa_k, sfa_kq;
+  int_list sfa_layers;
+  int cache_k, cache_v; /* index into "int8|bf16|f16|f32"; -1 not given */
+  /* Grid of `bench attention`. */
+  int_list bench_n, bench_head_dim, bench_k, bench_dtype, bench_isa, bench_threads, bench_causal;
+} app_options;
+
+typedef struct app_verb {
+  const char *name, *second; /* "bench", "attention"; second is NULL for most */
+  unsigned bit;
+  const char *usage, *summary;
+  int (*run)(const app_options *o);
+} app_verb;
+
+extern const app_options options_default;
+
+/* Reads argv[first..] for a verb. Returns 0, or the exit status after one line on stderr. */
+int options_read(const app_verb *v, int argc, char **argv, int first, app_options *o);
+void options_free(app_options *o);
+/* The help of a verb, on stdout. */
+void options_help(const app_verb *v);
+
+/* The candidate nearest to a mistyped word, or NULL if none is near. */
+const char *nearest_word(const char *word, const char *const *candidates, int n);
+
+#endif

@@ -1,0 +1,141 @@
+/* sfa info: what a model file holds, and what its KV cache takes. */
+#include "app.h"
+
+#include <stdio.h>
+
+static const char *const weight_names[] = {"auto", "f32", "bf16", "int8"};
+
+typedef struct cache_row {
+  const char *name;
+  int k, k_q;
+  size_t token_bytes;
+} cache_row;
+
+/* KV bytes a token: the choice of the options first, then dense and SFA at 8, 16 and 32. */
+static int cache_rows(const app *a, cache_row *rows, int *n_rows) {
+  static const int ks[] = {0, 8, 16, 32};
+  *n_rows = 0;
+  for (int i = 0; i < 4; i++) {
+    if (ks[i] >= a->info.head_dim)
+      break;
+    sfa_attention_choice choice = {
+        .struct_size = sizeof choice, .sparse = ks[i] > 0, .k = ks[i], .cache_k = a->choice.cache_k, .cache_v = a->choice.cache_v};
+    if (!choice.sparse && choice.cache_k == SFA_I8)
+      choice.cache_k = SFA_DTYPE_DEFAULT;
+    cache_row *row = &rows[(*n_rows)++];
+    *row = (cache_row){.name = ks[i] ? "SFA" : "dense", .k = ks[i]};
+    if (sfa_model_kv_bytes(a->model, &choice, &row->token_bytes) != SFA_OK)
+      return app_fail_status(a->ctx);
+  }
+  return EXIT_OK;
+}
+
+static void print_shape(const sfa_tensor_info *t, char *out, size_t capacity) {
+  size_t n = 0;
+  for (int32_t i = 0; i < t->n_dims; i++)
+    n += (size_t)snprintf(out + n, capacity - n, "%s%lld", i ? " x " : "", (long long)t->shape[i]);
+}
+
+static int info_json(const app *a, const cache_row *rows, int n_rows) {
+  const sfa_model_info *m = &a->info;
+  cJSON *d = cJSON_CreateObject();
+  const struct {
+    const char *name, *value;
+  } texts[] = {{"family", m->family}, {"name", m->name}, {"format", m->format}, {"weights", weight_names[m->weights]}};
+  for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
+    cJSON_AddStringToObject(d, texts[i].name, texts[i].value);
+  const struct {
+    const char *name;
+    double value;
+  } numbers[] = {
+      {"n_parameters", (double)m->n_parameters},
+      {"file_bytes", (double)m->file_bytes},
+      {"n_tensors", (double)m->n_tensors},
+      {"n_layers", m->n_layers},
+      {"n_heads", m->n_heads},
+      {"n_kv_heads", m->n_kv_heads},
+      {"head_dim", m->head_dim},
+      {"hidden_dim", m->hidden_dim},
+      {"intermediate_dim", m->intermediate_dim},
+      {"vocab_size", m->vocab_size},
+      {"context_len", (double)m->context_len},
+      {"sfa_k", m->sfa_k},
+      {"sfa_k_q", m->sfa_k_q},
+  };
+  for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+    cJSON_AddNumberToObject(d, numbers[i].name, numbers[i].value);
+  cJSON_AddBoolToObject(d, "is_instruct", m->is_instruct);
+  cJSON *cache = cJSON_AddArrayToObject(d, "kv_cache");
+  for (int i = 0; i < n_rows; i++) {
+    cJSON *row = cJSON_CreateObject();
+    cJSON_AddStringToObject(row, "attention", rows[i].k ? "sfa" : "dense");
+    cJSON_AddNumberToObject(row, "k", rows[i].k);
+    cJSON_AddNumberToObject(row, "token_bytes", (double)rows[i].token_bytes);
+    cJSON_AddNumberToObject(row, "context_bytes", (double)rows[i].token_bytes * (double)m->context_len);
+    cJSON_AddItemToArray(cache, row);
+  }
+  if (a->o->tensors) {
+    cJSON *tensors = cJSON_AddArrayToObject(d, "tensors");
+    sfa_tensor_info t;
+    for (int64_t i = 0; sfa_model_tensor(a->model, i, &t); i++) {
+      cJSON *row = cJSON_CreateObject(), *shape;
+      cJSON_AddStringToObject(row, "name", t.name);
+      cJSON_AddStringToObject(row, "type", t.type);
+      shape = cJSON_AddArrayToObject(row, "shape");
+      for (int32_t j = 0; j < t.n_dims; j++)
+        cJSON_AddItemToArray(shape, cJSON_CreateNumber((double)t.shape[j]));
+      cJSON_AddNumberToObject(row, "bytes", (double)t.bytes);
+      cJSON_AddItemToArray(tensors, row);
+    }
+  }
+  return app_print_json(d);
+}
+
+static int info_table(const app *a, const cache_row *rows, int n_rows) {
+  const sfa_model_info *m = &a->info;
+  char bytes[32];
+  printf("%s%s%s model, %s file of %s, %lld tensors\n", m->name, *m->name ? ": " : "", m->family, m->format,
+         human_bytes((double)m->file_bytes, bytes), (long long)m->n_tensors);
+  printf("  parameters   %.4g million, linear layers in memory as %s\n", 1e-6 * (double)m->n_parameters, weight_names[m->weights]);
+  printf("  layers       %d of width %d, feed-forward %d\n", m->n_layers, m->hidden_dim, m->intermediate_dim);
+  printf("  attention    %d query heads, %d key/value heads, head dim %d\n", m->n_heads, m->n_kv_heads, m->head_dim);
+  printf("  vocabulary   %d tokens%s\n", m->vocab_size, a->tokenizer ? "" : ", no tokenizer found");
+  printf("  context      %lld tokens\n", (long long)m->context_len);
+  printf("  chat         %s\n", m->is_instruct ? "has a chat template" : "no chat template");
+  if (m->sfa_k)
+    printf("  trained SFA  k = %d, k of queries = %d\n", m->sfa_k, m->sfa_k_q ? m->sfa_k_q : m->head_dim);
+  printf("\nKV cache          a token   full context   of dense\n");
+  for (int i = 0; i < n_rows; i++) {
+    char name[32] = "dense", token[32];
+    if (rows[i].k)
+      snprintf(name, sizeof name, "SFA k = %d", rows[i].k);
+    printf("  %-12s %10s   %12s   %6.0f %%\n", name, human_bytes((double)rows[i].token_bytes, token),
+           human_bytes((double)rows[i].token_bytes * (double)m->context_len, bytes),
+           100.0 * (double)rows[i].token_bytes / (double)rows[0].token_bytes);
+  }
+  if (a->o->tensors) {
+    sfa_tensor_info t;
+    printf("\n");
+    for (int64_t i = 0; sfa_model_tensor(a->model, i, &t); i++) {
+      char shape[96];
+      print_shape(&t, shape, sizeof shape);
+      printf("%-56s %-5s %10s  %s\n", t.name, t.type, human_bytes((double)t.bytes, bytes), shape);
+    }
+  }
+  return app_flush();
+}
+
+int cmd_info(const app_options *o) {
+  app a = {0};
+  cache_row rows[4];
+  int n_rows;
+  int status = app_require_model(o, "info");
+  if (!status)
+    status = app_open_model(&a, o, false);
+  if (!status)
+    status = cache_rows(&a, rows, &n_rows);
+  if (!status)
+    status = o->json ? info_json(&a, rows, n_rows) : info_table(&a, rows, n_rows);
+  app_close(&a);
+  return status;
+}

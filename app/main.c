@@ -1,0 +1,81 @@
+/* sfa: the verb table. */
+#include "app.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+
+static const app_verb verbs[] = {
+    {"generate", NULL, VERB_GENERATE, "-m MODEL (-p TEXT | -f FILE) [options]",
+     "Continues a text, or answers it where the model has a chat template. Only the new text goes to standard output.", cmd_generate},
+    {"chat", NULL, VERB_CHAT, "-m MODEL [options]",
+     "A conversation, line by line. /reset forgets it, /exit or Ctrl-D ends it, Ctrl-C stops an answer.", cmd_chat},
+    {"info", NULL, VERB_INFO, "-m MODEL [options]", "What a model file holds, and what its KV cache takes, dense and with SFA.", cmd_info},
+    {"tokenize", NULL, VERB_TOKENIZE, "-m MODEL (-p TEXT | -f FILE) [options]", "Shows the tokens of a text.", cmd_tokenize},
+    {"bench", "attention", VERB_BENCH, "[options]",
+     "Times one head of attention over normal random rows: the dense twin against SFA from dense inputs, top-k and packing included. "
+     "A LIST is separated by commas; every combination is run.",
+     cmd_bench_attention},
+    {"eval", "nll", VERB_EVAL, "-m MODEL (-f FILE | --tokens LIST) [options]",
+     "Negative log-likelihood of each token after those before it.", cmd_eval_nll},
+    {"demo", NULL, VERB_DEMO, "-m MODEL -f FILE [options]",
+     "Reads a long text with dense attention and with several kinds of SFA, and compares them in a table and a picture.", cmd_demo},
+};
+enum { N_VERBS = sizeof verbs / sizeof *verbs };
+
+static void print_help(void) {
+  printf("sfa " SFA_VERSION ": language models with sparse feature attention\n\nusage: sfa VERB [options]\n\n");
+  for (const app_verb *v = verbs; v < verbs + N_VERBS; v++) {
+    const char *end = strchr(v->summary, '.');
+    printf("  %s%s%-*s%.*s\n", v->name, v->second ? " " : "", 17 - (int)strlen(v->name) - (v->second != NULL), v->second ? v->second : "",
+           (int)(end - v->summary), v->summary);
+  }
+  printf("\nsfa VERB --help tells a verb's options; sfa --version the version.\n");
+}
+
+static int unknown_verb(const char *name) {
+  const char *names[N_VERBS];
+  for (int i = 0; i < N_VERBS; i++)
+    names[i] = verbs[i].name;
+  const char *near = nearest_word(name, names, N_VERBS);
+  return app_usage("no verb \"%s\"%s%s%s; see sfa --help", name, near ? "; did you mean " : "", near ? near : "", near ? "?" : "");
+}
+
+static int run_verb(const app_verb *v, int argc, char **argv, int first) {
+  app_options o = options_default;
+  int status = options_read(v, argc, argv, first, &o);
+  if (!status && o.help) {
+    options_help(v);
+    status = app_flush();
+  } else if (!status) {
+    status = v->run(&o);
+  }
+  options_free(&o);
+  return status;
+}
+
+int main(int argc, char **argv) {
+  signal(SIGPIPE, SIG_IGN); /* a closed pipe is an error of the write */
+  if (argc < 2)
+    return app_usage("which verb? see sfa --help");
+  if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0) {
+    print_help();
+    return app_flush();
+  }
+  if (strcmp(argv[1], "--version") == 0) {
+    printf("sfa " SFA_VERSION "\n");
+    return app_flush();
+  }
+  for (const app_verb *v = verbs; v < verbs + N_VERBS; v++) {
+    if (strcmp(argv[1], v->name) != 0)
+      continue;
+    if (!v->second)
+      return run_verb(v, argc, argv, 2);
+    if (argc > 2 && strcmp(argv[2], v->second) == 0)
+      return run_verb(v, argc, argv, 3);
+    if (argc > 2 && argv[2][0] == '-' && (strcmp(argv[2], "--help") == 0 || strcmp(argv[2], "-h") == 0))
+      return run_verb(v, 3, argv, 2);
+    return app_usage("%s what? sfa %s %s; see sfa %s --help", v->name, v->name, v->second, v->name);
+  }
+  return unknown_verb(argv[1]);
+}

@@ -1,0 +1,181 @@
+/* From options to a context, a model, a text and a session. */
+#include "app.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+int app_require_model(const app_options *o, const char *verb) {
+  return o->model ? EXIT_OK : app_usage("%s wants a model: -m with a GGUF file, a Hugging Face directory or a llama2.c .bin", verb);
+}
+
+int app_open_context(app *a, const app_options *o, int64_t n_threads, sfa_isa isa) {
+  *a = (app){.o = o};
+  sfa_context_options context = {.struct_size = sizeof context, .n_threads = (int32_t)n_threads, .isa = isa};
+  switch (sfa_context_create(&context, &a->ctx)) {
+  case SFA_OK: return EXIT_OK;
+  case SFA_ERROR_UNSUPPORTED: return app_fail("this machine has no %s; its best is %s", sfa_isa_name(isa), sfa_isa_name(sfa_isa_best()));
+  default: return app_fail("cannot make a context of %lld threads", (long long)n_threads);
+  }
+}
+
+void app_close(app *a) {
+  sfa_session_destroy(a->session);
+  sfa_model_close(a->model);
+  sfa_tokenizer_close(a->own_tokenizer);
+  sfa_context_destroy(a->ctx);
+  free(a->layer_list);
+  *a = (app){0};
+}
+
+/* Places in "int8|bf16|f16|f32" of the option table, from -1: not given. */
+static sfa_dtype cache_dtype(int index) {
+  static const sfa_dtype dtypes[] = {SFA_DTYPE_DEFAULT, SFA_I8, SFA_BF16, SFA_F16, SFA_F32};
+  return dtypes[index + 1];
+}
+
+static int read_choice(app *a) {
+  const app_options *o = a->o;
+  const int_list *layers = &o->sfa_layers;
+  bool sfa_options = o->sfa_k || o->sfa_kq || layers->n || layers->word >= 0;
+  bool model_is_sparse = a->info.sfa_k > 0;
+  a->choice = (sfa_attention_choice){.struct_size = sizeof a->choice,
+                                     .sparse = o->attention >= 0 ? o->attention : sfa_options || model_is_sparse,
+                                     .k = (int32_t)o->sfa_k,
+                                     .k_q = (int32_t)o->sfa_kq,
+                                     .cache_k = cache_dtype(o->cache_k),
+                                     .cache_v = cache_dtype(o->cache_v)};
+  if (sfa_options && !a->choice.sparse)
+    return app_usage("--attention dense and the --sfa options exclude each other");
+  if (layers->word == 1)
+    a->choice.layers = 1;
+  if (!layers->n)
+    return EXIT_OK;
+  a->layer_list = malloc((size_t)layers->n * sizeof *a->layer_list);
+  if (!a->layer_list)
+    return app_fail("out of memory for the list of layers");
+  for (int64_t i = 0; i < layers->n; i++) {
+    if (layers->values[i] >= a->info.n_layers)
+      return app_usage("--sfa-layers has layer %lld, but the model's layers are 0 to %d", (long long)layers->values[i],
+                       a->info.n_layers - 1);
+    a->layer_list[i] = (int32_t)layers->values[i];
+  }
+  a->choice.layers = 2;
+  a->choice.layer_list = a->layer_list;
+  a->choice.n_layer_list = (int32_t)layers->n;
+  return EXIT_OK;
+}
+
+int app_open_model(app *a, const app_options *o, bool wants_text) {
+  int status = app_open_context(a, o, o->threads, (sfa_isa)o->isa);
+  if (status)
+    return status;
+  sfa_model_options model = {.struct_size = sizeof model, .weights = (sfa_weight_format)o->weights, .tokenizer = o->tokenizer};
+  if (sfa_model_open(a->ctx, o->model, &model, &a->model) != SFA_OK)
+    return app_fail_status(a->ctx);
+  sfa_model_describe(a->model, &a->info);
+  a->tokenizer = sfa_model_tokenizer(a->model);
+  if (wants_text && !a->tokenizer)
+    return app_fail("no tokenizer that can be read in or beside %s; name one with --tokenizer", o->model);
+  if ((status = read_choice(a)) != EXIT_OK)
+    return status;
+  size_t bytes;
+  return sfa_model_kv_bytes(a->model, &a->choice, &bytes) == SFA_OK ? EXIT_OK : app_usage("%s", sfa_context_error(a->ctx));
+}
+
+int app_open_tokenizer(app *a, const app_options *o) {
+  int status = app_open_context(a, o, o->threads, SFA_ISA_DEFAULT);
+  if (status)
+    return status;
+  const char *path = o->tokenizer ? o->tokenizer : o->model;
+  size_t len = strlen(path);
+  if (!o->tokenizer && len > 4 && strcmp(path + len - 4, ".bin") == 0) { /* a llama2.c model: the tokenizer lies beside it */
+    status = app_open_model(a, o, true);
+    return status;
+  }
+  if (sfa_tokenizer_open(a->ctx, path, &a->own_tokenizer) != SFA_OK)
+    return app_fail_status(a->ctx);
+  a->tokenizer = a->own_tokenizer;
+  return EXIT_OK;
+}
+
+int app_context_len(const app *a, int64_t *context_len) {
+  *context_len = a->o->context > 0 ? a->o->context : a->info.context_len;
+  if (*context_len > a->info.context_len)
+    return app_usage("--context %lld is more than the %lld tokens that the model was trained on", (long long)*context_len,
+                     (long long)a->info.context_len);
+  return EXIT_OK;
+}
+
+int app_open_session(app *a, const sfa_attention_choice *choice, int64_t context_len) {
+  sfa_session_options session = {.struct_size = sizeof session,
+                                 .attention = choice,
+                                 .context_len = context_len,
+                                 .chunk_len = (int32_t)a->o->chunk,
+                                 .progress = progress_step,
+                                 .progress_user = &a->progress};
+  a->context_len = context_len;
+  a->progress = (progress){.what = "reading", .start = seconds_now()};
+  return sfa_session_create(a->model, &session, &a->session) == SFA_OK ? EXIT_OK : app_fail_status(a->ctx);
+}
+
+/* ---- Text -------------------------------------------------------------------------------------------------------------------- */
+
+static int read_stream(FILE *file, const char *name, char **text, size_t *n_bytes) {
+  text_buffer buffer = {0};
+  char block[1 << 16];
+  size_t n;
+  bool memory = text_append(&buffer, "", 0);
+  while (memory && (n = fread(block, 1, sizeof block, file)) > 0)
+    memory = text_append(&buffer, block, n);
+  if (!memory || ferror(file)) {
+    free(buffer.bytes);
+    return memory ? app_fail("cannot read %s: %s", name, strerror(errno)) : app_fail("out of memory for the text of %s", name);
+  }
+  *text = buffer.bytes;
+  *n_bytes = buffer.n;
+  return EXIT_OK;
+}
+
+int app_read_text(const app_options *o, char **text, size_t *n_bytes) {
+  if (o->prompt && o->file)
+    return app_usage("give the text with -p or with -f, not both");
+  if (!o->prompt && !o->file)
+    return app_usage("give a text with -p TEXT or -f FILE (- is standard input)");
+  if (o->prompt) {
+    *n_bytes = strlen(o->prompt);
+    *text = strdup(o->prompt);
+    return *text ? EXIT_OK : app_fail("out of memory for the prompt");
+  }
+  if (strcmp(o->file, "-") == 0)
+    return read_stream(stdin, "standard input", text, n_bytes);
+  FILE *file = fopen(o->file, "rb");
+  if (!file)
+    return app_fail("cannot open %s: %s", o->file, strerror(errno));
+  int status = read_stream(file, o->file, text, n_bytes);
+  fclose(file);
+  return status;
+}
+
+int app_tokenize(const app *a, const char *text, size_t n_bytes, uint32_t flags, int32_t **ids, int64_t *n_ids) {
+  size_t n;
+  if (sfa_tokenizer_encode(a->tokenizer, text, n_bytes, flags, ids, &n) != SFA_OK)
+    return app_fail_status(a->ctx);
+  *n_ids = (int64_t)n;
+  return EXIT_OK;
+}
+
+const char *app_attention_name(const app *a, char *out, size_t capacity) {
+  if (!a->choice.sparse) {
+    snprintf(out, capacity, "dense");
+    return out;
+  }
+  int k = a->choice.k ? a->choice.k : a->info.sfa_k ? a->info.sfa_k : 16;
+  const char *layers[] = {"", ", layers with global attention", ", some layers"};
+  if (k > a->info.head_dim)
+    k = a->info.head_dim;
+  snprintf(out, capacity, "SFA k=%d of %d%s%s", k, a->info.head_dim, a->choice.k_q == -1 ? ", dense queries" : "",
+           layers[a->choice.layers]);
+  return out;
+}
