@@ -18,7 +18,7 @@ declare -A inner=(
   [src/model]="base file device"
   [src/engine]="base file text device model"
   [app]="" [examples]="" [tests/oracle]="" [tests/cli]=""
-  [tests/check]=any [tests/unit]=any [tests/fuzz]=any [tests/golden]=any [bench]=any
+  [tests/check]=any [tests/unit]=any [tests/fuzz]=any [tests/golden]=any [tests/rules]="" [bench]=any
 )
 declare -A outer=(
   [src/base]="base"
@@ -33,7 +33,7 @@ declare -A outer=(
   [src/device]="base"
   [src/model]=any [src/engine]=any [app]=any [examples]=any [tests/cli]=any
   [tests/oracle]=""
-  [tests/check]=any [tests/unit]=any [tests/fuzz]=any [tests/golden]=any [bench]=any
+  [tests/check]=any [tests/unit]=any [tests/fuzz]=any [tests/golden]=any [tests/rules]="" [bench]=any
 )
 # Other people's headers that are for one place only.
 declare -A library=(
