@@ -1,12 +1,9 @@
-# What `cmake --install` puts where: headers, the two libraries, the command, and how CMake and pkg-config find them.
+# What `cmake --install` puts where: headers, the two libraries, and how CMake and pkg-config find them. (app/ adds the command.)
 include(CMakePackageConfigHelpers)
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/sfa)
 
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/include/sfa DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} FILES_MATCHING PATTERN "*.h")
 install(FILES ${PROJECT_SOURCE_DIR}/LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
-if(TARGET sfa)
-  install(TARGETS sfa RUNTIME)
-endif()
 
 # Libraries to name on a linker's line, from a target's link interface: what pkg-config users need after -lsfa.
 function(sfa_link_line target out)
