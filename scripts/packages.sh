@@ -5,7 +5,7 @@ packages_build="cmake ninja-build gcc g++ libc6-dev pkg-config libdnnl-dev libcj
 packages_test="$packages_build binutils libcmocka-dev"
 packages_sanitize="clang libclang-rt-dev libomp-dev" # ThreadSanitizer knows clang's OpenMP runtime, not gcc's
 packages_format="clang-format"
-packages_demo="$packages_build python3-pip gnuplot-nox"
+packages_demo="$packages_test python3-pip gnuplot-nox" # the build is configured with its tests
 
 # Those of the packages named that are not installed.
 packages_missing() {
