@@ -1,0 +1,233 @@
+/* Plan, run, merge: arguments are checked here, the work is the backend's. */
+#include "api/api_check.h"
+#include "attn/attn.h"
+#include "cache/cache_pages.h"
+
+#include <math.h>
+#include <string.h>
+
+/* Positions are int32 inside a tile, with room for a tile beyond. */
+static const int64_t longest_sequence = INT32_MAX - 2 * SFA_KEY_TILE;
+
+/* ---- Plan ---------------------------------------------------------------------------------------------------------------------------- */
+
+static sfa_status check_options(sfa_context *ctx, const sfa_attention_options *given, sfa_attention_options *o) {
+  SFA_REQUIRE(ctx, given, "options is NULL");
+  SFA_REQUIRE(ctx, given->struct_size == sizeof *given, "options.struct_size is %zu: set it to sizeof(sfa_attention_options) = %zu",
+              given->struct_size, sizeof *given);
+  *o = *given;
+  SFA_REQUIRE(ctx, o->n_heads >= 1 && o->n_heads <= 65536, "n_heads is %d: it must be from 1 to 65536", o->n_heads);
+  o->n_kv_heads = o->n_kv_heads ? o->n_kv_heads : o->n_heads;
+  SFA_REQUIRE(ctx, o->n_kv_heads >= 1 && o->n_heads % o->n_kv_heads == 0, "n_kv_heads is %d: it must divide n_heads = %d", o->n_kv_heads,
+              o->n_heads);
+  SFA_TRY(sfa_check_head_dim(ctx, "head_dim", o->head_dim));
+  o->head_dim_v = o->head_dim_v ? o->head_dim_v : o->head_dim;
+  SFA_TRY(sfa_check_head_dim(ctx, "head_dim_v", o->head_dim_v));
+  o->n_sequences = o->n_sequences ? o->n_sequences : 1;
+  SFA_REQUIRE(ctx, o->n_sequences >= 1, "n_sequences is %d: it must be positive, or 0 for 1", o->n_sequences);
+  SFA_REQUIRE(ctx,
+              o->max_seqlen_q >= 0 && o->max_seqlen_q <= longest_sequence && o->max_seqlen_k >= 0 && o->max_seqlen_k <= longest_sequence,
+              "max_seqlen_q is %lld, max_seqlen_k %lld: they must be from 0 to %lld", (long long)o->max_seqlen_q,
+              (long long)o->max_seqlen_k, (long long)longest_sequence);
+  SFA_TRY(sfa_check_kept(ctx, "k_q", o->k_q, o->head_dim));
+  SFA_TRY(sfa_check_kept(ctx, "k_k", o->k_k, o->head_dim));
+  o->k_dtype = o->k_dtype ? o->k_dtype : SFA_F32;
+  o->v_dtype = o->v_dtype ? o->v_dtype : SFA_F32;
+  SFA_TRY(sfa_check_dtype(ctx, "k_dtype", o->k_dtype));
+  SFA_TRY(sfa_check_dtype(ctx, "v_dtype", o->v_dtype));
+  SFA_REQUIRE(ctx, isfinite(o->softmax_scale), "softmax_scale is %g: it must be finite, or 0 for 1 / sqrt(head_dim)",
+              (double)o->softmax_scale);
+  if (o->softmax_scale == 0)
+    o->softmax_scale = (float)(1 / sqrt(o->head_dim));
+  SFA_REQUIRE(ctx, o->softcap >= 0 && isfinite(o->softcap), "softcap is %g: it must be positive and finite, or 0 for none",
+              (double)o->softcap);
+  SFA_REQUIRE(ctx, (o->causal | o->has_window) == (o->causal || o->has_window), "causal is %d, has_window %d: they must be 0 or 1",
+              o->causal, o->has_window);
+  for (int side = 0; side < 2; side++) {
+    SFA_REQUIRE(ctx, !o->has_window || o->window_size[side] >= -1,
+                "window_size[%d] is %lld: it must be a number of keys, or -1 for unlimited", side, (long long)o->window_size[side]);
+    o->window_size[side] = sfa_min64(o->window_size[side], INT32_MAX);
+  }
+  SFA_REQUIRE(ctx, o->n_sink_tokens >= 0, "n_sink_tokens is %lld: it must not be negative", (long long)o->n_sink_tokens);
+  o->n_sink_tokens = sfa_min64(o->n_sink_tokens, INT32_MAX);
+  return SFA_OK;
+}
+
+sfa_status sfa_attention_plan_create(sfa_context *ctx, const sfa_attention_options *options, sfa_attention_plan **plan) {
+  if (!ctx)
+    return SFA_ERROR_ARGUMENT;
+  SFA_REQUIRE(ctx, plan, "plan is NULL");
+  *plan = NULL;
+  sfa_attention_plan filled = {.ctx = ctx, .kernels = sfa_kernel_select(ctx->isa)};
+  if (!filled.kernels)
+    return sfa_fail(ctx, SFA_ERROR_UNSUPPORTED, "this build has no kernels for %s", sfa_isa_name(ctx->isa));
+  SFA_TRY(check_options(ctx, options, &filled.options));
+  SFA_REQUIRE(ctx, sfa_attn_plan_fill(&filled), "%d sequences of %lld keys and %d heads do not fit an address", filled.options.n_sequences,
+              (long long)filled.options.max_seqlen_k, filled.options.n_kv_heads);
+  SFA_TRY(sfa_alloc(ctx, sizeof filled, "an attention plan", (void **)plan));
+  **plan = filled;
+  return SFA_OK;
+}
+
+void sfa_attention_plan_destroy(sfa_attention_plan *plan) {
+  if (plan)
+    sfa_free(plan->ctx, plan);
+}
+
+size_t sfa_attention_workspace_bytes(const sfa_attention_plan *plan) { return plan ? plan->workspace_bytes : 0; }
+
+/* ---- Run ----------------------------------------------------------------------------------------------------------------------------- */
+
+static sfa_status check_seqlens(sfa_context *ctx, const char *name, const int32_t *cu_seqlens, int32_t n_sequences, int64_t max_seqlen,
+                                int64_t *n_tokens) {
+  *n_tokens = n_sequences * max_seqlen;
+  if (!cu_seqlens)
+    return SFA_OK;
+  SFA_REQUIRE(ctx, cu_seqlens[0] == 0, "%s[0] is %d: it must be 0", name, cu_seqlens[0]);
+  for (int32_t b = 0; b < n_sequences; b++) {
+    int64_t len = (int64_t)cu_seqlens[b + 1] - cu_seqlens[b];
+    SFA_REQUIRE(ctx, len >= 0 && len <= max_seqlen, "%s[%d] - [%d] is %lld: a length must be from 0 to the plan's max_seqlen = %lld", name,
+                b + 1, b, (long long)len, (long long)max_seqlen);
+  }
+  *n_tokens = cu_seqlens[n_sequences];
+  return SFA_OK;
+}
+
+static sfa_status check_given_codes(sfa_context *ctx, const char *name, const sfa_codes *codes, int32_t head_dim, int32_t k,
+                                    int64_t n_rows) {
+  SFA_TRY(sfa_check_codes(ctx, name, codes));
+  SFA_REQUIRE(ctx, codes->head_dim == head_dim && codes->k == k, "%s keep %d of %d features, the plan %d of %d: they must be the same",
+              name, codes->k, codes->head_dim, k, head_dim);
+  SFA_REQUIRE(ctx, codes->n_rows >= n_rows, "%s have %lld rows, tokens * heads are %lld", name, (long long)codes->n_rows,
+              (long long)n_rows);
+  return sfa_check_code_ids(ctx, name, codes);
+}
+
+/* What run and run_cached share: *out is *args with its defaults filled in. */
+static sfa_status check_args(const sfa_attention_plan *plan, const sfa_attention_args *args, sfa_attention_args *out) {
+  sfa_context *ctx = plan->ctx;
+  const sfa_attention_options *o = &plan->options;
+  SFA_REQUIRE(ctx, args, "args is NULL");
+  SFA_REQUIRE(ctx, args->struct_size == sizeof *args, "args.struct_size is %zu: set it to sizeof(sfa_attention_args) = %zu",
+              args->struct_size, sizeof *args);
+  *out = *args;
+  int64_t n_tokens;
+  SFA_TRY(check_seqlens(ctx, "cu_seqlens_q", args->cu_seqlens_q, o->n_sequences, o->max_seqlen_q, &n_tokens));
+  if (args->q_codes)
+    SFA_TRY(check_given_codes(ctx, "q_codes", args->q_codes, o->head_dim, o->k_q, n_tokens * o->n_heads));
+  else
+    SFA_TRY(sfa_check_rows(ctx, "q", &args->q, o->n_heads, o->head_dim, n_tokens ? o->max_seqlen_q : 0, &out->q));
+  SFA_REQUIRE(ctx, (args->out && (uintptr_t)args->out % sizeof(float) == 0) || !n_tokens, "out is NULL or not aligned");
+  SFA_REQUIRE(ctx, (uintptr_t)args->lse % sizeof(float) == 0, "lse is not aligned");
+  SFA_REQUIRE(ctx, args->workspace && (uintptr_t)args->workspace % 64 == 0,
+              "workspace is NULL or not aligned to 64 bytes: it takes sfa_attention_workspace_bytes = %zu bytes", plan->workspace_bytes);
+  return SFA_OK;
+}
+
+static void attend(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_kv_view *views) {
+  const sfa_backend *backend = sfa_backend_of(plan->ctx);
+  (plan->split ? backend->decode : backend->prefill)(plan, args, views);
+  sfa_attn_stages_add(plan, args);
+}
+
+static sfa_kv_view *views_of(const sfa_attention_plan *plan, const sfa_attention_args *args) {
+  return (sfa_kv_view *)(void *)((unsigned char *)args->workspace + plan->views);
+}
+
+sfa_status sfa_attention_run(const sfa_attention_plan *plan, const sfa_attention_args *args) {
+  if (!plan)
+    return SFA_ERROR_ARGUMENT;
+  sfa_context *ctx = plan->ctx;
+  const sfa_attention_options *o = &plan->options;
+  sfa_attention_args checked;
+  SFA_TRY(check_args(plan, args, &checked));
+  int64_t n_keys;
+  SFA_TRY(check_seqlens(ctx, "cu_seqlens_k", args->cu_seqlens_k, o->n_sequences, o->max_seqlen_k, &n_keys));
+  if (args->k_codes) {
+    SFA_TRY(check_given_codes(ctx, "k_codes", args->k_codes, o->head_dim, o->k_k, n_keys * o->n_kv_heads));
+    SFA_REQUIRE(ctx, args->k_codes->dtype == o->k_dtype, "k_codes.dtype is %d, the plan's k_dtype %d: they must be the same",
+                (int)args->k_codes->dtype, (int)o->k_dtype);
+  } else {
+    SFA_TRY(sfa_check_rows(ctx, "k", &args->k, o->n_kv_heads, o->head_dim, n_keys ? o->max_seqlen_k : 0, &checked.k));
+  }
+  SFA_TRY(sfa_check_rows(ctx, "v", &args->v, o->n_kv_heads, o->head_dim_v, n_keys ? o->max_seqlen_k : 0, &checked.v));
+  sfa_attn_stages_clear(plan, &checked);
+  SFA_TRY(sfa_attn_prepare(plan, &checked, views_of(plan, &checked)));
+  attend(plan, &checked, views_of(plan, &checked));
+  return SFA_OK;
+}
+
+sfa_status sfa_attention_run_cached(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_cache *cache, int32_t layer,
+                                    const int32_t *sequences) {
+  if (!plan)
+    return SFA_ERROR_ARGUMENT;
+  sfa_context *ctx = plan->ctx;
+  const sfa_attention_options *o = &plan->options;
+  sfa_attention_args checked;
+  SFA_TRY(check_args(plan, args, &checked));
+  SFA_REQUIRE(ctx, cache && sequences, "cache or sequences is NULL");
+  SFA_REQUIRE(ctx, layer >= 0 && layer < cache->n_layers, "layer is %d: the cache has %d", layer, cache->n_layers);
+  const sfa_cache_layer *stored = &cache->layers[layer];
+  int32_t k_k = o->k_k == o->head_dim ? 0 : o->k_k;
+  SFA_REQUIRE(ctx,
+              cache->n_kv_heads == o->n_kv_heads && stored->k.dim == o->head_dim && stored->v.dim == o->head_dim_v && stored->k.k == k_k,
+              "layer %d of the cache has %d kv heads, head_dim %d, head_dim_v %d, k %d; the plan has %d, %d, %d, %d: they must be the same",
+              layer, cache->n_kv_heads, stored->k.dim, stored->v.dim, stored->k.k, o->n_kv_heads, o->head_dim, o->head_dim_v, k_k);
+  sfa_kv_view *views = views_of(plan, &checked);
+  for (int32_t b = 0; b < o->n_sequences; b++) {
+    SFA_REQUIRE(ctx, sequences[b] >= 0 && sequences[b] < cache->n_sequences, "sequences[%d] is %d: the cache has %d", b, sequences[b],
+                cache->n_sequences);
+    sfa_cache_pages_view(cache, sequences[b], layer, &views[b]);
+    SFA_REQUIRE(ctx, views[b].n_keys <= o->max_seqlen_k,
+                "sequence %d holds %lld tokens, the plan's max_seqlen_k is %lld: make a larger plan", sequences[b],
+                (long long)views[b].n_keys, (long long)o->max_seqlen_k);
+  }
+  sfa_attn_stages_clear(plan, &checked);
+  attend(plan, &checked, views);
+  return SFA_OK;
+}
+
+/* ---- Merge ----------------------------------------------------------------------------------------------------------------------------
+ */
+
+enum { MERGE_ROWS = 64 };
+
+typedef struct merge_job {
+  const sfa_kernels *kernels;
+  int64_t n_rows;
+  int32_t E;
+  float *out_a, *lse_a;
+  const float *out_b, *lse_b;
+} merge_job;
+
+/* A finished row is a state with l = 1 and m = lse. */
+static void merge_item(void *arg, int64_t item, int32_t thread) {
+  (void)thread;
+  const merge_job *job = arg;
+  int64_t first = item * MERGE_ROWS, n = sfa_min64(job->n_rows - first, MERGE_ROWS);
+  float m_a[MERGE_ROWS], l_a[MERGE_ROWS], m_b[MERGE_ROWS] = {0}, l_b[MERGE_ROWS] = {0};
+  for (int64_t i = 0; i < n; i++) {
+    m_a[i] = job->lse_a[first + i] * (float)M_LOG2E;
+    m_b[i] = job->lse_b[first + i] * (float)M_LOG2E;
+    l_a[i] = l_b[i] = 1;
+  }
+  float *out = job->out_a + first * job->E;
+  job->kernels->merge((int32_t)n, job->E, m_a, l_a, out, m_b, l_b, job->out_b + first * job->E);
+  for (int64_t i = 0; i < n; i++) {
+    for (int32_t e = 0; e < job->E; e++)
+      out[i * job->E + e] /= l_a[i];
+    job->lse_a[first + i] = (float)((double)m_a[i] * M_LN2 + log((double)l_a[i]));
+  }
+}
+
+sfa_status sfa_attention_merge(sfa_context *ctx, int64_t n_rows, int32_t head_dim_v, float *out_a, float *lse_a, const float *out_b,
+                               const float *lse_b) {
+  if (!ctx)
+    return SFA_ERROR_ARGUMENT;
+  SFA_REQUIRE(ctx, n_rows >= 0, "n_rows is %lld: it must not be negative", (long long)n_rows);
+  SFA_TRY(sfa_check_head_dim(ctx, "head_dim_v", head_dim_v));
+  SFA_REQUIRE(ctx, (out_a && lse_a && out_b && lse_b) || n_rows == 0, "an array is NULL");
+  merge_job job = {sfa_kernel_select(ctx->isa), n_rows, head_dim_v, out_a, lse_a, out_b, lse_b};
+  sfa_parallel(ctx, (n_rows + MERGE_ROWS - 1) / MERGE_ROWS, merge_item, &job);
+  return SFA_OK;
+}

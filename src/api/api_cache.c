@@ -1,0 +1,98 @@
+/* Public functions on the cache. */
+#include "api/api_check.h"
+#include "cache/cache_pages.h"
+
+sfa_status sfa_cache_create(sfa_context *ctx, const sfa_cache_options *options, sfa_cache **cache) {
+  if (!ctx)
+    return SFA_ERROR_ARGUMENT;
+  SFA_REQUIRE(ctx, cache, "cache is NULL");
+  *cache = NULL;
+  SFA_REQUIRE(ctx, options, "options is NULL");
+  SFA_REQUIRE(ctx, options->struct_size == sizeof *options, "options.struct_size is %zu: set it to sizeof(sfa_cache_options) = %zu",
+              options->struct_size, sizeof *options);
+  sfa_cache_options o = *options;
+  o.head_dim_v = o.head_dim_v ? o.head_dim_v : o.head_dim;
+  o.n_sequences = o.n_sequences ? o.n_sequences : 1;
+  SFA_REQUIRE(ctx, o.n_layers >= 1 && o.n_layers <= 65536, "n_layers is %d: it must be from 1 to 65536", o.n_layers);
+  SFA_REQUIRE(ctx, o.n_kv_heads >= 1 && o.n_kv_heads <= 65536, "n_kv_heads is %d: it must be from 1 to 65536", o.n_kv_heads);
+  SFA_REQUIRE(ctx, o.n_sequences >= 1, "n_sequences is %d: it must be positive, or 0 for 1", o.n_sequences);
+  SFA_TRY(sfa_check_head_dim(ctx, "head_dim", o.head_dim));
+  SFA_TRY(sfa_check_head_dim(ctx, "head_dim_v", o.head_dim_v));
+  for (int32_t layer = 0; o.k && layer < o.n_layers; layer++)
+    SFA_TRY(sfa_check_kept(ctx, "a layer's k", o.k[layer], o.head_dim));
+  if (o.k_dtype)
+    SFA_TRY(sfa_check_dtype(ctx, "k_dtype", o.k_dtype));
+  if (o.v_dtype)
+    SFA_TRY(sfa_check_dtype(ctx, "v_dtype", o.v_dtype));
+  return sfa_cache_pages_create(ctx, &o, cache);
+}
+
+void sfa_cache_destroy(sfa_cache *cache) {
+  if (cache)
+    sfa_cache_pages_destroy(cache);
+}
+
+static bool has_slot(const sfa_cache *cache, int32_t sequence) { return sequence >= 0 && sequence < cache->n_sequences; }
+
+static sfa_status check_slot(const sfa_cache *cache, const char *name, int32_t sequence) {
+  SFA_REQUIRE(cache->ctx, has_slot(cache, sequence), "%s is %d: the cache has %d", name, sequence, cache->n_sequences);
+  return SFA_OK;
+}
+
+sfa_status sfa_cache_append(sfa_cache *cache, int32_t sequence, int32_t layer, int64_t n_tokens, const sfa_rows *k, const sfa_rows *v) {
+  if (!cache)
+    return SFA_ERROR_ARGUMENT;
+  sfa_context *ctx = cache->ctx;
+  SFA_TRY(check_slot(cache, "sequence", sequence));
+  SFA_REQUIRE(ctx, layer >= 0 && layer < cache->n_layers, "layer is %d: the cache has %d", layer, cache->n_layers);
+  int64_t len = sfa_cache_table_of(cache, sequence, layer)->len;
+  SFA_REQUIRE(ctx, n_tokens >= 0 && n_tokens <= INT32_MAX - len, "n_tokens is %lld: with the %lld there it must be from 0 to 2^31 - 1",
+              (long long)n_tokens, (long long)len);
+  SFA_REQUIRE(ctx, k && v, "k or v is NULL");
+  sfa_rows k_checked, v_checked;
+  SFA_TRY(sfa_check_rows(ctx, "k", k, cache->n_kv_heads, cache->layers[layer].k.dim, n_tokens, &k_checked));
+  SFA_TRY(sfa_check_rows(ctx, "v", v, cache->n_kv_heads, cache->layers[layer].v.dim, n_tokens, &v_checked));
+  return n_tokens ? sfa_cache_pages_append(cache, sequence, layer, n_tokens, &k_checked, &v_checked) : SFA_OK;
+}
+
+int64_t sfa_cache_len(const sfa_cache *cache, int32_t sequence, int32_t layer) {
+  if (!cache || !has_slot(cache, sequence) || layer < 0 || layer >= cache->n_layers)
+    return -1;
+  return sfa_cache_table_of(cache, sequence, layer)->len;
+}
+
+sfa_status sfa_cache_truncate(sfa_cache *cache, int32_t sequence, int64_t new_len) {
+  if (!cache)
+    return SFA_ERROR_ARGUMENT;
+  SFA_TRY(check_slot(cache, "sequence", sequence));
+  SFA_REQUIRE(cache->ctx, new_len >= 0, "new_len is %lld: it must not be negative", (long long)new_len);
+  for (int32_t layer = 0; layer < cache->n_layers; layer++)
+    sfa_cache_table_cut(cache, layer, sfa_cache_table_of(cache, sequence, layer), new_len);
+  return SFA_OK;
+}
+
+sfa_status sfa_cache_fork(sfa_cache *cache, int32_t from, int32_t to, int64_t prefix_len) {
+  if (!cache)
+    return SFA_ERROR_ARGUMENT;
+  SFA_TRY(check_slot(cache, "from", from));
+  SFA_TRY(check_slot(cache, "to", to));
+  SFA_REQUIRE(cache->ctx, from != to, "from and to are both %d: truncate shortens a sequence in place", from);
+  for (int32_t layer = 0; layer < cache->n_layers; layer++) {
+    int64_t len = sfa_cache_table_of(cache, from, layer)->len;
+    SFA_REQUIRE(cache->ctx, prefix_len >= 0 && prefix_len <= len, "prefix_len is %lld: layer %d of sequence %d holds %lld tokens",
+                (long long)prefix_len, layer, from, (long long)len);
+  }
+  return sfa_cache_pages_fork(cache, from, to, prefix_len);
+}
+
+size_t sfa_cache_bytes(const sfa_cache *cache) { return cache ? cache->bytes : 0; }
+
+size_t sfa_cache_token_bytes(const sfa_cache *cache) {
+  size_t bytes = 0;
+  for (int32_t i = 0; cache && i < cache->n_layers; i++) {
+    const sfa_cache_layer *layer = &cache->layers[i];
+    bytes += sfa_row_ids_bytes(&layer->k) + sfa_row_values_bytes(&layer->k) + sfa_row_scale_bytes(&layer->k) +
+             sfa_row_values_bytes(&layer->v) + sfa_row_scale_bytes(&layer->v);
+  }
+  return cache ? bytes * (size_t)cache->n_kv_heads : 0;
+}

@@ -1,0 +1,23 @@
+/* api/api_check.h: checks that several public functions share. Each sets the context's error text. */
+#ifndef SFA_API_CHECK_H
+#define SFA_API_CHECK_H
+
+#include <sfa/cache.h>
+
+#include "base/context.h"
+
+/* A head dimension, number of heads, or the like: "must be a multiple of 8 from 8 to 65536". */
+sfa_status sfa_check_head_dim(sfa_context *ctx, const char *name, int32_t dim);
+/* 0..dim. */
+sfa_status sfa_check_kept(sfa_context *ctx, const char *name, int32_t k, int32_t dim);
+/* One of the four storage types. */
+sfa_status sfa_check_dtype(sfa_context *ctx, const char *name, sfa_dtype dtype);
+/* A view of codes: shape, type, pointers, alignment; not the ids. */
+sfa_status sfa_check_codes(sfa_context *ctx, const char *name, const sfa_codes *codes);
+/* Ids of codes that came from outside: features of the head, ascending. */
+sfa_status sfa_check_code_ids(sfa_context *ctx, const char *name, const sfa_codes *codes);
+/* Dense rows of max_seqlen tokens a sequence: *out is *rows with its defaults filled in. */
+sfa_status sfa_check_rows(sfa_context *ctx, const char *name, const sfa_rows *rows, int32_t n_heads, int32_t dim, int64_t max_seqlen,
+                          sfa_rows *out);
+
+#endif

@@ -1,0 +1,106 @@
+/* Tiles, splits, workspace. */
+#include "attn/attn_plan.h"
+
+#include "code/code.h"
+
+#include <math.h>
+#include <string.h>
+
+/* Rows of a block: as many as leave Qt [D][W] within 32 KB, the share of a 48 KB first-level cache that the streamed keys leave it; fewer
+ * where the call has fewer rows. */
+static int32_t block_width(int64_t n_rows, int32_t head_dim) {
+  int64_t width = sfa_min64(sfa_max64(8192 / head_dim, SFA_LANES), SFA_MAX_WIDTH);
+  width = sfa_min64(width, sfa_max64(n_rows, 1));
+  return (int32_t)((width + SFA_LANES - 1) / SFA_LANES * SFA_LANES);
+}
+
+/* Appends an array to a layout: *offset is where it begins. */
+static bool add_array(size_t *total, size_t count, size_t bytes, size_t *offset) {
+  size_t size;
+  *offset = *total;
+  return sfa_mul_size(count, bytes, &size) && sfa_add_size(size, 63, &size) && sfa_add_size(*total, size & ~(size_t)63, total);
+}
+
+bool sfa_attn_plan_fill(sfa_attention_plan *plan) {
+  const sfa_attention_options *o = &plan->options;
+  plan->group = o->n_heads / o->n_kv_heads;
+  int64_t n_rows = o->max_seqlen_q * plan->group;
+  plan->width = block_width(n_rows, o->head_dim);
+  plan->n_blocks = (n_rows + plan->width - 1) / plan->width;
+  plan->n_spans = (o->max_seqlen_k + SFA_KEY_SPAN - 1) / SFA_KEY_SPAN;
+  /* Few blocks over many keys, as in decode: share out the spans too. 64 items keep the machines of today busy, and bound the parts. */
+  plan->split = plan->n_spans > 1 && plan->n_blocks <= 64 && (int64_t)o->n_sequences * o->n_kv_heads * plan->n_blocks < 64;
+  plan->query_scale = o->softcap > 0 ? o->softmax_scale / o->softcap : o->softmax_scale * (float)M_LOG2E;
+  plan->k_format = (sfa_row_format){o->head_dim, o->k_k == o->head_dim ? 0 : o->k_k, o->k_dtype};
+  plan->v_format = (sfa_row_format){o->head_dim_v, 0, o->v_dtype};
+  plan->encode_k = plan->k_format.k || o->k_dtype != SFA_F32;
+  plan->encode_v = o->v_dtype != SFA_F32;
+
+  sfa_attn_state state;
+  sfa_attn_scratch scratch;
+  plan->part_bytes = sfa_attn_state_place(plan, NULL, &state);
+  plan->scratch_bytes = sfa_attn_scratch_place(plan, NULL, &scratch);
+  size_t n_parts = plan->split ? (size_t)o->n_sequences * (size_t)o->n_kv_heads * (size_t)plan->n_blocks : 0;
+  size_t n_keys, total = 0;
+  if (!sfa_mul_size((size_t)o->n_sequences, (size_t)o->n_kv_heads, &n_keys) || !sfa_mul_size(n_keys, (size_t)o->max_seqlen_k, &n_keys))
+    return false;
+  size_t n_k = plan->encode_k ? n_keys : 0, n_v = plan->encode_v ? n_keys : 0;
+  const sfa_row_format *k = &plan->k_format, *v = &plan->v_format;
+  bool fits =
+      add_array(&total, (size_t)o->n_sequences, sizeof(sfa_kv_view), &plan->views) &&
+      add_array(&total, n_parts * (size_t)plan->n_spans, plan->part_bytes, &plan->parts) &&
+      add_array(&total, (size_t)plan->ctx->n_threads, plan->scratch_bytes, &plan->scratch) &&
+      add_array(&total, n_k, sfa_row_ids_bytes(k), &plan->k_ids) && add_array(&total, n_k, sfa_row_values_bytes(k), &plan->k_values) &&
+      add_array(&total, n_k, sfa_row_scale_bytes(k), &plan->k_scales) && add_array(&total, n_v, sfa_row_values_bytes(v), &plan->v_values) &&
+      add_array(&total, n_v, sfa_row_scale_bytes(v), &plan->v_scales);
+  plan->workspace_bytes = total;
+  return fits;
+}
+
+/* Takes the next bytes of a block of memory, or only counts them. */
+static void *take(void *memory, size_t *used, size_t count, size_t bytes) {
+  void *at = memory ? (unsigned char *)memory + *used : NULL;
+  *used += sfa_align64(count * bytes);
+  return at;
+}
+
+size_t sfa_attn_state_place(const sfa_attention_plan *plan, void *memory, sfa_attn_state *state) {
+  size_t used = 0, width = (size_t)plan->width;
+  state->m = take(memory, &used, width, sizeof(float));
+  state->l = take(memory, &used, width, sizeof(float));
+  state->o = take(memory, &used, width * (size_t)plan->options.head_dim_v, sizeof(float));
+  return used;
+}
+
+size_t sfa_attn_scratch_place(const sfa_attention_plan *plan, void *memory, sfa_attn_scratch *s) {
+  const sfa_attention_options *o = &plan->options;
+  size_t used = 0, W = (size_t)plan->width, D = (size_t)o->head_dim, E = (size_t)o->head_dim_v, id_bytes = sfa_id_bytes(o->head_dim);
+  size_t k_width = (size_t)(o->k_k ? o->k_k : o->head_dim);
+  s->stage_ns = take(memory, &used, SFA_STAGE_COUNT, sizeof(int64_t));
+  s->q_rows = take(memory, &used, W * D, sizeof(float));
+  s->q_values = take(memory, &used, W * (size_t)o->k_q, sizeof(float));
+  s->q_ids = take(memory, &used, W * (size_t)o->k_q, id_bytes);
+  s->id_rows = take(memory, &used, W, sizeof(void *));
+  s->value_rows = take(memory, &used, W, sizeof(float *));
+  s->q_tile = take(memory, &used, W * D, sizeof(float));
+  s->k_rows = take(memory, &used, SFA_KEY_TILE * k_width, sizeof(float));
+  s->k_ids = take(memory, &used, SFA_KEY_TILE * (size_t)o->k_k, id_bytes);
+  s->v_rows = take(memory, &used, SFA_KEY_TILE * E, sizeof(float));
+  s->scales = take(memory, &used, SFA_KEY_TILE, sizeof(uint16_t));
+  s->scores = take(memory, &used, SFA_KEY_TILE * W, sizeof(float));
+  s->alpha = take(memory, &used, W, sizeof(float));
+  s->slope = take(memory, &used, W, sizeof(float));
+  s->position = take(memory, &used, W, sizeof(int32_t));
+  s->tile_position = take(memory, &used, W, sizeof(int32_t));
+  s->lo = take(memory, &used, W, sizeof(int32_t));
+  s->hi = take(memory, &used, W, sizeof(int32_t));
+  for (int i = 0; i < 2; i++) {
+    sfa_attn_state *state = i ? &s->part : &s->total;
+    size_t bytes = sfa_attn_state_place(plan, memory ? (unsigned char *)memory + used : NULL, state);
+    used += bytes;
+  }
+  size_t k_bytes = plan->encode_k ? sfa_code_scratch_bytes(&plan->k_format, SFA_ENCODE_ROWS) : 0;
+  size_t v_bytes = plan->encode_v ? sfa_code_scratch_bytes(&plan->v_format, SFA_ENCODE_ROWS) : 0;
+  s->encode = take(memory, &used, k_bytes > v_bytes ? k_bytes : v_bytes, 1);
+  return used;
+}

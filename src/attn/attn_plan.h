@@ -1,0 +1,70 @@
+/* attn/attn_plan.h: everything about a call that its options decide. Pure functions of shape, so that the same call does the same work
+ * whatever the data, the threads or the machine. */
+#ifndef SFA_ATTN_PLAN_H
+#define SFA_ATTN_PLAN_H
+
+#include "backend/backend.h"
+#include "kernel/kernel.h"
+
+enum {
+  SFA_KEY_SPAN = 4096,  /* keys of a span, counted from key 0: each has a softmax state of its own, joined in rising order. Part of the
+                         * definition of the bits: it lets one query share out a long cache over threads */
+  SFA_ENCODE_ROWS = 256 /* rows of an item where dense keys or values are coded first */
+};
+
+struct sfa_attention_plan {
+  sfa_context *ctx;
+  const sfa_kernels *kernels;
+  sfa_attention_options options; /* defaults filled in; k_q and k_k as given */
+
+  int32_t group;                     /* H / G: query heads that share a kv head */
+  int32_t width;                     /* W: query rows of a block. Row r of a kv head is token r / group, head r % group of the group */
+  int64_t n_blocks;                  /* blocks of max_seqlen_q tokens */
+  int64_t n_spans;                   /* spans of max_seqlen_k keys */
+  bool split;                        /* items are (block, span), joined afterwards; else an item is a block with all its spans */
+  float query_scale;                 /* goes into Qt: scores come out in units of log2, or divided by softcap */
+  sfa_row_format k_format, v_format; /* that run defines its result on. k = 0: dense */
+  bool encode_k, encode_v;           /* dense f32 arguments must be stored first */
+
+  /* Offsets into the workspace. */
+  size_t views, parts, scratch;
+  size_t part_bytes, scratch_bytes;                     /* of one part, of one thread */
+  size_t k_ids, k_values, k_scales, v_values, v_scales; /* last: calls that need none never touch the memory */
+  size_t workspace_bytes;
+};
+
+/* Fills all but ctx, kernels and options, which must be checked. False if the workspace does not fit an address. */
+bool sfa_attn_plan_fill(sfa_attention_plan *plan);
+
+/* Softmax state of a block's rows over some keys: unnormalised, m in units of log2. */
+typedef struct sfa_attn_state {
+  float *m, *l; /* [W] */
+  float *o;     /* [W][E] */
+} sfa_attn_state;
+
+/* One thread's memory. */
+typedef struct sfa_attn_scratch {
+  int64_t *stage_ns;                /* [SFA_STAGE_COUNT] */
+  float *q_rows;                    /* [W][D] */
+  float *q_values;                  /* [W][K_q] */
+  unsigned char *q_ids;             /* [W][K_q] */
+  const void **id_rows;             /* [W] */
+  const float **value_rows;         /* [W] */
+  float *q_tile;                    /* [D][W] */
+  float *k_rows;                    /* [64][K_k or D] */
+  unsigned char *k_ids;             /* [64][K_k] */
+  float *v_rows;                    /* [64][E] */
+  uint16_t *scales;                 /* [64] */
+  float *scores;                    /* [64][W] */
+  float *alpha, *slope;             /* [W] */
+  int32_t *position;                /* [W] of the row's query among the keys, then relative to a tile in tile_position */
+  int32_t *tile_position, *lo, *hi; /* [W] */
+  sfa_attn_state total, part;
+  void *encode; /* scratch of backend.encode */
+} sfa_attn_scratch;
+
+/* Lays the pointers over memory; NULL counts only. Returns the bytes. */
+size_t sfa_attn_scratch_place(const sfa_attention_plan *plan, void *memory, sfa_attn_scratch *scratch);
+size_t sfa_attn_state_place(const sfa_attention_plan *plan, void *memory, sfa_attn_state *state);
+
+#endif

@@ -1,0 +1,46 @@
+/* attn/attn_tile.h: the steps of attention on the CPU, shared by prefill and decode. */
+#ifndef SFA_ATTN_TILE_H
+#define SFA_ATTN_TILE_H
+
+#include "attn/attn.h"
+
+/* A call: the plan, the checked arguments, and where keys and values lie. */
+typedef struct sfa_attn_call {
+  const sfa_attention_plan *plan;
+  const sfa_attention_args *args;
+  const sfa_kv_view *views; /* [B] */
+} sfa_attn_call;
+
+/* A block of query rows of one kv head, ready to meet keys. */
+typedef struct sfa_attn_block {
+  const sfa_attn_call *call;
+  const sfa_kv_view *view;
+  sfa_attn_scratch scratch;
+  int32_t kv_head, n_rows;
+  int64_t first_row;       /* among the rows of the kv head */
+  int64_t first_token;     /* the sequence's, in out */
+  int64_t q_offset;        /* elements to the sequence's first query */
+  int64_t position_offset; /* token t stands at key position t + this: S - T */
+} sfa_attn_block;
+
+/* Names block `block` of (sequence b, kv head g). False if the sequence has no such block. */
+bool sfa_attn_block_find(const sfa_attn_call *call, int32_t b, int32_t g, int64_t block, int32_t thread, sfa_attn_block *out);
+/* Codes and lays out its queries: scratch.q_tile. */
+void sfa_attn_block_load(sfa_attn_block *block);
+/* Whether any row sees a key of [first, end). */
+bool sfa_attn_block_sees(const sfa_attn_block *block, int64_t first_key, int64_t end_key);
+/* Attention over one span of keys: *state is set. */
+void sfa_attn_block_span(sfa_attn_block *block, int64_t span, const sfa_attn_state *state);
+/* *into becomes the state of the keys of both. */
+void sfa_attn_block_join(const sfa_attn_block *block, const sfa_attn_state *into, const sfa_attn_state *part);
+/* Sink, division, lse: writes the rows of args.out and args.lse. total is used up. */
+void sfa_attn_block_finish(sfa_attn_block *block, const sfa_attn_state *total);
+
+/* The state of no keys. */
+void sfa_attn_state_clear(const sfa_attention_plan *plan, const sfa_attn_state *state);
+
+/* Clock of an item: what passes between two readings is attention, without the top-k that ran meanwhile. 0 where nobody asked. */
+int64_t sfa_attn_clock(const sfa_attn_block *block);
+void sfa_attn_clock_stop(sfa_attn_block *block, int64_t start);
+
+#endif

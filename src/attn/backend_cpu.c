@@ -1,0 +1,31 @@
+/* The CPU backend: plain memory, the folder code, the folder attn. */
+#include "attn/attn.h"
+#include "code/code.h"
+
+#include <string.h>
+
+static void copy_memory(sfa_context *ctx, void *to, const void *from, size_t bytes) {
+  (void)ctx;
+  memcpy(to, from, bytes);
+}
+
+static int64_t encode_rows(const sfa_context *ctx, int64_t n_rows, const void *x, sfa_dtype x_dtype, int64_t row_stride,
+                           const sfa_row_format *format, const sfa_row_store *out, void *scratch, int64_t *stage_ns) {
+  return sfa_code_rows(sfa_kernel_select(ctx->isa), n_rows, x, x_dtype, row_stride, format, out, scratch, stage_ns);
+}
+
+static const sfa_backend backend_cpu = {
+    .name = "cpu",
+    .memory_alloc = sfa_alloc,
+    .memory_free = sfa_free,
+    .memory_copy = copy_memory,
+    .encode_scratch_bytes = sfa_code_scratch_bytes,
+    .encode = encode_rows,
+    .prefill = sfa_attn_prefill,
+    .decode = sfa_attn_decode,
+};
+
+const sfa_backend *sfa_backend_of(const sfa_context *ctx) {
+  (void)ctx;
+  return &backend_cpu;
+}

@@ -1,0 +1,90 @@
+/* backend/backend.h: what a backend does, and the plain data that crosses to it.
+ *
+ * Above this line nobody knows where the work is done: the API checks arguments and calls the context's backend; the cache lays out pages
+ * and has the backend fill and copy them. Below it nobody knows about caches: attention reads keys and values through a sfa_kv_view.
+ */
+#ifndef SFA_BACKEND_H
+#define SFA_BACKEND_H
+
+#include <sfa/attention.h>
+
+#include "base/context.h"
+
+/* ---- Stored rows ---------------------------------------------------------------------------------------------------------- */
+
+/* How rows of keys or values are stored: the k largest features with their ids, or the whole row without ids. */
+typedef struct sfa_row_format {
+  int32_t dim; /* D or E */
+  int32_t k;   /* kept features, 0: the whole row */
+  sfa_dtype dtype;
+} sfa_row_format;
+
+/* Values that one row stores. */
+static inline int32_t sfa_row_width(const sfa_row_format *format) { return format->k ? format->k : format->dim; }
+static inline size_t sfa_id_bytes(int32_t dim) { return dim <= 256 ? 1 : 2; }
+static inline size_t sfa_row_ids_bytes(const sfa_row_format *format) { return (size_t)format->k * sfa_id_bytes(format->dim); }
+static inline size_t sfa_row_values_bytes(const sfa_row_format *format) {
+  return (size_t)sfa_row_width(format) * sfa_dtype_bytes(format->dtype);
+}
+static inline size_t sfa_row_scale_bytes(const sfa_row_format *format) { return format->dtype == SFA_I8 ? sizeof(uint16_t) : 0; }
+
+/* Where rows go, one after the other. */
+typedef struct sfa_row_store {
+  void *ids;        /* [n][k], unused with k = 0 */
+  void *values;     /* [n][width] */
+  uint16_t *scales; /* [n] f16, for SFA_I8 */
+} sfa_row_store;
+
+/* ---- Keys and values as attention reads them --------------------------------------------------------------------------------- */
+
+/* One array of a view. Head g's rows of key tile t begin at (pages ? pages[t] : base) + offset + g * head_bytes + t * tile_bytes. */
+typedef struct sfa_kv_stream {
+  const unsigned char *base;
+  size_t offset, head_bytes, tile_bytes;
+  int64_t row_stride; /* elements between keys */
+} sfa_kv_stream;
+
+/* Keys, or values. */
+typedef struct sfa_kv_side {
+  sfa_row_format format;
+  sfa_kv_stream ids, values, scales;
+} sfa_kv_side;
+
+/* The keys and values of one sequence, all kv heads: pages of SFA_KEY_TILE keys, or plain arrays (pages = NULL). */
+typedef struct sfa_kv_view {
+  int64_t n_keys;
+  const unsigned char *const *pages; /* [n_keys / SFA_KEY_TILE, rounded up] */
+  sfa_kv_side k, v;
+} sfa_kv_view;
+
+static inline const unsigned char *sfa_kv_at(const sfa_kv_view *view, const sfa_kv_stream *stream, int32_t kv_head, int64_t tile) {
+  return (view->pages ? view->pages[tile] : stream->base) + stream->offset + (size_t)kv_head * stream->head_bytes +
+         (size_t)tile * stream->tile_bytes;
+}
+
+/* ---- The backend ---------------------------------------------------------------------------------------------------------- */
+
+typedef struct sfa_backend {
+  const char *name;
+
+  /* Memory that the backend computes on. alloc sets *out to NULL and the error text on failure; free takes NULL. */
+  sfa_status (*memory_alloc)(sfa_context *ctx, size_t bytes, const char *what, void **out);
+  void (*memory_free)(sfa_context *ctx, void *memory);
+  void (*memory_copy)(sfa_context *ctx, void *to, const void *from, size_t bytes);
+
+  /* Dense rows x [n][dim] of SFA_F32 or SFA_BF16 to the stored format: top-k, then rounding. Serial, so that callers share out rows.
+   * scratch: encode_scratch_bytes. stage_ns [SFA_STAGE_COUNT] or NULL: time added. Returns 0, or 1 + the first row with a finite value
+   * beyond f16's range where the format is SFA_I8 or SFA_F16. */
+  size_t (*encode_scratch_bytes)(const sfa_row_format *format, int64_t n_rows);
+  int64_t (*encode)(const sfa_context *ctx, int64_t n_rows, const void *x, sfa_dtype x_dtype, int64_t row_stride,
+                    const sfa_row_format *format, const sfa_row_store *out, void *scratch, int64_t *stage_ns);
+
+  /* Attention of checked arguments over views [B]. Queries in blocks, one item all spans; or items are spans, joined afterwards. */
+  void (*prefill)(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_kv_view *views);
+  void (*decode)(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_kv_view *views);
+} sfa_backend;
+
+/* The backend of a context. */
+const sfa_backend *sfa_backend_of(const sfa_context *ctx);
+
+#endif

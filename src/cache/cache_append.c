@@ -1,0 +1,118 @@
+/* Append: dense rows become stored rows of the pages. And the view that attention reads. */
+#include "cache/cache_pages.h"
+
+#include <stdatomic.h>
+
+static unsigned char *head_block(const sfa_cache_layer *layer, unsigned char *page, int32_t g) {
+  return page + SFA_PAGE_HEADER + (size_t)g * layer->head_bytes;
+}
+
+/* Row `row` of one side of a head's block. */
+static sfa_row_store store_at(const sfa_row_format *format, unsigned char *ids, unsigned char *values, unsigned char *scales, int64_t row) {
+  return (sfa_row_store){ids + (size_t)row * sfa_row_ids_bytes(format), values + (size_t)row * sfa_row_values_bytes(format),
+                         (uint16_t *)(void *)(scales + (size_t)row * sfa_row_scale_bytes(format))};
+}
+
+/* ---- Append -------------------------------------------------------------------------------------------------------------------------- */
+
+typedef struct append_job {
+  const sfa_cache *cache;
+  const sfa_cache_layer *layer;
+  unsigned char *const *pages; /* of the table */
+  const sfa_rows *k, *v;
+  int64_t old_len, new_len;
+  _Atomic int64_t bad_tokens; /* rows that the storage type cannot hold were met */
+} append_job;
+
+/* The new tokens of one page, one kv head. */
+static void append_item(void *arg, int64_t item, int32_t thread) {
+  append_job *job = arg;
+  const sfa_cache *cache = job->cache;
+  const sfa_cache_layer *layer = job->layer;
+  int32_t g = (int32_t)(item % cache->n_kv_heads);
+  int64_t page = job->old_len / SFA_PAGE_LEN + item / cache->n_kv_heads;
+  int64_t first = sfa_max64(page * SFA_PAGE_LEN, job->old_len), end = sfa_min64((page + 1) * SFA_PAGE_LEN, job->new_len);
+  unsigned char *block = head_block(layer, job->pages[page], g);
+  void *scratch = cache->scratch + (size_t)thread * cache->scratch_bytes;
+  int64_t row = first % SFA_PAGE_LEN;
+  sfa_row_store k_store = store_at(&layer->k, block + layer->k_ids, block + layer->k_values, block + layer->k_scales, row);
+  sfa_row_store v_store = store_at(&layer->v, NULL, block + layer->v_values, block + layer->v_scales, row);
+  for (int side = 0; side < 2; side++) {
+    const sfa_rows *rows = side ? job->v : job->k;
+    int64_t offset = (first - job->old_len) * rows->token_stride + g * rows->head_stride;
+    const void *x = (const unsigned char *)rows->data + (size_t)offset * sfa_dtype_bytes(rows->dtype);
+    if (cache->backend->encode(cache->ctx, end - first, x, rows->dtype, rows->token_stride, side ? &layer->v : &layer->k,
+                               side ? &v_store : &k_store, scratch, NULL))
+      atomic_fetch_add(&job->bad_tokens, 1);
+  }
+}
+
+/* Pages for the table entries [first, end), which are unused; on failure none is taken. */
+static sfa_status take_pages(sfa_cache *cache, int32_t layer, unsigned char **pages, int64_t first, int64_t end) {
+  for (int64_t p = first; p < end; p++) {
+    sfa_status status = sfa_cache_page_take(cache, layer, &pages[p]);
+    if (status != SFA_OK) {
+      while (--p >= first)
+        sfa_cache_page_release(cache, layer, pages[p]);
+      return status;
+    }
+  }
+  return SFA_OK;
+}
+
+sfa_status sfa_cache_pages_append(sfa_cache *cache, int32_t sequence, int32_t layer, int64_t n_tokens, const sfa_rows *k,
+                                  const sfa_rows *v) {
+  sfa_cache_table *table = sfa_cache_table_of(cache, sequence, layer);
+  int64_t old_pages = sfa_page_count(table->len), new_pages = sfa_page_count(table->len + n_tokens);
+  SFA_TRY(sfa_cache_table_reserve(cache, table, new_pages));
+  SFA_TRY(take_pages(cache, layer, table->pages, old_pages, new_pages));
+  sfa_status status = SFA_OK;
+  /* The last page has room but other users as well: from here on this table has its own copy. */
+  unsigned char **last = &table->pages[old_pages - (old_pages > 0)];
+  if (table->len % SFA_PAGE_LEN && ((sfa_page *)(void *)*last)->n_users > 1) {
+    unsigned char *copy;
+    status = sfa_cache_page_take(cache, layer, &copy);
+    if (status == SFA_OK) {
+      cache->backend->memory_copy(cache->ctx, copy + SFA_PAGE_HEADER, *last + SFA_PAGE_HEADER,
+                                  cache->layers[layer].page_bytes - SFA_PAGE_HEADER);
+      sfa_cache_page_release(cache, layer, *last);
+      *last = copy;
+    }
+  }
+  if (status == SFA_OK) {
+    append_job job = {cache, &cache->layers[layer], table->pages, k, v, table->len, table->len + n_tokens, 0};
+    int64_t n_touched = new_pages - table->len / SFA_PAGE_LEN;
+    sfa_parallel(cache->ctx, n_touched * cache->n_kv_heads, append_item, &job);
+    if (atomic_load(&job.bad_tokens))
+      status =
+          sfa_fail(cache->ctx, SFA_ERROR_RANGE,
+                   "layer %d, tokens %lld..%lld: a key or value beyond 65504, which neither f16 nor the int8 row scale can hold: scale "
+                   "the input, or make the cache with k_dtype and v_dtype bf16 or f32",
+                   layer, (long long)table->len, (long long)(table->len + n_tokens - 1));
+  }
+  if (status == SFA_OK)
+    table->len += n_tokens;
+  else
+    for (int64_t p = old_pages; p < new_pages; p++)
+      sfa_cache_page_release(cache, layer, table->pages[p]);
+  return status;
+}
+
+/* ---- View ---------------------------------------------------------------------------------------------------------------------------- */
+
+static sfa_kv_stream stream_at(const sfa_cache_layer *layer, size_t offset, int64_t row_width) {
+  return (sfa_kv_stream){.offset = SFA_PAGE_HEADER + offset, .head_bytes = layer->head_bytes, .row_stride = row_width};
+}
+
+void sfa_cache_pages_view(const sfa_cache *cache, int32_t sequence, int32_t layer_index, sfa_kv_view *view) {
+  const sfa_cache_table *table = sfa_cache_table_of(cache, sequence, layer_index);
+  const sfa_cache_layer *layer = &cache->layers[layer_index];
+  *view = (sfa_kv_view){.n_keys = table->len, .pages = (const unsigned char *const *)table->pages};
+  view->k = (sfa_kv_side){.format = layer->k,
+                          .ids = stream_at(layer, layer->k_ids, layer->k.k),
+                          .values = stream_at(layer, layer->k_values, sfa_row_width(&layer->k)),
+                          .scales = stream_at(layer, layer->k_scales, 1)};
+  view->v = (sfa_kv_side){.format = layer->v,
+                          .values = stream_at(layer, layer->v_values, sfa_row_width(&layer->v)),
+                          .scales = stream_at(layer, layer->v_scales, 1)};
+}

@@ -1,0 +1,146 @@
+/* Pages, their users, tables; create, fork, cut. */
+#include "cache/cache_pages.h"
+
+#include <string.h>
+
+/* ---- Pages ----------------------------------------------------------------------------------------------------------------------- */
+
+sfa_status sfa_cache_page_take(sfa_cache *cache, int32_t layer, unsigned char **page) {
+  size_t bytes = cache->layers[layer].page_bytes;
+  sfa_cache_layer *pool = &cache->layers[cache->layers[layer].pool];
+  sfa_page *taken = pool->free_pages;
+  if (taken)
+    pool->free_pages = taken->next;
+  else
+    SFA_TRY(cache->backend->memory_alloc(cache->ctx, bytes, "a page of the cache", (void **)&taken));
+  *taken = (sfa_page){.n_users = 1};
+  cache->bytes += bytes;
+  *page = (unsigned char *)taken;
+  return SFA_OK;
+}
+
+void sfa_cache_page_release(sfa_cache *cache, int32_t layer, unsigned char *memory) {
+  sfa_page *page = (sfa_page *)(void *)memory;
+  if (--page->n_users > 0)
+    return;
+  sfa_cache_layer *pool = &cache->layers[cache->layers[layer].pool];
+  page->next = pool->free_pages;
+  pool->free_pages = page;
+  cache->bytes -= cache->layers[layer].page_bytes;
+}
+
+/* ---- Tables ---------------------------------------------------------------------------------------------------------------------- */
+
+sfa_status sfa_cache_table_reserve(sfa_cache *cache, sfa_cache_table *table, int64_t n_pages) {
+  if (n_pages <= table->capacity)
+    return SFA_OK;
+  int64_t capacity = sfa_max64(n_pages, 2 * table->capacity);
+  unsigned char **pages;
+  SFA_TRY(sfa_alloc_zero(cache->ctx, (size_t)capacity, sizeof *pages, "a page table", (void **)&pages));
+  if (table->pages)
+    memcpy(pages, table->pages, (size_t)sfa_page_count(table->len) * sizeof *pages);
+  sfa_free(cache->ctx, table->pages);
+  table->pages = pages;
+  table->capacity = capacity;
+  return SFA_OK;
+}
+
+void sfa_cache_table_cut(sfa_cache *cache, int32_t layer, sfa_cache_table *table, int64_t new_len) {
+  if (new_len >= table->len)
+    return;
+  for (int64_t p = sfa_page_count(new_len); p < sfa_page_count(table->len); p++)
+    sfa_cache_page_release(cache, layer, table->pages[p]);
+  table->len = new_len;
+}
+
+sfa_status sfa_cache_pages_fork(sfa_cache *cache, int32_t from, int32_t to, int64_t prefix_len) {
+  /* What can fail first: room in every table. Then nothing can. */
+  for (int32_t layer = 0; layer < cache->n_layers; layer++)
+    SFA_TRY(sfa_cache_table_reserve(cache, sfa_cache_table_of(cache, to, layer), sfa_page_count(prefix_len)));
+  for (int32_t layer = 0; layer < cache->n_layers; layer++) {
+    const sfa_cache_table *source = sfa_cache_table_of(cache, from, layer);
+    sfa_cache_table *target = sfa_cache_table_of(cache, to, layer);
+    sfa_cache_table_cut(cache, layer, target, 0);
+    for (int64_t p = 0; p < sfa_page_count(prefix_len); p++) {
+      target->pages[p] = source->pages[p];
+      ((sfa_page *)(void *)source->pages[p])->n_users++;
+    }
+    target->len = prefix_len;
+  }
+  return SFA_OK;
+}
+
+/* ---- Create ------------------------------------------------------------------------------------------------------------------------ */
+
+/* Appends an array of 64 rows to a head's block. */
+static size_t add_rows(size_t *total, size_t row_bytes) {
+  size_t offset = *total;
+  *total += sfa_align64(row_bytes * SFA_PAGE_LEN);
+  return offset;
+}
+
+static void lay_out(const sfa_cache_options *options, int32_t index, sfa_cache_layer *layer) {
+  int32_t D = options->head_dim, E = options->head_dim_v, K = options->k ? options->k[index] : 0;
+  K = K == D ? 0 : K;
+  sfa_dtype k_dtype = options->k_dtype ? options->k_dtype : K ? SFA_I8 : SFA_BF16;
+  layer->k = (sfa_row_format){D, K, k_dtype};
+  layer->v = (sfa_row_format){E, 0, options->v_dtype ? options->v_dtype : SFA_BF16};
+  layer->k_ids = add_rows(&layer->head_bytes, sfa_row_ids_bytes(&layer->k));
+  layer->k_values = add_rows(&layer->head_bytes, sfa_row_values_bytes(&layer->k));
+  layer->k_scales = add_rows(&layer->head_bytes, sfa_row_scale_bytes(&layer->k));
+  layer->v_values = add_rows(&layer->head_bytes, sfa_row_values_bytes(&layer->v));
+  layer->v_scales = add_rows(&layer->head_bytes, sfa_row_scale_bytes(&layer->v));
+  layer->page_bytes = SFA_PAGE_HEADER + (size_t)options->n_kv_heads * layer->head_bytes;
+}
+
+static sfa_status fill(sfa_cache *cache, const sfa_cache_options *options) {
+  SFA_TRY(sfa_alloc_zero(cache->ctx, (size_t)cache->n_layers, sizeof *cache->layers, "the cache's layers", (void **)&cache->layers));
+  for (int32_t i = 0; i < cache->n_layers; i++) {
+    sfa_cache_layer *layer = &cache->layers[i];
+    lay_out(options, i, layer);
+    while (cache->layers[layer->pool].page_bytes != layer->page_bytes)
+      layer->pool++;
+    const sfa_row_format *formats[] = {&layer->k, &layer->v};
+    for (int side = 0; side < 2; side++) {
+      size_t bytes = cache->backend->encode_scratch_bytes(formats[side], SFA_PAGE_LEN);
+      cache->scratch_bytes = bytes > cache->scratch_bytes ? bytes : cache->scratch_bytes;
+    }
+  }
+  SFA_TRY(sfa_alloc_zero(cache->ctx, (size_t)cache->n_sequences * (size_t)cache->n_layers, sizeof *cache->tables, "the cache's page tables",
+                         (void **)&cache->tables));
+  return cache->backend->memory_alloc(cache->ctx, cache->scratch_bytes * (size_t)cache->ctx->n_threads, "the cache's scratch",
+                                      (void **)&cache->scratch);
+}
+
+sfa_status sfa_cache_pages_create(sfa_context *ctx, const sfa_cache_options *options, sfa_cache **out) {
+  sfa_cache *cache;
+  SFA_TRY(sfa_alloc_zero(ctx, 1, sizeof *cache, "a cache", (void **)&cache));
+  cache->ctx = ctx;
+  cache->backend = sfa_backend_of(ctx);
+  cache->n_layers = options->n_layers;
+  cache->n_kv_heads = options->n_kv_heads;
+  cache->n_sequences = options->n_sequences;
+  sfa_status status = fill(cache, options);
+  if (status != SFA_OK)
+    sfa_cache_pages_destroy(cache);
+  else
+    *out = cache;
+  return status;
+}
+
+void sfa_cache_pages_destroy(sfa_cache *cache) {
+  int64_t n_tables = cache->tables ? (int64_t)cache->n_sequences * cache->n_layers : 0;
+  for (int64_t i = 0; i < n_tables; i++) {
+    sfa_cache_table_cut(cache, (int32_t)(i % cache->n_layers), &cache->tables[i], 0);
+    sfa_free(cache->ctx, cache->tables[i].pages);
+  }
+  for (int32_t i = 0; cache->layers && i < cache->n_layers; i++)
+    for (sfa_page *page = cache->layers[i].free_pages, *next; page; page = next) {
+      next = page->next;
+      cache->backend->memory_free(cache->ctx, page);
+    }
+  cache->backend->memory_free(cache->ctx, cache->scratch);
+  sfa_free(cache->ctx, cache->tables);
+  sfa_free(cache->ctx, cache->layers);
+  sfa_free(cache->ctx, cache);
+}

@@ -1,0 +1,24 @@
+/* code/code.h: dense rows to stored rows (top-k codes or rounded rows), and codes to other formats. docs/MATH.md 1. */
+#ifndef SFA_CODE_H
+#define SFA_CODE_H
+
+#include "backend/backend.h"
+#include "kernel/kernel.h"
+
+/* Contract: sfa_backend.encode. */
+size_t sfa_code_scratch_bytes(const sfa_row_format *format, int64_t n_rows);
+int64_t sfa_code_rows(const sfa_kernels *kernels, int64_t n_rows, const void *x, sfa_dtype x_dtype, int64_t row_stride,
+                      const sfa_row_format *format, const sfa_row_store *out, void *scratch, int64_t *stage_ns);
+
+/* Value u of a row in f32, and its feature. */
+float sfa_code_value(const sfa_codes *codes, int64_t row, int32_t u);
+int32_t sfa_code_id(const sfa_codes *codes, int64_t row, int32_t u);
+/* -1, or the first row with an id that is not a feature (>= head_dim) or not above the one before it. */
+int64_t sfa_code_bad_row(const sfa_codes *codes);
+
+/* Public contracts in sfa/attention.h; codes are checked. */
+void sfa_code_densify(const sfa_codes *codes, float *out, int64_t row_stride);
+void sfa_code_csr(const sfa_codes *codes, int64_t *row_ptr, int32_t *col, float *val);
+void sfa_code_csc(const sfa_codes *codes, int64_t *col_ptr, int64_t *row, float *val);
+
+#endif

@@ -1,0 +1,72 @@
+/* Codes -> dense rows, CSR and CSC: for tests, other libraries and the eye. None of this is on the attention path. */
+#include "code/code.h"
+
+#include "base/half.h"
+
+#include <string.h>
+
+int32_t sfa_code_id(const sfa_codes *codes, int64_t row, int32_t u) {
+  int64_t at = row * codes->k + u;
+  return sfa_id_bytes(codes->head_dim) == 1 ? ((const uint8_t *)codes->ids)[at] : ((const uint16_t *)codes->ids)[at];
+}
+
+float sfa_code_value(const sfa_codes *codes, int64_t row, int32_t u) {
+  int64_t at = row * codes->k + u;
+  switch (codes->dtype) {
+  case SFA_I8: return (float)((const int8_t *)codes->values)[at] * sfa_f32_from_f16(codes->scales[row]);
+  case SFA_F16: return sfa_f32_from_f16(((const uint16_t *)codes->values)[at]);
+  case SFA_BF16: return sfa_f32_from_bf16(((const uint16_t *)codes->values)[at]);
+  default: return ((const float *)codes->values)[at];
+  }
+}
+
+int64_t sfa_code_bad_row(const sfa_codes *codes) {
+  for (int64_t row = 0; row < codes->n_rows; row++) {
+    int32_t before = -1;
+    for (int32_t u = 0; u < codes->k; u++) {
+      int32_t id = sfa_code_id(codes, row, u);
+      if (id <= before || id >= codes->head_dim)
+        return row;
+      before = id;
+    }
+  }
+  return -1;
+}
+
+void sfa_code_densify(const sfa_codes *codes, float *out, int64_t row_stride) {
+  for (int64_t row = 0; row < codes->n_rows; row++) {
+    float *to = out + row * row_stride;
+    memset(to, 0, (size_t)codes->head_dim * sizeof(float));
+    for (int32_t u = 0; u < codes->k; u++)
+      to[sfa_code_id(codes, row, u)] = sfa_code_value(codes, row, u);
+  }
+}
+
+void sfa_code_csr(const sfa_codes *codes, int64_t *row_ptr, int32_t *col, float *val) {
+  row_ptr[0] = 0;
+  for (int64_t row = 0; row < codes->n_rows; row++) {
+    for (int32_t u = 0; u < codes->k; u++) {
+      col[row * codes->k + u] = sfa_code_id(codes, row, u);
+      val[row * codes->k + u] = sfa_code_value(codes, row, u);
+    }
+    row_ptr[row + 1] = (row + 1) * codes->k;
+  }
+}
+
+void sfa_code_csc(const sfa_codes *codes, int64_t *col_ptr, int64_t *row_out, float *val) {
+  int32_t D = codes->head_dim;
+  memset(col_ptr, 0, ((size_t)D + 1) * sizeof *col_ptr);
+  for (int64_t row = 0; row < codes->n_rows; row++)
+    for (int32_t u = 0; u < codes->k; u++)
+      col_ptr[sfa_code_id(codes, row, u) + 1]++;
+  for (int32_t c = 0; c < D; c++)
+    col_ptr[c + 1] += col_ptr[c];
+  for (int64_t row = 0; row < codes->n_rows; row++) /* col_ptr[c] is the next free place of column c, so it ends at c's end, */
+    for (int32_t u = 0; u < codes->k; u++) {
+      int64_t at = col_ptr[sfa_code_id(codes, row, u)]++;
+      row_out[at] = row;
+      val[at] = sfa_code_value(codes, row, u);
+    }
+  memmove(col_ptr + 1, col_ptr, (size_t)D * sizeof *col_ptr); /* which is where c + 1 begins */
+  col_ptr[0] = 0;
+}
