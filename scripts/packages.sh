@@ -17,7 +17,7 @@ packages_missing() {
 
 # Installs what is missing of the packages named; says what to do and returns 1 where it cannot.
 packages_install() {
-  local missing root=""
+  local missing log root=""
   if ! command -v dpkg-query >/dev/null; then
     echo "This is not Debian or Ubuntu: please install what these packages hold, then go on: $*" >&2
     return 0
@@ -33,9 +33,9 @@ packages_install() {
     fi
   fi
   echo "Installing: $missing"
-  if ! { $root env DEBIAN_FRONTEND=noninteractive apt-get update -qq &&
-    $root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing; } >/dev/null; then
-    echo "apt-get could not install: $missing" >&2
+  if ! log=$({ $root env DEBIAN_FRONTEND=noninteractive apt-get update -qq &&
+    $root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing; } 2>&1); then
+    printf '%s\napt-get could not install: %s\n' "$log" "$missing" >&2
     return 1
   fi
 }
