@@ -1,0 +1,34 @@
+/* Qwen3: Llama's block with an RMSNorm of every query and key head, and a head_dim of its own. */
+#include "model/families.h"
+
+static const char *const tensors[SFA_ROLE_COUNT] = {
+    [SFA_ROLE_EMBEDDING] = "embed_tokens",
+    [SFA_ROLE_FINAL_NORM] = "norm",
+    [SFA_ROLE_HEAD] = "lm_head",
+    [SFA_ROLE_ATTENTION_NORM] = "layers.*.input_layernorm",
+    [SFA_ROLE_Q] = "layers.*.self_attn.q_proj",
+    [SFA_ROLE_K] = "layers.*.self_attn.k_proj",
+    [SFA_ROLE_V] = "layers.*.self_attn.v_proj",
+    [SFA_ROLE_Q_NORM] = "layers.*.self_attn.q_norm",
+    [SFA_ROLE_K_NORM] = "layers.*.self_attn.k_norm",
+    [SFA_ROLE_O] = "layers.*.self_attn.o_proj",
+    [SFA_ROLE_FFN_NORM] = "layers.*.post_attention_layernorm",
+    [SFA_ROLE_GATE] = "layers.*.mlp.gate_proj",
+    [SFA_ROLE_UP] = "layers.*.mlp.up_proj",
+    [SFA_ROLE_DOWN] = "layers.*.mlp.down_proj",
+};
+
+const sfa_family sfa_family_qwen3 = {
+    .name = "qwen3",
+    .gguf = {"qwen3"},
+    .model_types = {"qwen3"},
+    .tensors = tensors,
+    .tensor_prefixes = {"model.", ""},
+    .numbers = sfa_config_numbers,
+    .config_prefixes = {""},
+    .gguf_norm_eps = "attention.layer_norm_rms_epsilon",
+    .activations = {"silu"},
+    .activation_key = "hidden_act",
+    .activation = SFA_ACT_SILU,
+    .default_rope_base = 1000000.0,
+};

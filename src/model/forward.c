@@ -1,0 +1,223 @@
+/* Making and keeping a timeline: caches, plans, buffers. What is done with them is in block.c. */
+#include "model/forward.h"
+
+#include <string.h>
+
+/* What an attention choice came to, layer by layer. */
+typedef struct resolution {
+  int32_t *k_keys, *k_queries; /* [n_layers] */
+  sfa_dtype k_dtype[SFA_CACHES], v_dtype;
+} resolution;
+
+static void free_resolution(sfa_context *ctx, resolution *r) {
+  sfa_free(ctx, r->k_keys);
+  sfa_free(ctx, r->k_queries);
+}
+
+static sfa_status resolve(const sfa_model *model, const sfa_attention_choice *choice, resolution *r) {
+  size_t n_layers = (size_t)model->config.n_layers;
+  *r = (resolution){0};
+  SFA_TRY(sfa_alloc_zero(model->ctx, n_layers, sizeof(int32_t), "kept features by layer", (void **)&r->k_keys));
+  SFA_TRY(sfa_alloc_zero(model->ctx, n_layers, sizeof(int32_t), "kept features by layer", (void **)&r->k_queries));
+  return sfa_model_resolve(model, choice, r->k_keys, r->k_queries, &r->k_dtype[SFA_CACHE_SPARSE], &r->k_dtype[SFA_CACHE_DENSE],
+                           &r->v_dtype);
+}
+
+/* One cache for the dense layers and one for the sparse ones; routes may be NULL. */
+static sfa_status create_caches(const sfa_model *model, const resolution *r, sfa_cache *caches[SFA_CACHES], sfa_layer_route *routes) {
+  const sfa_model_config *c = &model->config;
+  int32_t *k;
+  SFA_TRY(sfa_alloc_zero(model->ctx, (size_t)c->n_layers, sizeof *k, "kept features by layer", (void **)&k));
+  sfa_status status = SFA_OK;
+  for (int kind = 0; kind < SFA_CACHES && status == SFA_OK; kind++) {
+    int32_t n = 0;
+    for (int32_t layer = 0; layer < c->n_layers; layer++)
+      if ((r->k_keys[layer] > 0) == (kind == SFA_CACHE_SPARSE))
+        k[n++] = r->k_keys[layer];
+    if (n == 0)
+      continue;
+    sfa_cache_options options = {.struct_size = sizeof options,
+                                 .n_layers = n,
+                                 .n_kv_heads = c->n_kv_heads,
+                                 .head_dim = c->head_dim,
+                                 .k = k,
+                                 .k_dtype = r->k_dtype[kind],
+                                 .v_dtype = r->v_dtype};
+    status = sfa_cache_create(model->ctx, &options, &caches[kind]);
+    n = 0;
+    for (int32_t layer = 0; routes && status == SFA_OK && layer < c->n_layers; layer++)
+      if ((r->k_keys[layer] > 0) == (kind == SFA_CACHE_SPARSE))
+        routes[layer] = (sfa_layer_route){.cache = caches[kind], .cache_layer = n++};
+  }
+  sfa_free(model->ctx, k);
+  return status;
+}
+
+static void destroy_caches(sfa_cache *caches[SFA_CACHES]) {
+  for (int kind = 0; kind < SFA_CACHES; kind++)
+    if (caches[kind])
+      sfa_cache_destroy(caches[kind]);
+}
+
+sfa_status sfa_model_kv_bytes(const sfa_model *model, const sfa_attention_choice *choice, size_t *bytes) {
+  resolution r;
+  sfa_cache *caches[SFA_CACHES] = {NULL, NULL};
+  sfa_status status = resolve(model, choice, &r);
+  if (status == SFA_OK)
+    status = create_caches(model, &r, caches, NULL);
+  *bytes = 0;
+  for (int kind = 0; kind < SFA_CACHES && status == SFA_OK; kind++)
+    *bytes += caches[kind] ? sfa_cache_token_bytes(caches[kind]) : 0;
+  destroy_caches(caches);
+  free_resolution(model->ctx, &r);
+  return status;
+}
+
+/* ---- Plans ----------------------------------------------------------------------------------------------------------------------- */
+
+static sfa_status create_plan(const sfa_forward *f, const sfa_attention_kind *kind, int64_t n_tokens, sfa_attention_plan **plan) {
+  const sfa_model_config *c = &f->model->config;
+  sfa_attention_options options = {
+      .struct_size = sizeof options,
+      .n_heads = c->n_heads,
+      .n_kv_heads = c->n_kv_heads,
+      .head_dim = c->head_dim,
+      .max_seqlen_q = n_tokens,
+      .max_seqlen_k = f->context_len,
+      .k_q = kind->k_queries,
+      .k_k = kind->k_keys,
+      .softmax_scale = c->softmax_scale,
+      .softcap = c->attention_softcap,
+      .causal = 1,
+      .has_window = kind->layer_kind == SFA_LAYER_LOCAL,
+      .window_size = {kind->layer_kind == SFA_LAYER_LOCAL ? c->window_len - 1 : -1, -1},
+  };
+  return sfa_attention_plan_create(f->model->ctx, &options, plan);
+}
+
+static sfa_status route_attention(sfa_forward *f, const resolution *r, size_t *workspace_bytes) {
+  const sfa_model_config *c = &f->model->config;
+  for (int32_t layer = 0; layer < c->n_layers; layer++) {
+    sfa_attention_kind wanted = {r->k_keys[layer], r->k_queries[layer], (sfa_layer_kind)c->layer_kinds[layer], NULL, NULL};
+    int32_t i = 0;
+    while (i < f->n_attention && (f->attention[i].k_keys != wanted.k_keys || f->attention[i].k_queries != wanted.k_queries ||
+                                  f->attention[i].layer_kind != wanted.layer_kind))
+      i++;
+    sfa_attention_kind *kind = &f->attention[i];
+    if (i == f->n_attention) {
+      *kind = wanted;
+      f->n_attention++;
+      SFA_TRY(create_plan(f, kind, f->chunk_len, &kind->chunk));
+      SFA_TRY(create_plan(f, kind, 1, &kind->one));
+      size_t chunk_bytes = sfa_attention_workspace_bytes(kind->chunk), one_bytes = sfa_attention_workspace_bytes(kind->one);
+      *workspace_bytes = chunk_bytes > *workspace_bytes ? chunk_bytes : *workspace_bytes;
+      *workspace_bytes = one_bytes > *workspace_bytes ? one_bytes : *workspace_bytes;
+    }
+    f->routes[layer].attention = kind;
+  }
+  return SFA_OK;
+}
+
+/* ---- Life ------------------------------------------------------------------------------------------------------------------------ */
+
+static sfa_status alloc_rows(const sfa_forward *f, int64_t dim, const char *what, float **out) {
+  return sfa_alloc_zero(f->model->ctx, (size_t)f->chunk_len, (size_t)dim * sizeof(float), what, (void **)out);
+}
+
+static sfa_status create_buffers(sfa_forward *f, size_t workspace_bytes) {
+  const sfa_model *m = f->model;
+  const sfa_model_config *c = &m->config;
+  int64_t q_dim = (int64_t)c->n_heads * c->head_dim, kv_dim = (int64_t)c->n_kv_heads * c->head_dim;
+  SFA_TRY(alloc_rows(f, c->hidden_dim, "the residual stream", &f->stream));
+  SFA_TRY(alloc_rows(f, c->hidden_dim, "activations", &f->normed));
+  SFA_TRY(alloc_rows(f, q_dim + 2 * kv_dim, "queries, keys and values", &f->qkv));
+  SFA_TRY(alloc_rows(f, q_dim, "attention's output", &f->attended));
+  SFA_TRY(alloc_rows(f, 2 * (int64_t)c->ffn_dim, "feed-forward activations", &f->ffn));
+  for (int kind = 0; kind < SFA_LAYER_KINDS; kind++) {
+    SFA_TRY(alloc_rows(f, c->rope_pairs, "rotations", &f->rope_cos[kind]));
+    SFA_TRY(alloc_rows(f, c->rope_pairs, "rotations", &f->rope_sin[kind]));
+  }
+  const int64_t n_ins[] = {c->hidden_dim, q_dim, c->ffn_dim};
+  size_t scratch_bytes = 0;
+  for (size_t i = 0; i < sizeof n_ins / sizeof *n_ins; i++) {
+    size_t bytes = m->device->scratch_bytes(f->chunk_len, (int32_t)n_ins[i]);
+    scratch_bytes = bytes > scratch_bytes ? bytes : scratch_bytes;
+  }
+  SFA_TRY(sfa_alloc(m->ctx, scratch_bytes, "rounded activations", &f->scratch));
+  return sfa_alloc(m->ctx, workspace_bytes, "attention's workspace", &f->workspace);
+}
+
+static sfa_status fill_forward(sfa_forward *f, const resolution *r) {
+  const sfa_model *m = f->model;
+  size_t n_layers = (size_t)m->config.n_layers, workspace_bytes = 0;
+  SFA_TRY(sfa_alloc_zero(m->ctx, n_layers, sizeof *f->routes, "routes", (void **)&f->routes));
+  SFA_TRY(sfa_alloc_zero(m->ctx, n_layers, sizeof *f->attention, "attention plans", (void **)&f->attention));
+  SFA_TRY(create_caches(m, r, f->caches, f->routes));
+  SFA_TRY(route_attention(f, r, &workspace_bytes));
+  return create_buffers(f, workspace_bytes);
+}
+
+sfa_status sfa_forward_create(const sfa_model *model, const sfa_attention_choice *choice, int64_t context_len, int32_t chunk_len,
+                              sfa_forward **forward) {
+  sfa_context *ctx = model->ctx;
+  *forward = NULL;
+  SFA_REQUIRE(ctx, context_len >= 1 && context_len <= INT32_MAX, "a context of %lld tokens is out of range", (long long)context_len);
+  SFA_REQUIRE(ctx, chunk_len >= 1, "a chunk of %d tokens is out of range", chunk_len);
+  if (model->positions && context_len > model->config.context_len)
+    return sfa_fail(ctx, SFA_ERROR_RANGE, "a context of %lld tokens: this model has learned positions for %lld", (long long)context_len,
+                    (long long)model->config.context_len);
+  resolution r;
+  sfa_forward *f = NULL;
+  sfa_status status = resolve(model, choice, &r);
+  if (status == SFA_OK)
+    status = sfa_alloc_zero(ctx, 1, sizeof *f, "a timeline", (void **)&f);
+  if (status == SFA_OK) {
+    f->model = model;
+    f->context_len = context_len;
+    f->chunk_len = (int32_t)sfa_min64(chunk_len, context_len);
+    status = fill_forward(f, &r);
+  }
+  free_resolution(ctx, &r);
+  if (status != SFA_OK) {
+    sfa_forward_destroy(f);
+    return status;
+  }
+  *forward = f;
+  return SFA_OK;
+}
+
+void sfa_forward_destroy(sfa_forward *f) {
+  if (!f)
+    return;
+  sfa_context *ctx = f->model->ctx;
+  for (int32_t i = 0; i < f->n_attention; i++) {
+    if (f->attention[i].chunk)
+      sfa_attention_plan_destroy(f->attention[i].chunk);
+    if (f->attention[i].one)
+      sfa_attention_plan_destroy(f->attention[i].one);
+  }
+  destroy_caches(f->caches);
+  void *buffers[] = {f->routes,      f->attention,   f->stream,      f->normed,      f->qkv,     f->attended, f->ffn,
+                     f->rope_cos[0], f->rope_cos[1], f->rope_sin[0], f->rope_sin[1], f->scratch, f->workspace};
+  for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++)
+    sfa_free(ctx, buffers[i]);
+  sfa_free(ctx, f);
+}
+
+int64_t sfa_forward_len(const sfa_forward *f) { return sfa_cache_len(f->routes[0].cache, 0, f->routes[0].cache_layer); }
+
+sfa_status sfa_forward_truncate(sfa_forward *f, int64_t new_len) {
+  SFA_REQUIRE(f->model->ctx, new_len >= 0 && new_len <= sfa_forward_len(f), "cannot cut a timeline of %lld tokens to %lld",
+              (long long)sfa_forward_len(f), (long long)new_len);
+  for (int kind = 0; kind < SFA_CACHES; kind++)
+    if (f->caches[kind])
+      SFA_TRY(sfa_cache_truncate(f->caches[kind], 0, new_len));
+  return SFA_OK;
+}
+
+size_t sfa_forward_kv_bytes(const sfa_forward *f) {
+  size_t bytes = 0;
+  for (int kind = 0; kind < SFA_CACHES; kind++)
+    bytes += f->caches[kind] ? sfa_cache_bytes(f->caches[kind]) : 0;
+  return bytes;
+}

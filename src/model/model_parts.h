@@ -1,0 +1,86 @@
+/* model/model_parts.h: what a loaded model consists of; shared by the files of this folder. */
+#ifndef SFA_MODEL_PARTS_H
+#define SFA_MODEL_PARTS_H
+
+#include "device/device.h"
+#include "model/families.h"
+#include "model/model.h"
+
+/* Which of the two kinds of layers: all tokens before, or those of a sliding window. */
+typedef enum sfa_layer_kind { SFA_LAYER_GLOBAL = 0, SFA_LAYER_LOCAL = 1, SFA_LAYER_KINDS = 2 } sfa_layer_kind;
+
+typedef struct sfa_model_config {
+  const sfa_family *family;
+  bool is_gguf;
+  char prefix[64]; /* of keys: "llama." in GGUF, "" or "text_config." in config.json */
+
+  int32_t n_layers, hidden_dim, ffn_dim, n_heads, n_kv_heads, head_dim, vocab_size;
+  int64_t context_len;
+  float norm_eps, softmax_scale, attention_softcap, final_softcap, embedding_scale; /* 0: none; embedding_scale 1: none */
+
+  int32_t rope_pairs; /* 0: no rotary positions */
+  bool rope_interleaved;
+  double *rope_frequencies[SFA_LAYER_KINDS]; /* [rope_pairs] radians a token */
+  int64_t window_len;                        /* keys that a local layer sees, the token itself included */
+  uint8_t *layer_kinds;                      /* [n_layers] */
+
+  /* docs/MATH.md 9: what the file asks for. */
+  int32_t *sfa_k;  /* [n_layers], 0: dense */
+  int32_t sfa_k_q; /* of sparse layers; 0: dense q */
+  bool is_sparse;  /* the file has such a wish */
+} sfa_model_config;
+
+/* Reads and checks the metadata. On failure what was allocated stays in *config for sfa_model_config_free. */
+sfa_status sfa_model_config_read(sfa_context *ctx, const sfa_weights *weights, sfa_model_config *config);
+void sfa_model_config_free(sfa_context *ctx, sfa_model_config *config);
+/* The rotation frequencies of model_rope.c, from the metadata. */
+sfa_status sfa_model_rope_read(sfa_context *ctx, const sfa_weights *weights, sfa_model_config *config);
+/* The file's sparse attention settings, from the metadata. */
+sfa_status sfa_model_sparsity_read(sfa_context *ctx, const sfa_weights *weights, sfa_model_config *config);
+
+/* A key with the config's prefix before it; false where absent or of another type. */
+bool sfa_config_number(const sfa_weights *weights, const sfa_model_config *config, const char *key, double *out);
+bool sfa_config_bool(const sfa_weights *weights, const sfa_model_config *config, const char *key, bool *out);
+bool sfa_config_string(const sfa_weights *weights, const sfa_model_config *config, const char *key, const char **out);
+enum { SFA_KEY_BYTES = 160 };
+const char *sfa_config_key(const sfa_model_config *config, const char *key, char out[SFA_KEY_BYTES]);
+
+typedef struct sfa_norm {
+  float *weight, *bias; /* NULL: this norm, or its bias, does not exist */
+} sfa_norm;
+
+typedef struct sfa_layer {
+  sfa_norm attention_norm, q_norm, k_norm, post_attention_norm, ffn_norm, post_ffn_norm;
+  sfa_linear *qkv[3]; /* q, k, v; or one for all three and NULL, NULL */
+  sfa_linear *o;
+  sfa_linear *gate; /* NULL: no gate */
+  sfa_linear *up, *down;
+} sfa_layer;
+
+struct sfa_model {
+  sfa_context *ctx;
+  sfa_weights *weights;
+  sfa_tokenizer *tokenizer; /* attached by the engine */
+  const sfa_device *device;
+  sfa_model_config config;
+  sfa_weight_format format; /* in memory */
+  bool file_is_f32;         /* the file's linear layers are f32: caches default to f32 too */
+  int64_t n_parameters;
+  const sfa_tensor *embedding, *positions; /* rows are read from the file's map */
+  sfa_norm final_norm;
+  sfa_linear *head;
+  sfa_layer *layers; /* [n_layers] */
+};
+
+/* A tensor as the rows of a linear layer. transposed: stored [n_in][n_out]. */
+typedef struct sfa_weight_rows {
+  const sfa_tensor *tensor;
+  bool transposed;
+} sfa_weight_rows;
+
+/* How a tensor is kept in memory under a weight format. */
+sfa_storage sfa_weight_storage(const sfa_tensor *tensor, sfa_weight_format format);
+/* Fills source's callbacks, offset and has_minimum for that storage; rows must outlive source. */
+void sfa_weight_source(const sfa_weight_rows *rows, sfa_storage storage, sfa_linear_source *source);
+
+#endif
