@@ -93,7 +93,8 @@ while read -r file; do
         ;;
       *) # a header beside the file
         [ $folder != tests/oracle ] || [[ $target == oracle* ]] || fault "$file:$line: the oracle includes nothing of ours"
-        [ -e "$root/$(dirname "$file")/$target" ] || fault "$file:$line: \"$target\" is not beside the file; name it from src/ on"
+        [ -e "$root/$(dirname "$file")/$target" ] || [[ $folder == tests/* && -e $root/tests/oracle/$target ]] ||
+          fault "$file:$line: \"$target\" is not beside the file; name it from src/ on"
         ;;
       esac
       ;;
