@@ -1,0 +1,18 @@
+/* The kernels in AVX2 with FMA and F16C: the shared texts over simd_avx2.h. */
+#include "kernel/i8_scale.h"
+#include "kernel/kernel_table.h"
+#include "kernel/simd_avx2.h"
+#include <math.h>
+#include <string.h>
+
+#include "kernel/rows_tmpl.c"
+#include "kernel/score_tmpl.c"
+#include "kernel/softmax_tmpl.c"
+#include "kernel/topk_tmpl.c"
+#include "kernel/value_tmpl.c"
+
+#define SFA_SLOT(name) .name = name,
+const sfa_kernels sfa_kernels_avx2 = {
+    .isa = SFA_ISA_AVX2,
+#include "kernel/kernel_list.def"
+};

@@ -1,0 +1,18 @@
+/* The kernels in AVX-512 (F, BW, DQ, VL, CD): the shared texts over simd_avx512.h. */
+#include "kernel/i8_scale.h"
+#include "kernel/kernel_table.h"
+#include "kernel/simd_avx512.h"
+#include <math.h>
+#include <string.h>
+
+#include "kernel/rows_tmpl.c"
+#include "kernel/score_tmpl.c"
+#include "kernel/softmax_tmpl.c"
+#include "kernel/topk_tmpl.c"
+#include "kernel/value_tmpl.c"
+
+#define SFA_SLOT(name) .name = name,
+const sfa_kernels sfa_kernels_avx512 = {
+    .isa = SFA_ISA_AVX512,
+#include "kernel/kernel_list.def"
+};
