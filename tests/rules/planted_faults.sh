@@ -75,6 +75,14 @@ planted tree_hygiene.sh 'app/off.c:1: left' app/off.c <<<'#if 0'
 planted tree_hygiene.sh 'app/mine.c:1: a path' app/mine.c <<<'const char *path = "/home/me/model";'
 planted tree_hygiene.sh 'flags.cmake:1: this flag' flags.cmake <<<'add_compile_options(-march=native)'
 
+planted doc_names.sh 'more.md:2: the link docs/none.md' more.md <<<'See [base](include/sfa/base.h)
+and [none](docs/none.md).'
+planted doc_names.sh 'more.md:1: there is no src/attn/gone.c' more.md <<<'Read src/attn/gone.c first.'
+planted doc_names.sh 'more.md:1: there is no sfa_gone' more.md <<<'Call `sfa_gone()`.'
+fresh_tree
+plant more.md <<<'`sfa_base` is in [base.h](include/sfa/base.h), used by fast.c; sfa_<noun>_<verb>, `*_tmpl.c`.'
+expect pass doc_names.sh "$work/tree"
+
 # Headers: C++ keywords and missing includes.
 headers() {
   fresh_tree
