@@ -326,34 +326,36 @@ void options_free(app_options *o) {
 
 enum { HELP_COLUMN = 32, HELP_WIDTH = 100 };
 
-/* Breaks a text into lines from a column on; the cursor stands somewhere before it. */
-static void print_wrapped(const char *text, int cursor) {
+/* Breaks a text into lines that begin at a column; the cursor stands at `cursor`. */
+static void print_wrapped(const char *text, int column, int cursor) {
   while (*text) {
-    if (cursor > HELP_COLUMN - 2) {
-      putchar('\n');
-      cursor = 0;
-    }
-    size_t len = strlen(text), room = HELP_WIDTH - HELP_COLUMN;
+    size_t len = strlen(text), room = (size_t)(HELP_WIDTH - column);
     if (len > room)
       for (len = room; len > 1 && text[len] != ' ';)
         len--;
-    printf("%*s%.*s\n", HELP_COLUMN - cursor, "", (int)len, text);
+    printf("%*s%.*s\n", column - cursor, "", (int)len, text);
     text += len + (text[len] == ' ');
     cursor = 0;
   }
 }
 
 void options_help(const app_verb *v) {
-  printf("usage: sfa %s%s%s %s\n\n%s\n\noptions:\n", v->name, v->second ? " " : "", v->second ? v->second : "", v->usage, v->summary);
+  printf("usage: sfa %s%s%s %s\n\n", v->name, v->second ? " " : "", v->second ? v->second : "", v->usage);
+  print_wrapped(v->summary, 0, 0);
+  if (v->detail)
+    print_wrapped(v->detail, 0, 0);
+  printf("\noptions:\n");
   for (const row *r = rows; r < rows + N_ROWS; r++) {
     if (!(r->verbs & v->bit) || !r->help)
       continue;
+    const char *value = r->value ? r->value : r->words;
     char left[80], letter[5] = "    ";
     if (r->letter)
       snprintf(letter, sizeof letter, "-%c, ", r->letter);
-    const char *value = r->value ? r->value : r->words;
-    int n = snprintf(left, sizeof left, "  %s--%s%s%s", letter, r->name, value ? " " : "", value ? value : "");
+    int cursor = snprintf(left, sizeof left, "  %s--%s%s%s", letter, r->name, value ? " " : "", value ? value : "");
     fputs(left, stdout);
-    print_wrapped(r->help, n);
+    if (cursor > HELP_COLUMN - 2)
+      putchar('\n');
+    print_wrapped(r->help, HELP_COLUMN, cursor > HELP_COLUMN - 2 ? 0 : cursor);
   }
 }

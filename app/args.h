@@ -40,7 +40,7 @@ typedef struct app_options {
 typedef struct app_verb {
   const char *name, *second; /* "bench", "attention"; second is NULL for most */
   unsigned bit;
-  const char *usage, *summary;
+  const char *usage, *summary, *detail; /* detail may be NULL */
   int (*run)(const app_options *o);
 } app_verb;
 

@@ -7,29 +7,30 @@
 
 static const app_verb verbs[] = {
     {"generate", NULL, VERB_GENERATE, "-m MODEL (-p TEXT | -f FILE) [options]",
-     "Continues a text, or answers it where the model has a chat template. Only the new text goes to standard output.", cmd_generate},
-    {"chat", NULL, VERB_CHAT, "-m MODEL [options]",
-     "A conversation, line by line. /reset forgets it, /exit or Ctrl-D ends it, Ctrl-C stops an answer.", cmd_chat},
-    {"info", NULL, VERB_INFO, "-m MODEL [options]", "What a model file holds, and what its KV cache takes, dense and with SFA.", cmd_info},
-    {"tokenize", NULL, VERB_TOKENIZE, "-m MODEL (-p TEXT | -f FILE) [options]", "Shows the tokens of a text.", cmd_tokenize},
-    {"bench", "attention", VERB_BENCH, "[options]",
-     "Times one head of attention over normal random rows: the dense twin against SFA from dense inputs, top-k and packing included. "
-     "A LIST is separated by commas; every combination is run.",
+     "Continues a text, or answers it where the model has a chat template.", "Only the new text goes to standard output.", cmd_generate},
+    {"chat", NULL, VERB_CHAT, "-m MODEL [options]", "Holds a conversation, line by line.",
+     "/reset forgets it, /exit or Ctrl-D ends it, Ctrl-C stops an answer.", cmd_chat},
+    {"info", NULL, VERB_INFO, "-m MODEL [options]", "Tells what a model file holds, and what its KV cache takes, dense and with SFA.", NULL,
+     cmd_info},
+    {"tokenize", NULL, VERB_TOKENIZE, "(-m MODEL | --tokenizer FILE) (-p TEXT | -f FILE) [options]", "Shows the tokens of a text.", NULL,
+     cmd_tokenize},
+    {"bench", "attention", VERB_BENCH, "[options]", "Times one head of attention: the dense twin against SFA, over random rows.",
+     "SFA starts from dense rows too: top-k and packing are in its time. A LIST is separated by commas; every combination is run.",
      cmd_bench_attention},
     {"eval", "nll", VERB_EVAL, "-m MODEL (-f FILE | --tokens LIST) [options]",
-     "Negative log-likelihood of each token after those before it.", cmd_eval_nll},
+     "Scores each token of a text: its negative log-likelihood after those before it.",
+     "A text longer than the context is read in windows; each token is scored once.", cmd_eval_nll},
     {"demo", NULL, VERB_DEMO, "-m MODEL -f FILE [options]",
-     "Reads a long text with dense attention and with several kinds of SFA, and compares them in a table and a picture.", cmd_demo},
+     "Reads a long text with dense attention and with several kinds of SFA, side by side.",
+     "The text is cut to the context. The result is a table, a picture and the numbers as JSON.", cmd_demo},
 };
 enum { N_VERBS = sizeof verbs / sizeof *verbs };
 
 static void print_help(void) {
   printf("sfa " SFA_VERSION ": language models with sparse feature attention\n\nusage: sfa VERB [options]\n\n");
-  for (const app_verb *v = verbs; v < verbs + N_VERBS; v++) {
-    const char *end = strchr(v->summary, '.');
-    printf("  %s%s%-*s%.*s\n", v->name, v->second ? " " : "", 17 - (int)strlen(v->name) - (v->second != NULL), v->second ? v->second : "",
-           (int)(end - v->summary), v->summary);
-  }
+  for (const app_verb *v = verbs; v < verbs + N_VERBS; v++)
+    printf("  %s%s%-*s%s\n", v->name, v->second ? " " : "", 17 - (int)strlen(v->name) - (v->second != NULL), v->second ? v->second : "",
+           v->summary);
   printf("\nsfa VERB --help tells a verb's options; sfa --version the version.\n");
 }
 

@@ -1,0 +1,343 @@
+#!/usr/bin/env bash
+# cli_cases.sh SUBJECT SFA JSON_GET ROOT: runs the command for good and for bad uses. A bad use exits with its status (2 usage, 1 failure),
+# leaves stdout empty and says why in one line of stderr that begins with "sfa: ".
+set -u
+subject=$1 sfa=$2 json_get=$3 root=$4
+here=$root/tests/cli
+story=$root/tests/golden/models/stories260K/stories260K.bin
+book=$root/examples/data/the_time_machine.txt
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+faults=0 checks=0
+
+fault() {
+  echo "FAULT: $*"
+  faults=$((faults + 1))
+}
+# equal WHAT SEEN WANTED
+equal() {
+  checks=$((checks + 1))
+  [ "$2" = "$3" ] || fault "$1: \"$2\", not \"$3\""
+}
+# holds WHAT ARITHMETIC: an awk condition
+holds() {
+  checks=$((checks + 1))
+  awk "BEGIN { exit !($2) }" || fault "$1: $2 does not hold"
+}
+# run ARGUMENTS...: $status, $out, $err
+run() {
+  "$sfa" "$@" >"$work/out" 2>"$work/err" </dev/null
+  status=$?
+  out=$(cat "$work/out") err=$(cat "$work/err")
+}
+# good ARGUMENTS...: must succeed
+good() {
+  run "$@"
+  checks=$((checks + 1))
+  [ $status = 0 ] || fault "sfa $*: exit $status: $err"
+}
+# bad STATUS PATTERN ARGUMENTS...: must fail like this
+bad() {
+  local wanted=$1 pattern=$2
+  shift 2
+  run "$@"
+  checks=$((checks + 1))
+  [ $status = "$wanted" ] || fault "sfa $*: exit $status, not $wanted: $err"
+  [ -z "$out" ] || fault "sfa $*: writes to stdout: $out"
+  [ "$(wc -l <"$work/err")" = 1 ] || fault "sfa $*: not one line on stderr: $err"
+  [[ $err == "sfa: "* ]] || fault "sfa $*: stderr does not begin with sfa: $err"
+  [[ $err =~ $pattern ]] || fault "sfa $*: \"$err\" does not tell of \"$pattern\""
+}
+# get PATH...: members of the JSON on the last run's stdout
+get() { "$json_get" "$@" <"$work/out" || echo "absent"; }
+
+case_help() {
+  good --help
+  for verb in generate chat info tokenize bench eval demo; do
+    [[ $out == *"  $verb"* ]] || fault "help does not list $verb"
+  done
+  good --version
+  equal version "$out" "sfa $(sed -n 's/^project(sfa VERSION \([0-9.]*\).*/\1/p' "$root/CMakeLists.txt")"
+  for verb in generate chat info tokenize "bench attention" "eval nll" demo bench eval; do
+    # shellcheck disable=SC2086
+    good $verb --help
+    [[ $out == "usage: sfa ${verb%% *}"* ]] || fault "$verb --help: $out"
+    equal "$verb --help on stderr" "$err" ""
+    holds "$verb --help: longest line" "$(awk '{ if (length($0) > n) n = length($0) } END { print n + 0 }' "$work/out") <= 100"
+  done
+  good generate --help
+  for option in model prompt file n-predict context threads temp top-k top-p min-p repeat-penalty seed tokenizer raw attention sfa-k sfa-kq \
+    sfa-layers cache-k cache-v weights chunk json; do
+    [[ $out == *"--$option "* || $out == *"--$option"$'\n'* ]] || fault "generate --help does not tell of --$option"
+  done
+}
+
+case_usage() {
+  bad 2 "which verb" 
+  bad 2 "did you mean generate" generat
+  bad 2 "no verb \"frobnicate\"" frobnicate
+  bad 2 "sfa bench attention" bench
+  bad 2 "sfa eval nll" eval ppl
+  bad 2 "wants a model" generate -p hello
+  bad 2 "wants a model" info
+  bad 2 "did you mean --temp" generate -m "$story" --tmp 1
+  bad 2 "knows no option -x" generate -x
+  bad 2 "knows no option --sfa-k" tokenize --sfa-k 3
+  bad 2 "wants a value: PATH" generate -m
+  bad 2 "wants a value: PATH" generate -m -p hello
+  bad 2 "takes no value" generate --json=yes
+  bad 2 "takes options only" generate -m "$story" hello
+  bad 2 "wants a text" generate -m "$story"
+  bad 2 "not both" generate -m "$story" -p a -f b
+  bad 2 "prompt is empty" generate -m "$story" -p ""
+  bad 2 "--n-predict cannot be \"0\"" generate -m "$story" -p a -n 0
+  bad 2 "--n-predict cannot be \"1x\"" generate -m "$story" -p a -n 1x
+  bad 2 "--n-predict cannot be \"\"" generate -m "$story" -p a -n ""
+  bad 2 "--n-predict cannot be \"99999999999999999999\"" generate -m "$story" -p a -n 99999999999999999999
+  bad 2 "--threads cannot be \"0\"" generate -m "$story" -p a -t 0
+  bad 2 "--temp cannot be \"-1\"" generate -m "$story" -p a --temp -1
+  bad 2 "--temp cannot be \"nan\"" generate -m "$story" -p a --temp nan
+  bad 2 "--top-p cannot be \"1.5\"" generate -m "$story" -p a --top-p 1.5
+  bad 2 "--attention cannot be \"spare\"; it takes dense\|sfa" generate -m "$story" -p a --attention spare
+  bad 2 "--sfa-k cannot be \"0\"" generate -m "$story" -p a --sfa-k 0
+  bad 2 "--sfa-kq cannot be \"some\"" generate -m "$story" -p a --sfa-kq some
+  bad 2 "--sfa-layers cannot be \"1,x\"" generate -m "$story" -p a --sfa-layers 1,x
+  bad 2 "--sfa-layers cannot be \"3-1\"" generate -m "$story" -p a --sfa-layers 3-1
+  bad 2 "layers are 0 to 4" generate -m "$story" -p a --sfa-layers 2,5
+  bad 2 "exclude each other" generate -m "$story" -p a --attention dense --sfa-k 4
+  bad 2 "--cache-k cannot be \"int4\"" generate -m "$story" -p a --cache-k int4
+  bad 2 "--weights cannot be \"int4\"" generate -m "$story" -p a --weights int4
+  bad 2 "chat template" generate -m "$story" -p a --system "be brief"
+  bad 2 "more than the 512" generate -m "$story" -p a -c 513
+  bad 2 "wants a text or token ids" eval nll -m "$story"
+  bad 2 "not both" eval nll -m "$story" -f "$book" --tokens 1,2
+  bad 2 "--tokens cannot be \"1,,2\"" eval nll -m "$story" --tokens 1,,2
+  bad 2 "vocabulary of 512" eval nll -m "$story" --tokens 1,512
+  bad 2 "unscored" eval nll -m "$story" --tokens 1,2,3 -c 2 --stride 3
+  bad 2 "wants a model or a tokenizer" tokenize -p a
+  bad 2 "multiple of 8" bench attention --head-dim 12 --k 4
+  bad 2 "more features than --head-dim 8" bench attention --head-dim 8 --k 16
+  bad 2 "--isa cannot be \"sse\"" bench attention --isa sse
+  bad 2 "--causal cannot be \"2\"" bench attention --causal=2
+  bad 2 "wants a text" demo -m "$story"
+}
+
+case_model() {
+  bad 1 "nothing.gguf" generate -m "$work/nothing.gguf" -p a
+  bad 1 "." generate -m "$work" -p a
+  bad 1 "nothing.txt" generate -m "$story" -f "$work/nothing.txt"
+  bad 1 "nothing.json" generate -m "$story" -p a --tokenizer "$work/nothing.json"
+  echo "this is no model" >"$work/words.gguf"
+  bad 1 "words.gguf" info -m "$work/words.gguf"
+  : >"$work/empty.bin"
+  bad 1 "empty.bin" info -m "$work/empty.bin"
+  head -c 1000 "$story" >"$work/cut.bin"
+  bad 1 "cut.bin" info -m "$work/cut.bin"
+  cp "$story" "$work/alone.bin"
+  good info -m "$work/alone.bin" --json
+  bad 1 "no tokenizer" generate -m "$work/alone.bin" -p a
+  good generate -m "$work/alone.bin" --tokenizer "$(dirname "$story")/tok512.bin" -p a -n 1
+  good eval nll -m "$work/alone.bin" --tokens 1,403,407
+}
+
+case_generate() {
+  local reference prompt="Once upon a time" text again
+  reference=$(cat "$here/stories260K_greedy.txt")
+  good generate -m "$story" -p "$prompt" -n 195 --temp 0
+  equal "greedy text" "$prompt$out" "$reference"
+  equal "lines on stderr" "$(wc -l <"$work/err")" 1
+  [[ $err =~ prefill\ 5\ tokens,.*decode\ 194\ tokens,.*attention.*KV\ cache ]] || fault "the closing line tells: $err"
+  # What must not change the text.
+  for change in "-t 1" "-t 2" "--chunk 1" "--chunk 3" "--isa scalar" "--sfa-k 8" "--attention sfa --sfa-k 8 --sfa-kq all --cache-k f32"; do
+    # shellcheck disable=SC2086
+    good generate -m "$story" -p "$prompt" -n 60 --temp 0 $change
+    [ "$out" = "${reference:${#prompt}:${#out}}" ] || fault "generate $change: $out"
+  done
+  # From a file, from standard input.
+  printf %s "$prompt" >"$work/prompt.txt"
+  good generate -m "$story" -f "$work/prompt.txt" -n 20 --temp 0
+  text=$out
+  again=$("$sfa" generate -m "$story" -f - -n 20 --temp 0 <"$work/prompt.txt" 2>"$work/err")
+  equal "text from stdin" "$again" "$text"
+  # Seeds.
+  good generate -m "$story" -p "$prompt" -n 40 --seed 7
+  text=$out
+  good generate -m "$story" -p "$prompt" -n 40 --seed 7 -t 1
+  equal "the same seed" "$out" "$text"
+  good generate -m "$story" -p "$prompt" -n 40 --seed 8
+  [ "$out" != "$text" ] || fault "seeds 7 and 8 give the same text"
+  # JSON.
+  good generate -m "$story" -p "$prompt" -n 20 --temp 0 --json
+  equal "JSON members" "$(get keys)" "ids text stop prompt_tokens seed stats"
+  equal "ids" "$(get ids.#)" 20
+  equal "stop" "$(get stop)" length
+  equal "prompt tokens" "$(get prompt_tokens)" 5
+  holds "KV bytes" "$(get stats.kv_bytes) > 0"
+  equal "stderr with --json" "$err" ""
+  text=$(get text)
+  good generate -m "$story" -p "$prompt" -n 20 --temp 0
+  equal "text in JSON" "$text" "$out"
+  # Sparse attention that does lose something says other things.
+  good generate -m "$story" -p "$prompt" -n 60 --temp 0 --sfa-k 1
+  [ "$out" != "${reference:${#prompt}:${#out}}" ] || fault "k = 1 changes nothing"
+  good generate -m "$story" -p "$prompt" -n 8 --sfa-k 2 --sfa-kq all --sfa-layers 0,2-4 --cache-v int8 --repeat-penalty 1.1 --min-p 0.1
+  # The context.
+  good generate -m "$story" -p "$prompt" -c 20 --temp 0 --json
+  equal "stop at the context" "$(get stop) $(get ids.#)" "length 15"
+  bad 1 "the context only 5" generate -m "$story" -p "$prompt" -c 5
+  bad 1 "at most -n 15" generate -m "$story" -p "$prompt" -c 20 -n 16
+  bad 1 "the context only 512" generate -m "$story" -f "$book"
+}
+
+case_chat() {
+  bad 1 "no chat template" chat -m "$story"
+}
+
+case_tokenize() {
+  good tokenize -m "$story" -p "Once upon a time" --json
+  equal "ids" "$(get ids)" "[1,403,407,261,378]"
+  good tokenize -m "$story" -p "Once upon a time" --json --no-special
+  equal "ids without special tokens" "$(get ids)" "[403,407,261,378]"
+  good tokenize --tokenizer "$(dirname "$story")/tok512.bin" -p "Once upon a time" --no-special
+  equal "lines" "$(wc -l <"$work/out")" 5
+  good tokenize -m "$story" -p "" --json --no-special
+  equal "no text, no ids" "$(get ids)" "[]"
+  good tokenize -m "$story" -f "$book" --json
+  holds "tokens of the book" "$(get ids.#) > 50000"
+  printf '\xff\xfe' >"$work/bytes"
+  good tokenize -m "$story" -f "$work/bytes" --json
+}
+
+case_info() {
+  good info -m "$story" --json
+  equal "shape" "$(get family n_layers n_heads n_kv_heads head_dim hidden_dim vocab_size context_len | tr '\n' ' ')" "llama 5 8 4 8 64 512 512 "
+  equal "dense first" "$(get kv_cache.0.attention)" dense
+  good info -m "$story" --tensors
+  equal "tensors listed" "$(grep -c 'layers\.' "$work/out")" 45
+  good info -m "$story" --json --tensors
+  equal "tensors" "$(get tensors.#)" "$(get n_tensors)"
+}
+
+case_eval() {
+  local ids mean all
+  ids=$(cat "$here/stories260K_greedy_ids.txt")
+  good eval nll -m "$story" --tokens "$ids" --json
+  equal "members" "$(get keys)" "nll argmax mean"
+  equal "sizes" "$(get nll.# argmax.# | tr '\n' ' ')" "199 200 "
+  mean=$(get mean)
+  holds "mean against the reference" "($mean - 0.4751923848) ^ 2 < 1e-8"
+  # The greedy text is what the model says itself: token i + 1 is the likeliest after i, from the last of the prompt on.
+  equal "argmax" "$(get argmax | tr -d '[]' | cut -d, -f5-199)" "$(cut -d, -f6-200 <<<"$ids")"
+  all=$(get nll)
+  for change in "-t 1" "-t 2" "--chunk 1" "--chunk 7" "--sfa-k 8" "--isa scalar"; do
+    # shellcheck disable=SC2086
+    good eval nll -m "$story" --tokens "$ids" --json $change
+    equal "nll with $change" "$(get nll)" "$all"
+  done
+  good eval nll -m "$story" --tokens 1 --json
+  equal "one token" "$(get nll.# argmax.# mean | tr '\n' ' ')" "0 1 null "
+  # Windows: the first is as without, each token is scored once.
+  good eval nll -m "$story" --tokens "$ids" --json -c 50
+  equal "sizes in windows" "$(get nll.# argmax.# | tr '\n' ' ')" "199 200 "
+  equal "first window" "$(get nll | cut -d, -f1-50)" "$(cut -d, -f1-50 <<<"$all")"
+  holds "less context, more loss" "$(get mean) > $mean"
+  good eval nll -m "$story" --tokens "$ids" --json -c 50 --stride 1
+  equal "sizes at stride 1" "$(get nll.# argmax.# | tr '\n' ' ')" "199 200 "
+  # A text: BOS in front, so that its first token is scored too.
+  printf 'Once upon a time' >"$work/text"
+  good eval nll -m "$story" -f "$work/text" --json
+  equal "a text" "$(get nll.# argmax.# | tr '\n' ' ')" "4 5 "
+  good eval nll -m "$story" -f "$work/text"
+  [[ $out == *"perplexity"* ]] || fault "table: $out"
+  good eval nll -m "$story" --tokens "$ids" --json --sfa-k 2
+  holds "k = 2 of 8 loses" "$(get mean) > $mean + 0.01"
+}
+
+case_bench() {
+  good bench attention --n 64,100 --head-dim 32 --k 4,32 --dtype f32,bf16 --isa scalar --threads 1,2 --causal 0,1 --repeats 1 --json
+  equal "every combination" "$(get '#')" 32
+  equal "keys" "$(get 0.keys)" "n head_dim k dtype isa threads causal dense_ms sfa_ms topk_ms pack_ms peak_bytes"
+  equal "first case" "$(get 0.n 0.head_dim 0.k 0.dtype 0.isa 0.threads 0.causal | tr '\n' ' ')" "64 32 4 f32 scalar 1 false "
+  equal "last case" "$(get 31.n 31.k 31.dtype 31.threads 31.causal | tr '\n' ' ')" "100 32 bf16 2 true "
+  holds "times" "$(get 0.dense_ms) > 0 && $(get 0.sfa_ms) > $(get 0.topk_ms) + $(get 0.pack_ms) && $(get 0.topk_ms) > 0"
+  holds "peak" "$(get 0.peak_bytes) > 1e6"
+  good bench attention --n 64 --head-dim 64 --k 8
+  equal "table" "$(wc -l <"$work/out")" 2
+}
+
+# Memory of prefill grows as n, not as n^2: four times the tokens, at most 4.3 times the peak.
+case_peak() {
+  local small large
+  good bench attention --n 4096 --head-dim 64 --k 8 --repeats 1 --causal --json
+  small=$(get 0.peak_bytes)
+  good bench attention --n 16384 --head-dim 64 --k 8 --repeats 1 --causal --json
+  large=$(get 0.peak_bytes)
+  holds "peak($large) <= 4.3 peak($small)" "$large <= 4.3 * $small"
+  holds "the larger holds its inputs" "$large > 4 * 16384 * 64 * 4"
+}
+
+# What cannot be written is a failure.
+case_output() {
+  [ -e /dev/full ] || exit 77
+  local uses=("generate -m $story -p Once -n 4" "tokenize -m $story -p Once" "info -m $story --json" "eval nll -m $story --tokens 1,2"
+    "bench attention --n 8 --head-dim 8 --k 2 --repeats 1" "--help" "--version" "chat --help") use
+  for use in "${uses[@]}"; do
+    # shellcheck disable=SC2086
+    "$sfa" $use >/dev/full 2>"$work/err"
+    equal "sfa $use on a full disk" $? 1
+    grep -q '^sfa: .*standard output.*No space' "$work/err" || fault "sfa $use on a full disk: $(cat "$work/err")"
+    # shellcheck disable=SC2086
+    { sleep 0.2; "$sfa" $use 2>"$work/err"; echo $? >"$work/status"; } | true
+    equal "sfa $use into a closed pipe" "$(cat "$work/status")" 1
+    grep -q '^sfa: .*standard output.*[Pp]ipe' "$work/err" || fault "sfa $use into a closed pipe: $(cat "$work/err")"
+  done
+}
+
+# Ctrl-C: what was printed stays, exit 130.
+case_interrupt() {
+  local pid state i
+  set -m # a job of its own, so that SIGINT is not ignored in it
+  "$sfa" eval nll -m "$story" -f "$book" -c 512 --stride 1 >"$work/out" 2>"$work/err" &
+  pid=$!
+  sleep 1
+  kill -INT $pid
+  wait $pid
+  equal "interrupted eval" $? 130
+  equal "its output" "$(cat "$work/out")" ""
+  # Endless generation through a slow reader: the pipe fills, so the process is alive when the signal comes.
+  for i in $(seq 20); do
+    "$sfa" generate -m "$story" -p "Once upon a time" -n 507 --temp 0 --isa scalar -t 1 >"$work/out" 2>"$work/err" &
+    pid=$!
+    until [ -s "$work/out" ] || ! kill -0 $pid 2>"$work/gone"; do :; done
+    kill -INT $pid 2>"$work/gone"
+    wait $pid
+    state=$?
+    [ $state = 130 ] && break # a fast machine may have finished before the signal
+  done
+  equal "interrupted generate" $state 130
+  [ -s "$work/out" ] || fault "what was printed before Ctrl-C is gone"
+}
+
+case_demo() {
+  command -v gnuplot >"$work/which" || exit 77
+  good demo -m "$story" -f "$book" -o "$work/demo" -n 24
+  for word in dense "SFA k=1" "SFA k=4" "K-only k=2" hybrid conversion demo.png; do
+    [[ $out == *"$word"* ]] || fault "the demo does not tell of $word: $out"
+  done
+  equal "PNG" "$(head -c 4 "$work/demo/demo.png" | od -An -c | tr -d ' ')" '211PNG'
+  holds "its size" "$(wc -c <"$work/demo/demo.png") > 5000"
+  cp "$work/demo/demo.json" "$work/out"
+  equal "variants" "$(get variants.#)" 6
+  equal "dense agrees with itself" "$(get variants.0.top1_agreement)" 1
+  equal "tokens" "$(get tokens)" 488
+  holds "k = 1 of 8 loses" "$(get variants.1.mean_nll) > $(get variants.0.mean_nll)"
+  holds "k = 4 loses less than k = 1" "$(get variants.3.mean_nll) < $(get variants.1.mean_nll)"
+  bad 1 "cannot make the folder" demo -m "$story" -f "$book" -o "$work/no/such/folder"
+  printf 'Once' >"$work/short"
+  bad 1 "at least 32 tokens" demo -m "$story" -f "$work/short" -o "$work/demo"
+}
+
+"case_$subject"
+[ $checks -gt 0 ] || fault "nothing was checked"
+echo "cli_$subject: $checks checks, $faults faults"
+[ $faults = 0 ]
