@@ -170,7 +170,7 @@ sfa_status sfa_bpe_word(sfa_context *ctx, const sfa_bpe *bpe, sfa_bpe_scratch *s
   int32_t n_ids = (int32_t)(ids->len - before);
   SFA_TRY(sfa_text_table_add(ctx, &s->words, word, len, (int32_t)s->word_ids.len, NULL));
   SFA_TRY(sfa_ids_append(ctx, &s->word_ids, &n_ids, 1));
-  return sfa_ids_append(ctx, &s->word_ids, ids->data + before, (size_t)n_ids);
+  return n_ids ? sfa_ids_append(ctx, &s->word_ids, ids->data + before, (size_t)n_ids) : SFA_OK;
 }
 
 void sfa_bpe_scratch_free(sfa_context *ctx, sfa_bpe_scratch *s) {
