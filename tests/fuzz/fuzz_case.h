@@ -1,0 +1,27 @@
+/* fuzz_case.h: what the fuzz targets share: a context, a directory of files in memory, and a look at all that a reader offers. A broken
+ * promise ends the process, which is what a fuzzer looks for. */
+#ifndef SFA_FUZZ_CASE_H
+#define SFA_FUZZ_CASE_H
+
+#include <sfa/engine.h>
+
+#include "file/weights.h"
+
+/* The one call of a target; libFuzzer's name. */
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes);
+
+sfa_context *fuzz_context(void);
+/* The path of a file in this process's own directory; the directory itself for "". Valid until the next call. */
+const char *fuzz_path(const char *name);
+void fuzz_write(const char *name, const void *data, size_t bytes);
+void fuzz_remove(const char *name);
+
+/* Stops the process if the condition does not hold. */
+void fuzz_check(bool condition, const char *what);
+
+/* Opens the model there and reads every value, and the first and last block of every tensor; NULL if it is refused. */
+sfa_weights *fuzz_open(const char *path);
+/* Encodes and decodes a few texts. Takes what a loader gave, and closes it. */
+void fuzz_tokenizer(sfa_status status, sfa_tokenizer *tokenizer);
+
+#endif
