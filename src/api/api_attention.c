@@ -209,13 +209,15 @@ static void merge_item(void *arg, int64_t item, int32_t thread) {
   for (int64_t i = 0; i < n; i++) {
     m_a[i] = job->lse_a[first + i] * (float)M_LOG2E;
     m_b[i] = job->lse_b[first + i] * (float)M_LOG2E;
-    l_a[i] = l_b[i] = 1;
+    l_a[i] = job->lse_a[first + i] != -INFINITY; /* no keys, no sum */
+    l_b[i] = job->lse_b[first + i] != -INFINITY;
   }
   float *out = job->out_a + first * job->E;
   job->kernels->merge((int32_t)n, job->E, m_a, l_a, out, m_b, l_b, job->out_b + first * job->E);
   for (int64_t i = 0; i < n; i++) {
+    float divisor = l_a[i] == 0 ? 1 : l_a[i];
     for (int32_t e = 0; e < job->E; e++)
-      out[i * job->E + e] /= l_a[i];
+      out[i * job->E + e] /= divisor;
     job->lse_a[first + i] = (float)((double)m_a[i] * M_LN2 + log((double)l_a[i]));
   }
 }

@@ -265,7 +265,7 @@ void sfa_attn_block_finish(sfa_attn_block *block, const sfa_attn_state *total) {
     sfa_attn_state_clear(plan, sink);
     for (int32_t i = 0; i < block->n_rows; i++) {
       sink->m[i] = args->sink_logit[head_of(block, i)] * (float)M_LOG2E;
-      sink->l[i] = 1;
+      sink->l[i] = sink->m[i] != -INFINITY;
     }
     sfa_attn_block_join(block, total, sink);
   }
