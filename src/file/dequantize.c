@@ -131,17 +131,18 @@ static void from_q5_k(int64_t n_blocks, const uint8_t *data, float *out) {
     block_k(data, data + 16, data + 48, out);
 }
 
-/* Each half of 128 elements has 64 bytes of nibbles, 32 bytes of upper bits and 8 scales; its run r of 32 elements takes the nibbles of
- * bytes 32 (r & 1) and on (lower ones for r < 2), and bits 2r, 2r + 1 of the upper bits. */
+/* Each half of 128 elements has 64 bytes of nibbles, 32 bytes of upper bits and 8 scales. Its quarter c of 32 elements takes the nibbles of
+ * bytes 32 (c % 2) and on (the lower ones for c < 2), and bits 2c, 2c + 1 of the upper bits. */
 static void from_q6_k(int64_t n_blocks, const uint8_t *data, float *out) {
   for (; n_blocks > 0; n_blocks--, data += 210) {
     const float d = load_f16(data + 208);
     for (int half = 0; half < 2; half++)
-      for (int r = 0; r < 4; r++, out += 32) {
-        const uint8_t *low = data + 64 * half + 32 * (r & 1), *high = data + 128 + 32 * half, *scales = data + 192 + 8 * half + 2 * r;
-        const int shift = 4 * (r >> 1);
-        for (int i = 0; i < 32; i++)
-          out[i] = d * (float)(int8_t)scales[i / 16] * (float)(((low[i] >> shift & 15) | (high[i] >> 2 * r & 3) << 4) - 32);
+      for (int r = 0; r < 8; r++, out += 16) { /* runs of 16, which share a scale */
+        const int quarter = r / 2, shift = 4 * (quarter / 2);
+        const uint8_t *low = data + 64 * half + 32 * (quarter % 2) + 16 * (r % 2), *high = data + 128 + 32 * half + 16 * (r % 2);
+        const float scale = d * (float)(int8_t)data[192 + 8 * half + r];
+        for (int i = 0; i < 16; i++)
+          out[i] = scale * (float)(((low[i] >> shift & 15) | (high[i] >> 2 * quarter & 3) << 4) - 32);
       }
   }
 }
