@@ -5,7 +5,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "kernel/rows_tmpl.c"
+#include "kernel/convert_tmpl.c"
 #include "kernel/score_tmpl.c"
 #include "kernel/softmax_tmpl.c"
 #include "kernel/topk_tmpl.c"

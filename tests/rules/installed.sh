@@ -16,7 +16,8 @@ step() { # step WHAT COMMAND...
 step "cmake --install" cmake --install "$build" --prefix "$work/first"
 mv "$work/first" "$work/prefix" # an installed tree can be moved
 prefix=$work/prefix
-export LD_LIBRARY_PATH=$prefix/lib:$prefix/lib/$(uname -m)-linux-gnu:$prefix/lib64${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+LD_LIBRARY_PATH=$prefix/lib:$prefix/lib/$(uname -m)-linux-gnu:$prefix/lib64:${LD_LIBRARY_PATH-}
+export LD_LIBRARY_PATH
 
 mkdir "$work/user" && cd "$work/user"
 cp "$source/examples/01_attention.c" attention.c
