@@ -147,7 +147,9 @@ static size_t linear_bytes(const sfa_linear *l) {
 
 /* ---- Products ------------------------------------------------------------------------------------------------------------------- */
 
-static size_t quantized_row_bytes(int32_t n_blocks) { return (size_t)n_blocks * (SFA_BLOCK + 2 * sizeof(float) + sizeof(int32_t)); }
+static size_t quantized_row_bytes(int32_t n_blocks) {
+  return (size_t)n_blocks * (SFA_PLANES * SFA_BLOCK + 2 * sizeof(float) + sizeof(int32_t));
+}
 
 static size_t scratch_bytes(int64_t n_rows, int32_t n_in) { return (size_t)n_rows * quantized_row_bytes(blocks_of(n_in)); }
 
@@ -163,8 +165,8 @@ static void quantize_row(void *arg, int64_t row, int32_t thread) {
   (void)thread;
   const quantize_job *job = arg;
   int64_t at = row * job->n_blocks;
-  job->kernels->quantize(job->n_in, job->n_blocks, job->x + row * job->x_stride, job->out.q + at * SFA_BLOCK, job->out.scale + at,
-                         job->out.sum + at, job->out.scale_sum + at);
+  job->kernels->quantize(job->n_in, job->n_blocks, job->x + row * job->x_stride, job->out.q + at * SFA_PLANES * SFA_BLOCK,
+                         job->out.scale + at, job->out.sum + at, job->out.scale_sum + at);
 }
 
 static sfa_quantized_rows quantize_rows(const sfa_context *ctx, int64_t n_rows, int32_t n_in, const float *x, int64_t x_stride,
@@ -223,8 +225,8 @@ static void linear_item(void *arg, int64_t item, int32_t thread) {
   };
   if (in_blocks(l->storage)) {
     int64_t at = row * l->n_blocks;
-    task.quantized = (sfa_quantized_rows){job->quantized.q + at * SFA_BLOCK, job->quantized.scale + at, job->quantized.sum + at,
-                                          job->quantized.scale_sum + at};
+    task.quantized = (sfa_quantized_rows){job->quantized.q + at * SFA_PLANES * SFA_BLOCK, job->quantized.scale + at,
+                                          job->quantized.sum + at, job->quantized.scale_sum + at};
   }
   job->kernels->linear(&task);
 }

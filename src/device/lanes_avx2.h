@@ -60,10 +60,19 @@ static inline lanes lanes_scale2(lanes x, lanes shifted_n) { return PAIRWISE(lan
 
 static inline ilanes ilanes_set(int32_t x) { return (ilanes){_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 static inline lanes lanes_from_i32(ilanes x) { return (lanes){_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
-static inline void lanes_store_i8(int8_t *p, lanes x) {
-  __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)); /* a0-3 b0-3 | a4-7 b4-7 */
-  words = _mm256_permute4x64_epi64(words, 0xd8);                                        /* a0-7 | b0-7 */
+static inline void store_i8(int8_t *p, __m256i a, __m256i b) {
+  __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8); /* from a0-3 b0-3 a4-7 b4-7 to a0-7 b0-7 */
   _mm_storeu_si128((void *)p, _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+}
+static inline __m256i high_plane(__m256i q) { return _mm256_srai_epi32(_mm256_add_epi32(q, _mm256_set1_epi32(64)), 7); }
+static inline void lanes_store_planes(int8_t *high, int8_t *low, lanes x) {
+  __m256i a = _mm256_cvtps_epi32(x.a), b = _mm256_cvtps_epi32(x.b), top_a = high_plane(a), top_b = high_plane(b);
+  store_i8(high, top_a, top_b);
+  store_i8(low, _mm256_sub_epi32(a, _mm256_slli_epi32(top_a, 7)), _mm256_sub_epi32(b, _mm256_slli_epi32(top_b, 7)));
+}
+static inline ilanes ilanes_next_plane(ilanes x, int32_t b) {
+  __m256i v = _mm256_set1_epi32(b);
+  return (ilanes){_mm256_add_epi32(_mm256_slli_epi32(x.a, 7), v), _mm256_add_epi32(_mm256_slli_epi32(x.b, 7), v)};
 }
 
 static inline blanes blanes_load(const uint8_t *p) {

@@ -36,7 +36,12 @@ static inline lanes lanes_scale2(lanes a, lanes shifted_n) {
 
 static inline ilanes ilanes_set(int32_t x) { return _mm512_set1_epi32(x); }
 static inline lanes lanes_from_i32(ilanes a) { return _mm512_cvtepi32_ps(a); }
-static inline void lanes_store_i8(int8_t *p, lanes a) { _mm_storeu_si128((void *)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a))); }
+static inline void lanes_store_planes(int8_t *high, int8_t *low, lanes a) {
+  __m512i q = _mm512_cvtps_epi32(a), top = _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(64)), 7);
+  _mm_storeu_si128((void *)high, _mm512_cvtepi32_epi8(top));
+  _mm_storeu_si128((void *)low, _mm512_cvtepi32_epi8(_mm512_sub_epi32(q, _mm512_slli_epi32(top, 7))));
+}
+static inline ilanes ilanes_next_plane(ilanes a, int32_t b) { return _mm512_add_epi32(_mm512_slli_epi32(a, 7), _mm512_set1_epi32(b)); }
 
 static inline blanes blanes_load(const uint8_t *p) { return _mm512_loadu_si512(p); }
 static inline blanes blanes_low(blanes a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }

@@ -102,8 +102,19 @@ static inline lanes lanes_from_i32(ilanes a) {
   EACH r.x[i] = (float)a.x[i];
   return r;
 }
-/* 16 values within int8, rounded to nearest even. */
-static inline void lanes_store_i8(int8_t *p, lanes a) { EACH p[i] = (int8_t)lrintf(a.x[i]); }
+/* 16 values up to 127 * 128, rounded to nearest even, as 128 * high + low with low in -64..63. */
+static inline void lanes_store_planes(int8_t *high, int8_t *low, lanes a) {
+  EACH {
+    int32_t q = (int32_t)lrintf(a.x[i]), top = (q + 64) >> 7;
+    high[i] = (int8_t)top;
+    low[i] = (int8_t)(q - top * 128);
+  }
+}
+/* 128 * a + b: from the products of the high parts to those of the low ones. */
+static inline ilanes ilanes_next_plane(ilanes a, int32_t b) {
+  EACH a.x[i] = a.x[i] * 128 + b;
+  return a;
+}
 
 static inline blanes blanes_load(const uint8_t *p) {
   blanes r;

@@ -58,7 +58,7 @@ ALWAYS_INLINE void dense_tile(const sfa_linear_task *t, sfa_storage storage, int
 
 ALWAYS_INLINE void block_tile(const sfa_linear_task *t, int bits, bool has_minimum, int R, int P, int64_t row, int32_t panel) {
   lanes acc[BLOCK_ROWS][2];
-  int64_t q_stride = (int64_t)t->n_blocks * SFA_BLOCK;
+  int64_t q_stride = (int64_t)t->n_blocks * SFA_PLANES * SFA_BLOCK;
   const int8_t *q = t->quantized.q + row * q_stride;
   const float *scale = t->quantized.scale + row * t->n_blocks, *scale_sum = t->quantized.scale_sum + row * t->n_blocks;
   const int32_t *sum = t->quantized.sum + row * t->n_blocks;
@@ -69,22 +69,24 @@ ALWAYS_INLINE void block_tile(const sfa_linear_task *t, int bits, bool has_minim
 
   for (int32_t b = 0; b < t->n_blocks; b++) {
     ilanes dot[BLOCK_ROWS][2];
-    UNROLL for (int r = 0; r < R; r++) {
-      ilanes start = ilanes_set(-t->offset * sum[(int64_t)r * t->n_blocks + b]);
-      UNROLL for (int p = 0; p < P; p++) dot[r][p] = start;
-    }
-    UNROLL for (int v = 0; v < n_pieces; v++) {
-      blanes piece[2];
-      UNROLL for (int p = 0; p < P; p++) piece[p] = blanes_load(w + (size_t)p * t->panel_bytes + ((size_t)b * n_pieces + v) * 64);
-      UNROLL for (int half = 0; half < n_halves; half++) {
-        blanes values[2];
-        UNROLL for (int p = 0; p < P; p++) values[p] = bits == 8 ? piece[p] : half ? blanes_high(piece[p]) : blanes_low(piece[p]);
-        UNROLL for (int r = 0; r < R; r++) {
-          int32_t x;
-          memcpy(&x, q + r * q_stride + b * SFA_BLOCK + 16 * half + 4 * v, sizeof x);
-          UNROLL for (int p = 0; p < P; p++) dot[r][p] = ilanes_dot(dot[r][p], values[p], x, bits == 4);
+    UNROLL for (int r = 0; r < R; r++) UNROLL for (int p = 0; p < P; p++) dot[r][p] = ilanes_set(0);
+    for (int plane = 0; plane < SFA_PLANES; plane++) {
+      UNROLL for (int v = 0; v < n_pieces; v++) {
+        blanes piece[2];
+        UNROLL for (int p = 0; p < P; p++) piece[p] = blanes_load(w + (size_t)p * t->panel_bytes + ((size_t)b * n_pieces + v) * 64);
+        UNROLL for (int half = 0; half < n_halves; half++) {
+          blanes values[2];
+          UNROLL for (int p = 0; p < P; p++) values[p] = bits == 8 ? piece[p] : half ? blanes_high(piece[p]) : blanes_low(piece[p]);
+          UNROLL for (int r = 0; r < R; r++) {
+            int32_t x;
+            memcpy(&x, q + r * q_stride + (b * SFA_PLANES + plane) * SFA_BLOCK + 16 * half + 4 * v, sizeof x);
+            UNROLL for (int p = 0; p < P; p++) dot[r][p] = ilanes_dot(dot[r][p], values[p], x, bits == 4);
+          }
         }
       }
+      if (plane == 0)
+        UNROLL for (int r = 0; r < R; r++) UNROLL for (int p = 0; p < P; p++) dot[r][p] =
+            ilanes_next_plane(dot[r][p], -t->offset * sum[(int64_t)r * t->n_blocks + b]);
     }
     UNROLL for (int p = 0; p < P; p++) {
       const uint16_t *s = params + (size_t)p * t->panel_params + (size_t)b * SFA_PANEL * (has_minimum ? 2 : 1);

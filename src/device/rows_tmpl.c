@@ -49,6 +49,7 @@ static inline lanes times_sigmoid(lanes y, lanes x) {
 }
 
 static void quantize(int32_t dim, int32_t n_blocks, const float *x, int8_t *q, float *scale, int32_t *sum, float *scale_sum) {
+  const float largest_q = 127 << SFA_PLANE_BITS;
   for (int32_t b = 0; b < n_blocks; b++) {
     lanes part[2], largest = lanes_set(0.0f), not_finite = lanes_set(0.0f);
     for (int half = 0; half < 2; half++) {
@@ -58,19 +59,19 @@ static void quantize(int32_t dim, int32_t n_blocks, const float *x, int8_t *q, f
       not_finite = lanes_fma(part[half], lanes_set(0.0f), not_finite); /* NaN for NaN and inf */
     }
     float magnitude = max_lanes(largest), inverse = 0.0f;
-    scale[b] = magnitude / 127.0f;
+    scale[b] = magnitude / largest_q;
     if (!(sum_lanes(not_finite) == 0.0f))
       scale[b] = NAN, part[0] = part[1] = lanes_set(0.0f);
     else if (magnitude > 0x1p-100f)
-      inverse = 127.0f / magnitude;
+      inverse = largest_q / magnitude;
     else
       scale[b] = 0.0f;
-    int8_t *out = q + b * SFA_BLOCK;
+    int8_t *high = q + b * SFA_PLANES * SFA_BLOCK, *low = high + SFA_BLOCK;
     for (int half = 0; half < 2; half++)
-      lanes_store_i8(out + half * 16, lanes_mul(part[half], lanes_set(inverse)));
+      lanes_store_planes(high + half * 16, low + half * 16, lanes_mul(part[half], lanes_set(inverse)));
     int32_t total = 0;
     for (int i = 0; i < SFA_BLOCK; i++)
-      total += out[i];
+      total += high[i] * (1 << SFA_PLANE_BITS) + low[i];
     sum[b] = total;
     scale_sum[b] = scale[b] * (float)total;
   }
