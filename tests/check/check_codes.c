@@ -1,0 +1,188 @@
+/* Checks of topk, quantize_i8, load_rows, store_rows, query_tile and query_tile_codes: all exact. */
+#include "base/half.h"
+#include "check.h"
+#include "oracle.h"
+#include <math.h>
+#include <string.h>
+
+static const int head_dims[] = {8, 24, 64, 72, 128, 256, 264, 512};
+enum { N_HEAD_DIMS = sizeof head_dims / sizeof *head_dims };
+
+static void topk_case(check *c, check_kind kind, int n_rows, int D, int K, int stride) {
+  check_begin(c, "topk", "%s n %d D %d K %d stride %d", check_kind_name(kind), n_rows, D, K, stride);
+  const size_t n = (size_t)n_rows * (size_t)K, id_bytes = D <= 256 ? 1 : 2;
+  const float *x = check_rows(c, kind, n_rows ? (int64_t)(n_rows - 1) * stride + D : 0);
+  uint8_t *ids = check_memory(c, n * id_bytes), *plain_ids = check_memory(c, n * id_bytes);
+  float *values = check_floats(c, (int64_t)n), *plain_values = check_floats(c, (int64_t)n);
+  c->kernels->topk(n_rows, x, stride, D, K, ids, values);
+  c->plain->topk(n_rows, x, stride, D, K, plain_ids, plain_values);
+  check_bytes(c, "ids", ids, plain_ids, n * id_bytes);
+  check_bytes(c, "values", values, plain_values, n * sizeof *values);
+  for (int row = 0; row < n_rows; row++) {
+    int expected[512];
+    oracle_topk(x + (int64_t)row * stride, D, K, expected);
+    for (int u = 0; u < K; u++) {
+      const size_t at = (size_t)row * (size_t)K + (size_t)u;
+      const int id = id_bytes == 1 ? ids[at] : ((const uint16_t *)(const void *)ids)[at];
+      if (id != expected[u])
+        check_fail(c, "row %d slot %d: feature %d, oracle %d", row, u, id, expected[u]);
+      else if (sfa_bits_of(values[at]) != sfa_bits_of(x[(int64_t)row * stride + id]))
+        check_fail(c, "row %d slot %d: value changed", row, u);
+    }
+  }
+  check_end(c);
+}
+
+static void check_topk(check *c) {
+  static const int rows[] = {0, 1, 7, 8, 9, 15, 16, 17, 33};
+  for (int d = 0; d < N_HEAD_DIMS; d++) {
+    const int D = head_dims[d], kept[] = {1, 2, 7, 8, 9, 16, 17, 32, 33, D / 2, D - 1, D};
+    for (int kind = 0; kind < CHECK_KINDS; kind++)
+      for (size_t k = 0; k < sizeof kept / sizeof *kept; k++)
+        if (kept[k] <= D)
+          topk_case(c, (check_kind)kind, rows[check_pick(c, 9)], D, kept[k], D + (check_pick(c, 2) ? 3 : 0));
+  }
+}
+
+static void quantize_case(check *c, check_kind kind, int n_rows, int n, float factor) {
+  check_begin(c, "quantize_i8", "%s n_rows %d n %d factor %g", check_kind_name(kind), n_rows, n, (double)factor);
+  const int stride = n + check_pick(c, 3), out_stride = n + check_pick(c, 5);
+  const size_t bytes = (size_t)n_rows * (size_t)out_stride;
+  float *x = check_rows(c, kind, (int64_t)n_rows * stride);
+  for (int64_t i = 0; i < (int64_t)n_rows * stride; i++)
+    x[i] *= factor;
+  int8_t *out = check_memory(c, bytes), *plain_out = check_memory(c, bytes);
+  uint16_t *scales = check_memory(c, (size_t)n_rows * 2), *plain_scales = check_memory(c, (size_t)n_rows * 2);
+  int64_t bad = c->kernels->quantize_i8(n_rows, n, x, stride, out, out_stride, scales);
+  int64_t plain_bad = c->plain->quantize_i8(n_rows, n, x, stride, plain_out, out_stride, plain_scales);
+  if (bad != plain_bad)
+    check_fail(c, "returns %lld, plain C %lld", (long long)bad, (long long)plain_bad);
+  const int good = bad ? (int)bad - 1 : n_rows;
+  check_bytes(c, "values", out, plain_out, (size_t)good * (size_t)out_stride);
+  check_bytes(c, "scales", scales, plain_scales, (size_t)good * 2);
+  for (int row = 0; row < n_rows; row++) {
+    int values[600];
+    double scale = oracle_i8(x + (int64_t)row * stride, n, values);
+    if ((scale == -1) != (row == bad - 1) || row > good)
+      check_fail(c, "row %d: oracle scale %g, returned %lld", row, scale, (long long)bad);
+    if (row >= good)
+      break;
+    double got = oracle_f16(scales[row]);
+    if (!(got == scale || (isnan(got) && isnan(scale))))
+      check_fail(c, "row %d: scale %g, oracle %g", row, got, scale);
+    for (int i = 0; i < n; i++)
+      if (out[(int64_t)row * out_stride + i] != values[i])
+        check_fail(c, "row %d element %d: %d, oracle %d", row, i, out[(int64_t)row * out_stride + i], values[i]);
+  }
+  check_end(c);
+}
+
+static void check_quantize(check *c) {
+  static const int sizes[] = {1, 7, 8, 9, 15, 16, 17, 64, 127, 512};
+  static const float factors[] = {1.0f, 0x1p-20f, 0x1p-140f, 1e6f, 4e6f};
+  for (int s = 0; s < 10; s++)
+    for (int kind = 0; kind < CHECK_KINDS; kind++)
+      for (int f = 0; f < 5; f++)
+        quantize_case(c, (check_kind)kind, check_range(c, 0, 5), sizes[s], factors[f]);
+}
+
+static void rows_case(check *c, check_kind kind, sfa_dtype dtype, int n_rows, int n) {
+  check_begin(c, "rows", "%s dtype %d n_rows %d n %d", check_kind_name(kind), dtype, n_rows, n);
+  const int stride = n + check_pick(c, 4), stored_stride = n + check_pick(c, 4);
+  const size_t item = sfa_dtype_bytes(dtype), bytes = (size_t)n_rows * (size_t)stored_stride * item;
+  const int64_t total = (int64_t)n_rows * stride;
+  const float *x = check_rows(c, kind, total);
+  uint8_t *stored = check_memory(c, bytes), *plain_stored = check_memory(c, bytes);
+  uint16_t *scales = check_memory(c, (size_t)n_rows * 2);
+  float *back = check_floats(c, total), *plain_back = check_floats(c, total), *expected = check_floats(c, total);
+  if (dtype == SFA_I8) {
+    c->plain->quantize_i8(n_rows, n, x, stride, (int8_t *)stored, stored_stride, scales);
+  } else {
+    c->kernels->store_rows(n_rows, n, x, stride, dtype, stored, stored_stride);
+    c->plain->store_rows(n_rows, n, x, stride, dtype, plain_stored, stored_stride);
+    for (int64_t row = 0; row < n_rows; row++) /* any NaN for any NaN: compare what they read as */
+      for (int i = 0; i < n; i++) {
+        const size_t at = (size_t)(row * stored_stride + i);
+        if (dtype != SFA_F32 && isnan(x[row * stride + i]))
+          ((uint16_t *)(void *)plain_stored)[at] = ((const uint16_t *)(const void *)stored)[at];
+      }
+    check_bytes(c, "stored", stored, plain_stored, bytes);
+  }
+  int finite = c->kernels->load_rows(n_rows, n, dtype, stored, stored_stride, scales, back, stride);
+  int plain_finite = c->plain->load_rows(n_rows, n, dtype, stored, stored_stride, scales, plain_back, stride), all = 1;
+  check_bits(c, "loaded", back, plain_back, total);
+  for (int64_t row = 0; row < n_rows; row++) {
+    memcpy(expected + row * stride, x + row * stride, (size_t)n * sizeof *x);
+    oracle_round(expected + row * stride, n, (int)dtype);
+    for (int i = 0; i < n; i++)
+      all &= isfinite(expected[row * stride + i]) != 0;
+  }
+  check_bits(c, "oracle", back, expected, total);
+  if (finite != plain_finite || finite != all)
+    check_fail(c, "finite: %d, plain C %d, oracle %d", finite, plain_finite, all);
+  check_end(c);
+}
+
+static void check_stored_rows(check *c) {
+  static const int sizes[] = {1, 7, 8, 9, 16, 17, 64, 130};
+  for (int dtype = SFA_F32; dtype <= SFA_I8; dtype++)
+    for (int s = 0; s < 8; s++)
+      for (int kind = 0; kind < CHECK_KINDS; kind++)
+        if (kind != CHECK_NAN || dtype != SFA_I8)
+          rows_case(c, (check_kind)kind, (sfa_dtype)dtype, check_range(c, 0, 5), sizes[s]);
+}
+
+static void query_case(check *c, check_kind kind, int D, int W, int n_rows) {
+  check_begin(c, "query_tile", "%s D %d W %d n_rows %d", check_kind_name(kind), D, W, n_rows);
+  const int64_t n = (int64_t)D * W;
+  const float scale = check_normal(c);
+  const float *rows[SFA_MAX_WIDTH];
+  for (int i = 0; i < n_rows; i++)
+    rows[i] = check_rows(c, kind, D);
+  float *Qt = check_floats(c, n), *plain = check_floats(c, n);
+  c->kernels->query_tile(n_rows, rows, D, W, scale, Qt);
+  for (int64_t at = 0; at < n; at++)
+    plain[at] = at % W < n_rows ? scale * rows[at % W][at / W] : 0.0f;
+  check_bits(c, "Qt", Qt, plain, n);
+  check_end(c);
+}
+
+static void query_codes_case(check *c, int D, int K, int W, int n_rows) {
+  check_begin(c, "query_tile_codes", "D %d K %d W %d n_rows %d", D, K, W, n_rows);
+  const int64_t n = (int64_t)D * W;
+  const int id_bytes = D <= 256 ? 1 : 2;
+  const float scale = check_normal(c);
+  const float *x = check_rows(c, CHECK_TIES, (int64_t)n_rows * D);
+  char *ids = check_memory(c, (size_t)(n_rows * K * id_bytes));
+  float *values = check_floats(c, (int64_t)n_rows * K), *Qt = check_floats(c, n), *expected = check_floats(c, n);
+  const void *id_rows[SFA_MAX_WIDTH];
+  const float *value_rows[SFA_MAX_WIDTH];
+  memset(expected, 0, (size_t)n * sizeof *expected);
+  c->plain->topk(n_rows, x, D, D, K, ids, values);
+  for (int i = 0; i < n_rows; i++) {
+    int kept[512];
+    id_rows[i] = ids + (int64_t)i * K * id_bytes;
+    value_rows[i] = values + (int64_t)i * K;
+    oracle_topk(x + (int64_t)i * D, D, K, kept);
+    for (int u = 0; u < K; u++)
+      expected[(int64_t)kept[u] * W + i] = scale * x[(int64_t)i * D + kept[u]];
+  }
+  c->kernels->query_tile_codes(n_rows, id_rows, id_bytes, value_rows, K, D, W, scale, Qt);
+  check_bits(c, "Qt", Qt, expected, n);
+  check_end(c);
+}
+
+static void check_queries(check *c) {
+  static const int widths[] = {16, 32, 48, 64, 96, 128};
+  for (int d = 0; d < N_HEAD_DIMS; d++)
+    for (int w = 0; w < 6; w++) {
+      const int W = widths[w], D = head_dims[d], rows[] = {1, check_range(c, 1, W < 48 ? W : 48), W < 48 ? W : 48};
+      for (int r = 0; r < 3; r++) {
+        query_case(c, (check_kind)check_pick(c, CHECK_KINDS), D, W, rows[r]);
+        query_codes_case(c, D, check_range(c, 1, D), W, rows[r]);
+      }
+    }
+}
+
+const check_entry check_codes_entries[] = {
+    {"topk", check_topk}, {"quantize_i8", check_quantize}, {"rows", check_stored_rows}, {"query_tile", check_queries}, {NULL, NULL}};

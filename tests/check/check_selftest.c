@@ -1,0 +1,86 @@
+/* Bugs planted in a copy of a table: checks that do not notice them would prove nothing. */
+#include "check.h"
+#include <stdio.h>
+#include <string.h>
+
+static const sfa_kernels *real; /* what the planted functions call */
+
+static void last_key_dropped(int32_t n_rows, int32_t n_keys, int32_t W, const float *P, int32_t E, const float *V, int64_t v_stride,
+                             float *O) {
+  real->value_product(n_rows, n_keys - 1, W, P, E, V, v_stride, O);
+}
+
+static void mask_off_by_one(int32_t n_keys, int32_t W, const int32_t *lo, const int32_t *hi, int32_t n_always, float *S) {
+  int32_t later[SFA_MAX_WIDTH];
+  for (int32_t i = 0; i < W; i++)
+    later[i] = hi[i] < INT32_MAX ? hi[i] + 1 : hi[i];
+  real->score_mask(n_keys, W, lo, later, n_always, S);
+}
+
+static void no_rescale(int32_t n_rows, int32_t E, const float *alpha, float *O) {
+  (void)n_rows;
+  (void)E;
+  (void)alpha;
+  (void)O;
+}
+
+static void one_feature_lost(int32_t n_keys, int32_t K, const void *ids, int32_t id_bytes, const float *values, const float *Qt, int32_t W,
+                             float *S) {
+  float fewer[SFA_KEY_TILE * 512];
+  memcpy(fewer, values, (size_t)n_keys * (size_t)K * sizeof *values);
+  for (int32_t j = 0; j < n_keys; j++)
+    fewer[j * K + K - 1] = 0.0f;
+  real->score_codes(n_keys, K, ids, id_bytes, fewer, Qt, W, S);
+}
+
+static int sum_not_carried(int32_t n_keys, int32_t W, float *S, float *m, float *l, float *alpha) {
+  memset(l, 0, (size_t)W * sizeof *l);
+  return real->softmax_tile(n_keys, W, S, m, l, alpha);
+}
+
+static void tie_to_the_higher(int64_t n_rows, const float *x, int64_t row_stride, int32_t D, int32_t K, void *ids, float *values) {
+  real->topk(n_rows, x, row_stride, D, K, ids, values);
+  if (n_rows > 0 && D <= 256 && K < D && ((uint8_t *)ids)[K - 1] < D - 1)
+    ((uint8_t *)ids)[K - 1]++;
+}
+
+static const struct bug {
+  const char *name;
+  const check_entry *entries;
+  const char *subject; /* the entry that must notice */
+  sfa_kernels slots;   /* only the planted ones are set */
+} bugs[] = {
+    {"last key dropped", check_values_entries, "value_product", {.value_product = last_key_dropped}},
+    {"last key dropped", check_forward_entries, "forward", {.value_product = last_key_dropped}},
+    {"last key dropped", check_forward_entries, "needle", {.value_product = last_key_dropped}},
+    {"mask off by one", check_scores_entries, "score_mask", {.score_mask = mask_off_by_one}},
+    {"mask off by one", check_forward_entries, "forward", {.score_mask = mask_off_by_one}},
+    {"mask off by one", check_forward_entries, "needle", {.score_mask = mask_off_by_one}},
+    {"no rescale", check_values_entries, "rescale", {.rescale = no_rescale}},
+    {"no rescale", check_forward_entries, "forward", {.rescale = no_rescale}},
+    {"one feature lost", check_scores_entries, "score_codes", {.score_codes = one_feature_lost}},
+    {"one feature lost", check_forward_entries, "forward", {.score_codes = one_feature_lost}},
+    {"sum not carried over", check_values_entries, "softmax_tile", {.softmax_tile = sum_not_carried}},
+    {"sum not carried over", check_forward_entries, "forward", {.softmax_tile = sum_not_carried}},
+    {"tie to the higher feature", check_codes_entries, "topk", {.topk = tie_to_the_higher}},
+};
+
+void check_selftest(check *c) {
+  real = c->kernels;
+  for (size_t b = 0; b < sizeof bugs / sizeof *bugs; b++) {
+    sfa_kernels planted = *real;
+    const sfa_kernels *slots = &bugs[b].slots;
+#define SFA_SLOT(name)                                                                                                                     \
+  if (slots->name)                                                                                                                         \
+    planted.name = slots->name;
+#include "kernel/kernel_list.def"
+    check inner = {.kernels = &planted, .plain = c->plain, .rng = c->rng, .seed = c->seed, .quick = true, .quiet = true};
+    for (const check_entry *entry = bugs[b].entries; entry->fn; entry++)
+      if (!strcmp(entry->name, bugs[b].subject))
+        entry->fn(&inner);
+    check_begin(c, "selftest", "%s, seen by %s", bugs[b].name, bugs[b].subject);
+    if (inner.n_failed == 0)
+      check_fail(c, "not noticed in %lld cases", (long long)inner.n_passed);
+    check_end(c);
+  }
+}

@@ -1,0 +1,133 @@
+/* The naive maths: selection, storage roundings, masks, attention. */
+#include "oracle.h"
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static uint32_t magnitude_bits(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  return bits & 0x7fffffff;
+}
+
+void oracle_topk(const float *x, int d, int k, int *ids) {
+  char *taken = calloc((size_t)d, 1);
+  for (int n = 0; n < k; n++) {
+    int best = -1;
+    for (int u = 0; u < d; u++)
+      if (!taken[u] && (best < 0 || magnitude_bits(x[u]) > magnitude_bits(x[best])))
+        best = u;
+    taken[best] = 1;
+  }
+  for (int u = 0, n = 0; u < d; u++)
+    if (taken[u])
+      ids[n++] = u;
+  free(taken);
+}
+
+/* x rounded to a binary format of `digits` significant bits, smallest exponent of a normal number `least`, by nearbyint's ties to even. */
+static double round_binary(double x, int digits, int least, double limit) {
+  if (x == 0 || !isfinite(x))
+    return x;
+  int exponent = ilogb(x) < least ? least : ilogb(x);
+  double step = ldexp(1, exponent - digits + 1), y = nearbyint(x / step) * step;
+  return fabs(y) > limit ? copysign(INFINITY, x) : y;
+}
+
+static double round_f16(double x) { return round_binary(x, 11, -14, 65504); }
+static double round_bf16(double x) { return round_binary(x, 8, -126, 0x1.fep127); }
+
+double oracle_f16(unsigned bits) {
+  int exponent = (int)(bits >> 10 & 31), fraction = (int)(bits & 1023);
+  double x = exponent == 31 ? (fraction ? NAN : INFINITY) : exponent ? ldexp(1024 + fraction, exponent - 25) : ldexp(fraction, -24);
+  return bits >> 15 ? -x : x;
+}
+
+double oracle_i8(const float *x, int n, int *values) {
+  double largest = 0, scale;
+  int odd = 0;
+  for (int i = 0; i < n; i++) {
+    odd |= !isfinite(x[i]);
+    largest = fmax(largest, fabs((double)x[i]));
+    if (values)
+      values[i] = 0;
+  }
+  if (odd)
+    return NAN;
+  if (largest == 0)
+    return 0;
+  scale = round_f16(largest / 127);
+  if (scale * 127 < largest) /* up */
+    scale = round_f16(scale + (scale < 0x1p-14 ? 0x1p-24 : ldexp(1, ilogb(scale) - 10)));
+  if (!isfinite(scale))
+    return -1;
+  for (int i = 0; values && i < n; i++)
+    values[i] = (int)nearbyintf(x[i] / (float)scale);
+  return scale;
+}
+
+void oracle_round(float *x, int n, int storage) {
+  if (storage == ORACLE_I8) {
+    int *values = malloc((size_t)n * sizeof *values);
+    double scale = oracle_i8(x, n, values);
+    for (int i = 0; i < n; i++)
+      x[i] = (float)(values[i] * scale);
+    free(values);
+    return;
+  }
+  for (int i = 0; i < n; i++)
+    x[i] = storage == ORACLE_BF16 ? (float)round_bf16(x[i]) : storage == ORACLE_F16 ? (float)round_f16(x[i]) : x[i];
+}
+
+/* A copy of rows [n][d] as attention reads them: kept features, rounded to the storage type, zeros elsewhere. */
+static float *oracle_stored(const float *x, long n, int d, int k, int storage) {
+  float *rows = calloc((size_t)n * (size_t)d + 1, sizeof *rows);
+  int *ids = malloc((size_t)d * sizeof *ids);
+  float *kept = malloc((size_t)d * sizeof *kept);
+  if (k == 0)
+    k = d;
+  for (long row = 0; row < n; row++) {
+    oracle_topk(x + row * d, d, k, ids);
+    for (int u = 0; u < k; u++)
+      kept[u] = x[row * d + ids[u]];
+    oracle_round(kept, k, storage);
+    for (int u = 0; u < k; u++)
+      rows[row * d + ids[u]] = kept[u];
+  }
+  free(ids);
+  free(kept);
+  return rows;
+}
+
+int oracle_sees(const oracle_problem *problem, long t, long j) {
+  long i = t + problem->n_keys - problem->n_queries;
+  if (problem->causal && j > i)
+    return 0;
+  if (!problem->has_window)
+    return 1;
+  if (problem->window_right >= 0 && j > i + problem->window_right)
+    return 0;
+  return problem->window_left < 0 || j >= i - problem->window_left || j < problem->n_sink_tokens;
+}
+
+#define REAL double
+#define NAME(stem) stem##_f64
+#define SQRT sqrt
+#define TANH tanh
+#define EXP exp
+#define LOG log
+#include "oracle_tmpl.c"
+#undef REAL
+#undef NAME
+#undef SQRT
+#undef TANH
+#undef EXP
+#undef LOG
+
+#define REAL float
+#define NAME(stem) stem##_f32
+#define SQRT sqrtf
+#define TANH tanhf
+#define EXP expf
+#define LOG logf
+#include "oracle_tmpl.c"

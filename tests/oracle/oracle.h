@@ -1,0 +1,42 @@
+/* oracle.h: the maths of docs/MATH.md, written naively, to hold the product against. It includes nothing of the product: its own types,
+ * its own roundings, loops that follow the formulas. Every function exists in double (the truth) and, where errors are compared, in
+ * float (what naive code in the input type would give). */
+#ifndef ORACLE_H
+#define ORACLE_H
+
+#include <stdint.h>
+
+enum { ORACLE_F32 = 1, ORACLE_BF16 = 2, ORACLE_F16 = 3, ORACLE_I8 = 4 };
+
+/* The k features of largest magnitude of x [d], ascending: NaN above all, ties to the lower feature. */
+void oracle_topk(const float *x, int d, int k, int *ids);
+
+/* x [n] rounded in place to a storage type and back. */
+void oracle_round(float *x, int n, int storage);
+/* One row to int8: returns the scale (NaN for a row with inf or NaN, -1 where f16 has none). values may be NULL. */
+double oracle_i8(const float *x, int n, int *values);
+/* An f16 number from its bits. */
+double oracle_f16(unsigned bits);
+
+typedef struct oracle_problem {
+  int n_queries, n_keys, n_heads, n_kv_heads, head_dim, head_dim_v;
+  int k_q, k_k; /* kept features; 0: all */
+  int k_storage, v_storage;
+  double softmax_scale, softcap; /* 0: 1 / sqrt(head_dim); 0: none */
+  int causal, has_window;
+  long window_left, window_right, n_sink_tokens;
+  int scale_first; /* multiply q by the scale before the product instead of after it: the other natural order, with other roundings */
+  const float *sink_logit, *alibi_slopes; /* [n_heads] or NULL */
+  const float *q;                         /* [n_queries][n_heads][head_dim] */
+  const float *k;                         /* [n_keys][n_kv_heads][head_dim] */
+  const float *v;                         /* [n_keys][n_kv_heads][head_dim_v] */
+} oracle_problem;
+
+/* 1 if query t may see key j. */
+int oracle_sees(const oracle_problem *problem, long t, long j);
+
+/* out [n_queries][n_heads][head_dim_v], lse [n_queries][n_heads]. */
+void oracle_attention_f64(const oracle_problem *problem, double *out, double *lse);
+void oracle_attention_f32(const oracle_problem *problem, float *out, float *lse);
+
+#endif
