@@ -16,7 +16,7 @@ extern "C" {
 
 typedef struct sfa_tokenizer sfa_tokenizer;
 
-/* path: a GGUF file, a tokenizer.json or a directory that holds one, a llama2.c tokenizer.bin. */
+/* path: a GGUF file, a tokenizer.json or a directory that holds one (or GPT-2's vocab.json and merges.txt), a llama2.c tokenizer.bin. */
 SFA_API sfa_status sfa_tokenizer_open(sfa_context *ctx, const char *path, sfa_tokenizer **tokenizer);
 SFA_API void sfa_tokenizer_close(sfa_tokenizer *tokenizer);
 SFA_API int32_t sfa_tokenizer_vocab_size(const sfa_tokenizer *tokenizer);
@@ -25,12 +25,14 @@ enum {
   SFA_TOKENIZE_SPECIAL = 1, /* add the tokens that the model wants around a text (BOS, ...) */
   SFA_TOKENIZE_PARSE = 2    /* texts of special tokens inside the input ("<|im_start|>") become those tokens */
 };
-/* UTF-8 text to ids. *ids is allocated with the context's allocator (sfa_free_ids); *n_ids its length. */
+/* UTF-8 text to ids. Malformed UTF-8 is read as U+FFFD, one for each maximal part, as Python's errors="replace" does. *ids is allocated
+ * with the context's allocator (sfa_free_ids); *n_ids its length. */
 SFA_API sfa_status sfa_tokenizer_encode(const sfa_tokenizer *tokenizer, const char *text, size_t text_bytes, uint32_t flags, int32_t **ids,
                                         size_t *n_ids);
 SFA_API void sfa_free_ids(sfa_context *ctx, int32_t *ids);
-/* The bytes of one token as they continue a text after `previous` (-1: at the start). Special tokens give 0 bytes unless keep_special.
- * Returns the number of bytes; at most `capacity` of them are written (no terminator). */
+/* The bytes of one token as they continue a text after `previous` (-1: at the start); a token may hold a part of a character. Special
+ * tokens give 0 bytes unless keep_special. The space that SentencePiece puts before a text is left out after -1 and after BOS. Returns the
+ * number of bytes; at most `capacity` of them are written (no terminator). */
 SFA_API size_t sfa_tokenizer_decode(const sfa_tokenizer *tokenizer, int32_t previous, int32_t id, int keep_special, char *out,
                                     size_t capacity);
 /* -1 where the model has none. */
@@ -47,7 +49,8 @@ typedef struct sfa_chat_message {
 SFA_API int sfa_tokenizer_has_chat(const sfa_tokenizer *tokenizer);
 /* Writes the conversation as the model was trained on it, ending with the opening of the assistant's turn. The text has special tokens
  * inside: encode it with SFA_TOKENIZE_PARSE. *text is allocated by the context (sfa_free_text), NUL-terminated.
- * first: 0 continues a conversation that the model has already in its cache (no BOS, no default system message). */
+ * first: 0 continues a conversation that the model has already in its cache, up to and with the token that ended its last turn (no BOS,
+ * no default system message; the text starts with what the template puts behind that token). */
 SFA_API sfa_status sfa_chat_format(const sfa_tokenizer *tokenizer, const sfa_chat_message *messages, int32_t n_messages, int first,
                                    char **text);
 SFA_API void sfa_free_text(sfa_context *ctx, char *text);

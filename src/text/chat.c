@@ -18,6 +18,7 @@ struct family {
   const char *resume;            /* what of close[ASSISTANT] comes after the token that ends the model's turn */
   const char *system_in_user[2]; /* the system message stands inside the first user message, between these; open[SYSTEM] is NULL */
   bool trim;                     /* white space around a message goes */
+  bool trim_whole;               /* with a system message inside: around both together */
 };
 
 static const struct family families[] = {
@@ -54,7 +55,8 @@ static const struct family families[] = {
      .prompt = "",
      .resume = "",
      .system_in_user = {"<<SYS>>\n", "\n<</SYS>>\n\n"},
-     .trim = true},
+     .trim = true,
+     .trim_whole = true},
     /* Phi 3 */
     {.marks = {"<|user|>", "<|end|>"},
      .start = "\1",
@@ -86,27 +88,17 @@ int sfa_tokenizer_has_chat(const sfa_tokenizer *t) { return find_family(t->chat_
 #define LLAMA31_MARK "Cutting Knowledge Date"
 static const char llama31_preamble[] = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n";
 
-/* The system message that the template writes where a conversation has none: a constant inside it. "" if there is none. */
-static void find_default_system(const struct family *family, const char *chat_template, const char **text, size_t *len) {
-  *text = "";
-  *len = 0;
-  if (!family->open[SYSTEM])
-    return;
-  size_t tag_len = strcspn(family->open[SYSTEM], "\n");
-  for (const char *at = chat_template; (at = strstr(at, "system")) != NULL; at++) {
-    size_t word = strlen("system"), before = tag_len - word;
-    if (tag_len < word || (size_t)(at - chat_template) < before || strncmp(at - before, family->open[SYSTEM], tag_len) != 0)
-      continue;
-    const char *from = at + word;
-    from += *from == '\n' ? 1 : strncmp(from, "\\n", 2) == 0 ? 2 : 0; /* a newline, or its escape */
-    const char *end = strstr(from, family->close[SYSTEM][0] == '<' ? "<|im_end|>" : "\2");
-    size_t n = end ? (size_t)(end - from) : 0;
-    if (n > 0 && n == strcspn(from, "'\"{}<")) {
-      *text = from;
-      *len = n;
-      return;
-    }
+/* The system message that a ChatML template writes where a conversation has none: a constant inside it. NULL if there is none. */
+static const char *find_default_system(const char *chat_template, size_t *len) {
+  static const char tag[] = "<|im_start|>system", end[] = "<|im_end|>";
+  for (const char *at = chat_template; (at = strstr(at, tag)) != NULL;) {
+    at += strlen(tag);
+    const char *text = at + (*at == '\n' ? 1 : strncmp(at, "\\n", 2) == 0 ? 2 : 0); /* a newline, or its escape */
+    *len = strcspn(text, "'\"{}<");                                                 /* not the constant's end, nor an expression */
+    if (*len > 0 && strncmp(text + *len, end, strlen(end)) == 0)
+      return text;
   }
+  return NULL;
 }
 
 /* ---- Writing ----------------------------------------------------------------------------------------------------------------- */
@@ -141,45 +133,44 @@ static sfa_status write_content(struct writer *w, const char *text, size_t len) 
   return sfa_bytes_append(w->t->ctx, &w->out, text, len);
 }
 
+/* text is NULL where the conversation has no system message and the template no default one. */
 static sfa_status write_system(struct writer *w, const char *text, size_t len) {
   bool preamble = strstr(w->t->chat_template, LLAMA31_MARK) != NULL;
-  if (!w->family->open[SYSTEM] || (len == 0 && !preamble && text[0] == '\0'))
+  if (!w->family->open[SYSTEM] || (!text && !preamble))
     return SFA_OK;
   SFA_TRY(write_form(w, w->family->open[SYSTEM]));
   if (preamble)
     SFA_TRY(write_form(w, llama31_preamble));
-  SFA_TRY(write_content(w, text, len));
+  SFA_TRY(write_content(w, text ? text : "", len));
   return write_form(w, w->family->close[SYSTEM]);
 }
 
-/* A user message, with the system message in front inside it where the family has it there. */
+/* A user message, behind the system message where the family has that inside it. */
 static sfa_status write_user(struct writer *w, const char *content, const char *system) {
-  sfa_bytes whole = {0};
-  sfa_context *ctx = w->t->ctx;
-  sfa_status status = SFA_OK;
-  const char *const parts[] = {system ? w->family->system_in_user[0] : "", system ? system : "", system ? w->family->system_in_user[1] : "",
-                               content};
-  for (int i = 0; i < 4 && status == SFA_OK; i++) {
-    bool inner_trim = i == 3 && system && w->family->system_in_user[0][0] == '\0'; /* Gemma trims the message, not the whole */
-    const uint8_t *text = (const uint8_t *)parts[i];
-    size_t len = strlen(parts[i]);
-    if (inner_trim)
-      sfa_utf8_trim(&text, &len);
-    status = sfa_bytes_append(ctx, &whole, text, len);
-  }
-  if (status == SFA_OK)
-    status = write_content(w, (const char *)whole.data, whole.len);
-  sfa_free(ctx, whole.data);
-  return status;
+  if (!system)
+    return write_content(w, content, strlen(content));
+  size_t start = w->out.len;
+  SFA_TRY(write_form(w, w->family->system_in_user[0]));
+  SFA_TRY(sfa_bytes_append(w->t->ctx, &w->out, system, strlen(system)));
+  SFA_TRY(write_form(w, w->family->system_in_user[1]));
+  if (!w->family->trim_whole)
+    return write_content(w, content, strlen(content));
+  SFA_TRY(sfa_bytes_append(w->t->ctx, &w->out, content, strlen(content)));
+  const uint8_t *whole = w->out.data + start; /* it starts with the form, so only its end can be white space */
+  size_t len = w->out.len - start;
+  sfa_utf8_trim(&whole, &len);
+  w->out.len = start + len;
+  return SFA_OK;
 }
 
 /* Earlier answers go without their thinking, as Qwen3's template has it. */
 static const char *without_thinking(const sfa_tokenizer *t, const char *content) {
-  if (!strstr(t->chat_template, "</think>"))
+  static const char mark[] = "</think>";
+  if (!strstr(t->chat_template, mark) || !strstr(content, mark))
     return content;
-  for (const char *at = content; (at = strstr(at, "</think>")) != NULL;)
-    content = at += strlen("</think>");
-  return content;
+  for (const char *at = content; (at = strstr(at, mark)) != NULL;)
+    content = at += strlen(mark);
+  return content + strspn(content, "\n");
 }
 
 static sfa_status write_conversation(struct writer *w, const sfa_chat_message *messages, int32_t n_messages, int first) {
@@ -191,10 +182,9 @@ static sfa_status write_conversation(struct writer *w, const sfa_chat_message *m
     if (strstr(w->t->chat_template, "bos_token"))
       SFA_TRY(write_form(w, family->start));
     if (n_messages == 0 || strcmp(messages[0].role, role_names[SYSTEM]) != 0) {
-      const char *text;
-      size_t len;
-      find_default_system(family, w->t->chat_template, &text, &len);
-      SFA_TRY(write_system(w, text, len));
+      size_t len = 0;
+      const char *text = find_default_system(w->t->chat_template, &len);
+      SFA_TRY(write_system(w, text, text ? len : 0));
     }
   }
   for (int32_t i = 0; i < n_messages; i++) {

@@ -30,12 +30,12 @@ static void *pcre_alloc(PCRE2_SIZE bytes, void *user) {
 
 static void pcre_free(void *memory, void *user) { sfa_free(user, memory); }
 
-/* \s of the tokenizers is Unicode's White_Space; PCRE2's has U+180E too. \w of theirs has marks and connectors, PCRE2's has not. */
+/* Of the regex engine that Hugging Face uses, \s is Unicode's White_Space (PCRE2's has U+180E too) and \w has marks and connectors. */
 static sfa_status translate_pattern(sfa_context *ctx, const char *pattern, sfa_bytes *out) {
   static const struct {
     char letter;
     const char *members;
-  } classes[] = {{'s', "\\p{Z}\\x09-\\x0d\\x{85}"}, {'w', "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}"}};
+  } classes[] = {{'s', "\\p{Z}\\x09-\\x0d\\x{85}"}, {'w', "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}"}};
   bool in_class = false;
   for (const char *p = pattern; *p; p++) {
     size_t len = p[0] == '\\' && p[1] ? 2 : 1;
@@ -80,7 +80,8 @@ static sfa_status compile_pattern(sfa_context *ctx, const char *pattern, bool li
   if (options) {
     int error = 0;
     PCRE2_SIZE at = 0;
-    *code = pcre2_compile(translated.data, translated.len, PCRE2_UTF | (literal ? PCRE2_LITERAL : PCRE2_UCP), &error, &at, options);
+    *code = pcre2_compile(translated.data, translated.len, PCRE2_UTF | (literal ? PCRE2_LITERAL : PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C),
+                          &error, &at, options);
     if (*code) {
       pcre2_jit_compile(*code, PCRE2_JIT_COMPLETE); /* without it the interpreter runs, slower */
     } else {
@@ -343,10 +344,17 @@ sfa_status sfa_steps_add(sfa_context *ctx, sfa_steps *steps, sfa_step_kind kind,
   return SFA_OK;
 }
 
+/* What goes into a text keeps it well-formed: the steps after it count on that. */
+static sfa_status copy_text(sfa_context *ctx, const char *text, char **out) {
+  if (!sfa_utf8_valid((const uint8_t *)text, strlen(text)))
+    return sfa_fail(ctx, SFA_ERROR_FORMAT, "a text that the tokenizer puts into others is not UTF-8; its file is damaged");
+  return sfa_strdup(ctx, text, out);
+}
+
 sfa_status sfa_steps_add_replace(sfa_context *ctx, sfa_steps *steps, const char *pattern, bool literal, const char *text) {
   sfa_step *step;
   SFA_TRY(sfa_steps_add(ctx, steps, SFA_STEP_REPLACE, &step));
-  SFA_TRY(sfa_strdup(ctx, text, &step->text));
+  SFA_TRY(copy_text(ctx, text, &step->text));
   return compile_pattern(ctx, pattern, literal, &step->pattern);
 }
 
@@ -363,13 +371,13 @@ sfa_status sfa_steps_add_prepend(sfa_context *ctx, sfa_steps *steps, const char 
   SFA_TRY(sfa_steps_add(ctx, steps, SFA_STEP_PREPEND, &step));
   step->unless_there = unless_there;
   step->only_first = only_first;
-  return sfa_strdup(ctx, text, &step->text);
+  return copy_text(ctx, text, &step->text);
 }
 
 sfa_status sfa_step_add_token(sfa_context *ctx, sfa_step *step, const uint8_t *text, size_t len, sfa_added_token token) {
   uint64_t node = 0;
-  if (len == 0)
-    return sfa_fail(ctx, SFA_ERROR_FORMAT, "added token %d of the tokenizer is empty", token.id);
+  if (len == 0 || !sfa_utf8_valid(text, len)) /* no well-formed text holds it */
+    return SFA_OK;
   for (size_t i = 0; i < len; i++) {
     uint64_t next;
     if (!sfa_pair_map_find(&step->trie, (int32_t)node, text[i], &next)) {

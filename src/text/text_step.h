@@ -64,9 +64,9 @@ sfa_status sfa_steps_add(sfa_context *ctx, sfa_steps *steps, sfa_step_kind kind,
 sfa_status sfa_steps_add_replace(sfa_context *ctx, sfa_steps *steps, const char *pattern, bool literal, const char *text);
 sfa_status sfa_steps_add_split(sfa_context *ctx, sfa_steps *steps, const char *pattern, bool literal, sfa_split_rule rule, bool inverted);
 sfa_status sfa_steps_add_prepend(sfa_context *ctx, sfa_steps *steps, const char *text, bool unless_there, bool only_first);
-/* Adds a token to a TOKENS step. An empty text is refused; the same text again replaces the token. */
+/* Adds a token to a TOKENS step; the same text again replaces it. A text that is empty or not UTF-8 is left out: it never occurs. */
 sfa_status sfa_step_add_token(sfa_context *ctx, sfa_step *step, const uint8_t *text, size_t len, sfa_added_token token);
-/* What the text-changing steps first..last-1 make of a text at the start of an input. */
+/* What the text-changing steps first..last-1 make of a well-formed text at the start of an input. */
 sfa_status sfa_steps_transform(sfa_context *ctx, const sfa_steps *steps, int32_t first, int32_t last, const uint8_t *text, size_t len,
                                sfa_bytes *out);
 /* Runs well-formed UTF-8 through all steps and encodes the words. Appends to ids. */

@@ -155,7 +155,7 @@ static sfa_status add_pre_tokenizer(struct loader *l, const cJSON *node) {
   if (strcmp(type, "Metaspace") == 0)
     return add_metaspace(l, node);
   if (strcmp(type, "Whitespace") == 0)
-    return sfa_steps_add_split(l->ctx, steps, "\\w+|[^\\w\\s]+", false, SFA_SPLIT_REMOVED, true);
+    return sfa_steps_add_split(l->ctx, steps, "[\\w\\x{200c}\\x{200d}]+|[^\\w\\x{200c}\\x{200d}\\s]+", false, SFA_SPLIT_REMOVED, true);
   if (strcmp(type, "WhitespaceSplit") == 0)
     return sfa_steps_add_split(l->ctx, steps, "\\s", false, SFA_SPLIT_REMOVED, false);
   return unsupported(l, "pre-tokenizer", type);
@@ -363,13 +363,14 @@ static sfa_status add_tokens(struct loader *l, const cJSON *list, bool normalize
                              .lstrip = member_bool(item, "lstrip", false),
                              .rstrip = member_bool(item, "rstrip", false)};
     SFA_TRY(read_id(l, cJSON_GetObjectItemCaseSensitive(item, "id"), text, &token.id));
-    if (*text == '\0' || member_bool(item, "normalized", !token.special) != normalized)
+    if (member_bool(item, "normalized", !token.special) != normalized)
       continue;
     SFA_TRY(put_token(l, token.id, text, token.special ? SFA_TOKEN_SPECIAL : 0));
+    if (!sfa_utf8_valid((const uint8_t *)text, strlen(text)))
+      return damaged(l, "an added token is not UTF-8");
     l->text.len = 0;
     SFA_TRY(sfa_steps_transform(l->ctx, &l->t->steps, first, last, (const uint8_t *)text, strlen(text), &l->text));
-    if (l->text.len > 0)
-      SFA_TRY(sfa_step_add_token(l->ctx, step, l->text.data, l->text.len, token));
+    SFA_TRY(sfa_step_add_token(l->ctx, step, l->text.data, l->text.len, token));
   }
   return SFA_OK;
 }
