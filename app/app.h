@@ -49,10 +49,12 @@ void interrupt_begin(void);
 bool interrupted(void);
 void interrupt_clear(void);
 
-/* Progress of a long prefill on stderr, if that is a terminal. */
+/* Progress of a long prefill on stderr, if that is a terminal. Work of several calls: `before` tokens came in earlier ones, `total` (0: the
+ * call's own) in all. */
 typedef struct progress {
   const char *what;
   double start;
+  int64_t before, total;
   bool shown;
 } progress;
 /* sfa_progress_fn with a progress as its user; also stops the work on Ctrl-C. */

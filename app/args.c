@@ -33,6 +33,7 @@ typedef struct row {
 
 #define AT(field) offsetof(app_options, field)
 #define RUNS (VERB_GENERATE | VERB_CHAT | VERB_EVAL)
+#define CHOICES (RUNS | VERB_INFO)
 #define MODELS (RUNS | VERB_INFO | VERB_DEMO)
 #define BIG 1e15
 
@@ -65,15 +66,15 @@ static const row rows[] = {
      "make the last 64 tokens less likely; 1: off (default)"},
     {'s', "seed", 0, INT, AT(seed), "N", 0, 0, BIG, VERB_GENERATE | VERB_CHAT,
      "the same seed gives the same text (default: from the clock)"},
-    {0, "attention", 0, WORD, AT(attention), 0, "dense|sfa", 0, 0, RUNS,
+    {0, "attention", 0, WORD, AT(attention), 0, "dense|sfa", 0, 0, CHOICES,
      "default: as the model file says, else dense; sfa if an --sfa option is given"},
-    {0, "sfa-k", 0, INT, AT(sfa_k), "N", 0, 1, 65536, RUNS, "features kept of a key (default: as the model says, else 16)"},
-    {0, "sfa-kq", 0, INT, AT(sfa_kq), "N|all", "all", 1, 65536, RUNS,
+    {0, "sfa-k", 0, INT, AT(sfa_k), "N", 0, 1, 65536, CHOICES, "features kept of a key (default: as the model says, else 16)"},
+    {0, "sfa-kq", 0, INT, AT(sfa_kq), "N|all", "all", 1, 65536, CHOICES,
      "features kept of a query; all: dense queries, \"K-only\" (default: as the model says, else as --sfa-k)"},
-    {0, "sfa-layers", 0, INTS, AT(sfa_layers), "all|global|LIST", "all|global", 0, 65535, RUNS,
+    {0, "sfa-layers", 0, INTS, AT(sfa_layers), "all|global|LIST", "all|global", 0, 65535, CHOICES,
      "sparse layers, the rest stays dense: global is those without a window, a LIST counts from 0: 0,3-5 (default: all)"},
-    {0, "cache-k", 0, WORD, AT(cache_k), 0, "int8|bf16|f16|f32", 0, 0, RUNS, "storage of keys (default: int8 for codes)"},
-    {0, "cache-v", 0, WORD, AT(cache_v), 0, "int8|bf16|f16|f32", 0, 0, RUNS, "storage of values (default: bf16, f32 for an f32 model)"},
+    {0, "cache-k", 0, WORD, AT(cache_k), 0, "int8|bf16|f16|f32", 0, 0, CHOICES, "storage of keys (default: int8 for codes)"},
+    {0, "cache-v", 0, WORD, AT(cache_v), 0, "int8|bf16|f16|f32", 0, 0, CHOICES, "storage of values (default: bf16, f32 for an f32 model)"},
     {0, "chunk", 0, INT, AT(chunk), "N", 0, 1, 65536, RUNS | VERB_DEMO,
      "tokens that prefill takes at once; changes no result (default: 512)"},
     {0, "n", 0, INTS, AT(bench_n), "LIST", 0, 1, 1 << 24, VERB_BENCH, "tokens, queries as many as keys (default: 1024,4096)"},

@@ -218,7 +218,7 @@ static int write_json(const demo *d, const char *path) {
 /* One panel of bars: a column of $rows, with its numbers above. */
 static void plot_bars(FILE *plot, const char *title, int column) {
   fprintf(plot,
-          "set title '%s'; set yrange [0:*]; unset key\n"
+          "set title '%s'; set yrange [0:*]; set offsets 0,0,graph 0.12,0; unset key\n"
           "plot $rows using 0:%d:0:xtic(1) with boxes linecolor variable, '' using 0:%d:(sprintf('%%.3g', column(%d))) with labels offset "
           "0,0.6\n",
           title, column, column, column);
@@ -229,7 +229,7 @@ static int plot_demo(const demo *d, const char *path) {
   if (plot) {
     fprintf(plot, "$rows << EOD\n");
     for (const variant *v = d->variants; v < d->variants + N_VARIANTS; v++) {
-      plot_text(plot, v->name);
+      plot_text(plot, v->choice.layers ? "hybrid" : v->name);
       fprintf(plot, " %g %g %g %g %g\n", v->prefill_s, v->decode_per_s, 1e-6 * v->kv_bytes, v->mean_nll, 100 * v->top1);
     }
     fprintf(plot, "EOD\n$blocks << EOD\n");
@@ -244,14 +244,14 @@ static int plot_demo(const demo *d, const char *path) {
     snprintf(title, sizeof title, "%s, %lld tokens of a book, dense attention and SFA (not trained for it)",
              *d->app.info.name ? d->app.info.name : d->app.info.family, (long long)d->n);
     plot_text(plot, title);
-    fprintf(plot, "\nset xtics rotate by -30; set grid ytics; set style fill solid 0.8; set boxwidth 0.7\n");
+    fprintf(plot, "\nset lmargin 8; set rmargin 3; set xtics rotate by -30; set grid ytics; set style fill solid 0.8; set boxwidth 0.7\n");
     plot_bars(plot, "prefill and scoring, s", 2);
     plot_bars(plot, "decode, tokens a second", 3);
     plot_bars(plot, "KV cache, MB", 4);
     plot_bars(plot, "mean NLL, nats a token", 5);
     plot_bars(plot, "top-1 as dense attention, %", 6);
-    fprintf(plot,
-            "set title 'NLL along the text'; set yrange [*:*]; set xtics norotate auto; set key top right; set xlabel 'token'\nplot ");
+    fprintf(plot, "set title 'NLL along the text'; set yrange [*:*]; set offsets 0,0,graph 0.5,0; set xtics norotate auto; set key top "
+                  "right; set xlabel 'token'\nplot ");
     for (int i = 0; i < N_VARIANTS; i++) {
       fprintf(plot, "%s$blocks using 1:%d with linespoints linewidth 2 pointsize 0.5 linecolor %d title ", i ? ", " : "", i + 2, i);
       plot_text(plot, d->variants[i].name);

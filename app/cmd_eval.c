@@ -19,6 +19,8 @@ static int score_windows(app *a, int64_t window, int64_t stride, scores *s) {
   float *nll = malloc((size_t)window * sizeof *nll);
   int32_t *argmax = malloc((size_t)window * sizeof *argmax);
   int status = nll && argmax ? EXIT_OK : app_fail("out of memory for the scores of a window");
+  int64_t n_more = s->n > window ? (s->n - window + stride - 1) / stride : 0;
+  a->progress.total = window * (1 + n_more);
   for (int64_t scored = 0; !status && scored < s->n;) {
     int64_t end = scored ? scored + stride : window;
     end = end < s->n ? end : s->n;
@@ -32,7 +34,8 @@ static int score_windows(app *a, int64_t window, int64_t stride, scores *s) {
     memcpy(s->nll + scored, nll + (scored - start), (size_t)(end - scored) * sizeof *nll);
     memcpy(s->argmax + scored, argmax + (scored - start), (size_t)(end - scored) * sizeof *argmax);
     scored = end;
-    if (interrupted())
+    a->progress.before += end - start;
+    if (progress_step(&a->progress, 0, 0))
       status = EXIT_INTERRUPTED;
   }
   progress_clear(&a->progress);

@@ -18,6 +18,8 @@ static int make_prompt(const app *a, int32_t **ids, int64_t *n_ids) {
   bool chat = a->info.is_instruct && !o->raw;
   if (n == 0) {
     status = app_usage("the prompt is empty; there is nothing to go on from");
+  } else if (chat && strlen(text) != n) {
+    status = app_usage("the prompt holds a zero byte; a chat message cannot");
   } else if (o->system && !chat) {
     status = app_usage("--system wants the chat template of an instruct model%s",
                        o->raw ? ", which --raw switches off" : "; this model has none");

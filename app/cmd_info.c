@@ -6,28 +6,35 @@
 static const char *const weight_names[] = {"auto", "f32", "bf16", "int8"};
 
 typedef struct cache_row {
-  const char *name;
-  int k, k_q;
+  char name[96];
+  int k;
   size_t token_bytes;
 } cache_row;
 
-/* KV bytes a token: the choice of the options first, then dense and SFA at 8, 16 and 32. */
+enum { MOST_ROWS = 5 };
+
+static int add_row(const app *a, const sfa_attention_choice *choice, const char *name, cache_row *rows, int *n_rows) {
+  cache_row *row = &rows[(*n_rows)++];
+  *row = (cache_row){.k = choice->sparse ? choice->k : 0};
+  snprintf(row->name, sizeof row->name, "%s", name);
+  return sfa_model_kv_bytes(a->model, choice, &row->token_bytes) == SFA_OK ? EXIT_OK : app_fail_status(a->ctx);
+}
+
+/* KV bytes a token: dense and SFA at 8, 16 and 32, then what the options or the model file ask for. */
 static int cache_rows(const app *a, cache_row *rows, int *n_rows) {
   static const int ks[] = {0, 8, 16, 32};
+  char name[96];
   *n_rows = 0;
-  for (int i = 0; i < 4; i++) {
-    if (ks[i] >= a->info.head_dim)
-      break;
-    sfa_attention_choice choice = {
-        .struct_size = sizeof choice, .sparse = ks[i] > 0, .k = ks[i], .cache_k = a->choice.cache_k, .cache_v = a->choice.cache_v};
-    if (!choice.sparse && choice.cache_k == SFA_I8)
-      choice.cache_k = SFA_DTYPE_DEFAULT;
-    cache_row *row = &rows[(*n_rows)++];
-    *row = (cache_row){.name = ks[i] ? "SFA" : "dense", .k = ks[i]};
-    if (sfa_model_kv_bytes(a->model, &choice, &row->token_bytes) != SFA_OK)
-      return app_fail_status(a->ctx);
+  for (int i = 0; i < 4 && ks[i] < a->info.head_dim; i++) {
+    sfa_attention_choice choice = {.struct_size = sizeof choice, .sparse = ks[i] > 0, .k = ks[i]};
+    snprintf(name, sizeof name, ks[i] ? "SFA k=%d" : "dense", ks[i]);
+    int status = add_row(a, &choice, name, rows, n_rows);
+    if (status)
+      return status;
   }
-  return EXIT_OK;
+  if (!a->choice.sparse && a->choice.cache_k == SFA_DTYPE_DEFAULT && a->choice.cache_v == SFA_DTYPE_DEFAULT)
+    return EXIT_OK;
+  return add_row(a, &a->choice, app_attention_name(a, name, sizeof name), rows, n_rows);
 }
 
 static void print_shape(const sfa_tensor_info *t, char *out, size_t capacity) {
@@ -68,7 +75,7 @@ static int info_json(const app *a, const cache_row *rows, int n_rows) {
   cJSON *cache = cJSON_AddArrayToObject(d, "kv_cache");
   for (int i = 0; i < n_rows; i++) {
     cJSON *row = cJSON_CreateObject();
-    cJSON_AddStringToObject(row, "attention", rows[i].k ? "sfa" : "dense");
+    cJSON_AddStringToObject(row, "attention", rows[i].name);
     cJSON_AddNumberToObject(row, "k", rows[i].k);
     cJSON_AddNumberToObject(row, "token_bytes", (double)rows[i].token_bytes);
     cJSON_AddNumberToObject(row, "context_bytes", (double)rows[i].token_bytes * (double)m->context_len);
@@ -104,12 +111,10 @@ static int info_table(const app *a, const cache_row *rows, int n_rows) {
   printf("  chat         %s\n", m->is_instruct ? "has a chat template" : "no chat template");
   if (m->sfa_k)
     printf("  trained SFA  k = %d, k of queries = %d\n", m->sfa_k, m->sfa_k_q ? m->sfa_k_q : m->head_dim);
-  printf("\nKV cache          a token   full context   of dense\n");
+  printf("\n%-32s %10s   %12s   %8s\n", "KV cache", "a token", "full context", "of dense");
   for (int i = 0; i < n_rows; i++) {
-    char name[32] = "dense", token[32];
-    if (rows[i].k)
-      snprintf(name, sizeof name, "SFA k = %d", rows[i].k);
-    printf("  %-12s %10s   %12s   %6.0f %%\n", name, human_bytes((double)rows[i].token_bytes, token),
+    char token[32];
+    printf("  %-30s %10s   %12s   %6.0f %%\n", rows[i].name, human_bytes((double)rows[i].token_bytes, token),
            human_bytes((double)rows[i].token_bytes * (double)m->context_len, bytes),
            100.0 * (double)rows[i].token_bytes / (double)rows[0].token_bytes);
   }
@@ -127,7 +132,7 @@ static int info_table(const app *a, const cache_row *rows, int n_rows) {
 
 int cmd_info(const app_options *o) {
   app a = {0};
-  cache_row rows[4];
+  cache_row rows[MOST_ROWS];
   int n_rows;
   int status = app_require_model(o, "info");
   if (!status)

@@ -28,6 +28,8 @@ void interrupt_clear(void) { stop_asked = 0; }
 int progress_step(void *user, int64_t done, int64_t total) {
   progress *p = user;
   double passed = seconds_now() - p->start;
+  done += p->before;
+  total = p->total ? p->total : total;
   if (isatty(STDERR_FILENO) && passed > 0.5) {
     double rate = (double)done / passed;
     fprintf(stderr, "\r\033[K%s: %lld of %lld tokens, %.0f tokens/s, about %.0f s left", p->what, (long long)done, (long long)total, rate,
