@@ -20,7 +20,7 @@ typedef struct check {
 
   /* Of the case that runs now. */
   const char *subject;
-  char text[160];
+  char text[240];
   bool failed;
   struct {
     void *base;
@@ -83,7 +83,8 @@ typedef struct check_entry {
 } check_entry;
 
 /* Ends with an entry of NULL. One an instruction set: */
-extern const check_entry check_codes_entries[], check_scores_entries[], check_values_entries[], check_forward_entries[];
+extern const check_entry check_codes_entries[], check_scores_entries[], check_values_entries[], check_forward_entries[],
+    check_attention_entries[];
 /* Plants bugs in a copy of a table; each must be caught. */
 void check_selftest(check *c);
 int check_bench(const char *isa_name, bool quick);
