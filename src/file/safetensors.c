@@ -22,32 +22,45 @@ typedef struct flattener {
   char key[KEY_BYTES_MAX + 1];
 } flattener;
 
-/* An array whose elements all pass the test; the empty one passes. */
-static bool all_are(const cJSON *array, cJSON_bool (*test)(const cJSON *)) {
-  const cJSON *item;
-  cJSON_ArrayForEach(item, array) if (!test(item)) return false;
-  return true;
+/* The type of a value, or of all elements of an array (any, if it has none). False for an object, null, an array of mixed kinds. */
+static bool leaf_type(const cJSON *item, sfa_meta_type *type) {
+  static const struct {
+    cJSON_bool (*test)(const cJSON *);
+    sfa_meta_type type;
+  } kinds[] = {{cJSON_IsNumber, SFA_META_F64}, {cJSON_IsString, SFA_META_STRING}, {cJSON_IsBool, SFA_META_BOOL}};
+  const bool is_array = cJSON_IsArray(item);
+  for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+    const cJSON *value = is_array ? item->child : item;
+    while (value && kinds[i].test(value))
+      value = is_array ? value->next : NULL;
+    if (!value) {
+      *type = kinds[i].type;
+      return true;
+    }
+  }
+  return false;
 }
 
-static sfa_status add_array(flattener *f, const char *key, const cJSON *array, sfa_meta_type type) {
+static sfa_status add_leaf(flattener *f, size_t key_bytes, const cJSON *item, sfa_meta_type type) {
   sfa_context *ctx = f->weights->ctx;
-  sfa_meta meta = {.name = key, .type = type, .is_array = true, .count = cJSON_GetArraySize(array)};
+  sfa_arena *arena = &f->weights->arena;
+  const bool is_array = cJSON_IsArray(item);
+  sfa_meta meta = {.type = type, .is_array = is_array, .count = is_array ? cJSON_GetArraySize(item) : 1};
   const size_t each = type == SFA_META_STRING ? sizeof(sfa_text) : type == SFA_META_BOOL ? 1 : sizeof(double);
   void *data;
-  SFA_TRY(sfa_arena_alloc(ctx, &f->weights->arena, (size_t)meta.count * each, &data));
-  const cJSON *item;
-  int64_t i = 0;
-  cJSON_ArrayForEach(item, array) {
+  SFA_TRY(sfa_arena_text(ctx, arena, f->key, key_bytes, &meta.name));
+  SFA_TRY(sfa_arena_alloc(ctx, arena, (size_t)meta.count * each, &data));
+  const cJSON *value = is_array ? item->child : item;
+  for (int64_t i = 0; i < meta.count; i++, value = value->next) {
     if (type == SFA_META_STRING) {
       sfa_text *text = (sfa_text *)data + i;
-      text->bytes = strlen(item->valuestring);
-      SFA_TRY(sfa_arena_text(ctx, &f->weights->arena, item->valuestring, text->bytes, &text->text));
+      text->bytes = strlen(value->valuestring);
+      SFA_TRY(sfa_arena_text(ctx, arena, value->valuestring, text->bytes, &text->text));
     } else if (type == SFA_META_BOOL) {
-      ((uint8_t *)data)[i] = cJSON_IsTrue(item) ? 1 : 0;
+      ((uint8_t *)data)[i] = cJSON_IsTrue(value) ? 1 : 0;
     } else {
-      ((double *)data)[i] = item->valuedouble;
+      ((double *)data)[i] = value->valuedouble;
     }
-    i++;
   }
   meta.data = data;
   return sfa_weights_add_meta(f->weights, f->path, &meta);
@@ -57,25 +70,9 @@ static sfa_status add_array(flattener *f, const char *key, const cJSON *array, s
  * ("rope_scaling.factor", "list.0.name"); null gives none. Keys that are longer than anybody asks for are left out, which also bounds the
  * depth. */
 static sfa_status flatten(flattener *f, size_t key_bytes, const cJSON *item) {
-  static const struct {
-    cJSON_bool (*test)(const cJSON *);
-    sfa_meta_type type;
-  } kinds[] = {{cJSON_IsNumber, SFA_META_F64}, {cJSON_IsString, SFA_META_STRING}, {cJSON_IsBool, SFA_META_BOOL}};
-  const char *key;
-  if (!cJSON_IsObject(item))
-    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
-      bool is_array = cJSON_IsArray(item);
-      if (!(is_array ? all_are(item, kinds[i].test) : kinds[i].test(item)))
-        continue;
-      SFA_TRY(sfa_arena_text(f->weights->ctx, &f->weights->arena, f->key, key_bytes, &key));
-      if (is_array)
-        return add_array(f, key, item, kinds[i].type);
-      if (kinds[i].type == SFA_META_F64)
-        return sfa_weights_add_number(f->weights, f->path, key, item->valuedouble);
-      if (kinds[i].type == SFA_META_BOOL)
-        return sfa_weights_add_bool(f->weights, f->path, key, cJSON_IsTrue(item));
-      return sfa_weights_add_string(f->weights, f->path, key, item->valuestring);
-    }
+  sfa_meta_type type;
+  if (leaf_type(item, &type))
+    return add_leaf(f, key_bytes, item, type);
   const char *separator = key_bytes && f->key[key_bytes - 1] != '/' ? "." : "";
   const cJSON *member;
   int index = 0;
