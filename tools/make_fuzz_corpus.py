@@ -143,7 +143,10 @@ def tokenizer_json_seeds() -> dict[str, bytes]:
                 "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}}}
     prepend = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u2581"},
                                                    {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}]}
-    return {"gpt2": tokenizer_json(bpe, pre_tokenizer=level, decoder=level),
+    chat = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>'}}{% endfor %}"
+    config = {"bos_token": "<|endoftext|>", "eos_token": {"content": "<|im_end|>", "special": True}, "add_bos_token": True, "chat_template": chat}
+    return {"config": tokenizer_json(bpe, pre_tokenizer=level, decoder=level) + b"\n%%\n" + json.dumps(config).encode(),
+            "gpt2": tokenizer_json(bpe, pre_tokenizer=level, decoder=level),
             "smollm": tokenizer_json(bpe, pre_tokenizer={"type": "Sequence", "pretokenizers": [digits, level]}, decoder=level),
             "qwen": tokenizer_json(pairs, normalizer={"type": "NFC"}, decoder=level, post_processor=template,
                                    pre_tokenizer={"type": "Sequence", "pretokenizers": [split, {**level, "use_regex": False}]}),

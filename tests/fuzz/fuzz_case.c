@@ -66,6 +66,12 @@ void fuzz_write(const char *name, const void *data, size_t bytes) {
 
 void fuzz_remove(const char *name) { remove(fuzz_path(name)); }
 
+const uint8_t *fuzz_find_line(const uint8_t *data, size_t bytes, const uint8_t **rest) {
+  const uint8_t *line = bytes ? memmem(data, bytes, "\n%%\n", 4) : NULL;
+  *rest = line ? line + 4 : NULL;
+  return line;
+}
+
 /* ---- Weights ----------------------------------------------------------------------------------------------------------------- */
 
 static bool is_inside(const sfa_weights *weights, const sfa_tensor *tensor) {

@@ -16,6 +16,9 @@ const char *fuzz_path(const char *name);
 void fuzz_write(const char *name, const void *data, size_t bytes);
 void fuzz_remove(const char *name);
 
+/* An input that stands for several files has a line "%%" between them: the first such line, or NULL, and what follows it. */
+const uint8_t *fuzz_find_line(const uint8_t *data, size_t bytes, const uint8_t **rest);
+
 /* Stops the process if the condition does not hold. */
 void fuzz_check(bool condition, const char *what);
 
