@@ -81,7 +81,7 @@ typedef struct sfa_attention_options {
   int32_t causal;         /* 1: keys j <= i only */
   int32_t has_window;     /* 1: window_size holds; 0: unlimited */
   int64_t window_size[2]; /* left and right, both inclusive: i - left <= j <= i + right; -1: unlimited */
-  int64_t n_sink_tokens;  /* the first keys stay visible beside a window */
+  int64_t n_sink_tokens;  /* the first keys stay visible however far left of a window they are */
 } sfa_attention_options;
 
 typedef struct sfa_attention_plan sfa_attention_plan;

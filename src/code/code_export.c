@@ -20,15 +20,22 @@ float sfa_code_value(const sfa_codes *codes, int64_t row, int32_t u) {
   }
 }
 
+/* Runs over all ids of a call's codes: no branch within a row. */
+#define FIND_BAD_ROW(type)                                                                                                                 \
+  for (int64_t row = 0; row < codes->n_rows; row++) {                                                                                      \
+    const type *ids = (const type *)codes->ids + row * codes->k;                                                                           \
+    bool bad = ids[codes->k - 1] >= codes->head_dim;                                                                                       \
+    for (int32_t u = 1; u < codes->k; u++)                                                                                                 \
+      bad |= ids[u] <= ids[u - 1];                                                                                                         \
+    if (bad)                                                                                                                               \
+      return row;                                                                                                                          \
+  }
+
 int64_t sfa_code_bad_row(const sfa_codes *codes) {
-  for (int64_t row = 0; row < codes->n_rows; row++) {
-    int32_t before = -1;
-    for (int32_t u = 0; u < codes->k; u++) {
-      int32_t id = sfa_code_id(codes, row, u);
-      if (id <= before || id >= codes->head_dim)
-        return row;
-      before = id;
-    }
+  if (sfa_id_bytes(codes->head_dim) == 1) {
+    FIND_BAD_ROW(uint8_t)
+  } else {
+    FIND_BAD_ROW(uint16_t)
   }
   return -1;
 }

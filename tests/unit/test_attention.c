@@ -184,6 +184,7 @@ static const struct {
     {"K-only MQA", {.n_heads = 3, .n_kv_heads = 1, .head_dim = 128, .max_seqlen_q = 33, .max_seqlen_k = 200, .k_k = 16, .causal = 1}, 0, 0},
     {"q sparser than k", {.n_heads = 1, .head_dim = 256, .max_seqlen_q = 65, .max_seqlen_k = 65, .k_q = 4, .k_k = 32, .causal = 1}, 0, 0},
     {"large head", {.n_heads = 1, .head_dim = 328, .max_seqlen_q = 20, .max_seqlen_k = 70, .k_q = 16, .k_k = 16}, 0, 0},
+    {"very large head", {.n_heads = 1, .head_dim = 4096, .max_seqlen_q = 20, .max_seqlen_k = 70, .k_q = 40, .k_k = 30}, 0, 0},
     {"small head, E > D",
      {.n_heads = 2, .head_dim = 8, .head_dim_v = 72, .max_seqlen_q = 40, .max_seqlen_k = 66, .k_k = 1, .causal = 1},
      0,
