@@ -30,9 +30,11 @@ static const struct pre_tokenizer {
 
 static const struct pre_tokenizer *find_pre_tokenizer(const char *name) {
   size_t len = strlen(name);
+  if (len == 0 || strchr(name, ' ')) /* what follows finds words only: inside the list, with a character before and behind */
+    return NULL;
   for (size_t i = 0; i < sizeof pre_tokenizers / sizeof *pre_tokenizers; i++)
     for (const char *at = pre_tokenizers[i].names; (at = strstr(at, name)) != NULL; at++)
-      if (len > 0 && at[-1] == ' ' && at[len] == ' ')
+      if (at[-1] == ' ' && at[len] == ' ')
         return pre_tokenizers + i;
   return NULL;
 }
