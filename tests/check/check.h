@@ -4,6 +4,7 @@
 
 #include "base/rng.h"
 #include "kernel/kernel.h"
+#include <setjmp.h>
 #include <stdbool.h>
 #include <stddef.h>
 
@@ -15,7 +16,8 @@ typedef struct check {
   sfa_rng rng;
   uint64_t seed;
   bool quick;
-  bool quiet; /* count, but do not print: the self-test plants bugs */
+  bool quiet;      /* print no failures: the self-test plants them */
+  jmp_buf *escape; /* where the first failure goes instead of being counted; NULL: nowhere */
   int64_t n_passed, n_failed;
 
   /* Of the case that runs now. */
@@ -71,8 +73,8 @@ typedef struct check_errors {
   int64_t n;
 } check_errors;
 void check_errors_add(check_errors *errors, double got, double naive, double truth);
-/* Largest error at most twice the naive one plus `slack` (usually 2) ulp of max|truth|; RMS at most twice (plus half an ulp), from 64
- * outputs on. Not-a-number fails. */
+/* Largest error at most twice the naive one plus `slack` (usually 2) ulp of max|truth|; RMS at most twice (plus half an ulp). Fewer
+ * than 64 outputs say little: 8 ulp, no RMS. Not-a-number fails. */
 void check_errors_judge(check *c, const char *what, const check_errors *errors, double slack);
 
 /* ---- The checks ---- */

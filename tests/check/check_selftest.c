@@ -67,20 +67,23 @@ static const struct bug {
 
 void check_selftest(check *c) {
   real = c->kernels;
-  for (size_t b = 0; b < sizeof bugs / sizeof *bugs; b++) {
+  for (volatile size_t b = 0; b < sizeof bugs / sizeof *bugs; b++) {
     sfa_kernels planted = *real;
     const sfa_kernels *slots = &bugs[b].slots;
 #define SFA_SLOT(name)                                                                                                                     \
   if (slots->name)                                                                                                                         \
     planted.name = slots->name;
 #include "kernel/kernel_list.def"
-    check inner = {.kernels = &planted, .plain = c->plain, .rng = c->rng, .seed = c->seed, .quick = true, .quiet = true};
-    for (const check_entry *entry = bugs[b].entries; entry->fn; entry++)
-      if (!strcmp(entry->name, bugs[b].subject))
-        entry->fn(&inner);
+    jmp_buf noticed;
+    check inner = {
+        .kernels = &planted, .plain = c->plain, .rng = c->rng, .seed = c->seed, .quick = true, .quiet = true, .escape = &noticed};
     check_begin(c, "selftest", "%s, seen by %s", bugs[b].name, bugs[b].subject);
-    if (inner.n_failed == 0)
+    if (!setjmp(noticed)) {
+      for (const check_entry *entry = bugs[b].entries; entry->fn; entry++)
+        if (!strcmp(entry->name, bugs[b].subject))
+          entry->fn(&inner);
       check_fail(c, "not noticed in %lld cases", (long long)inner.n_passed);
+    }
     check_end(c);
   }
 }

@@ -25,7 +25,8 @@ typedef struct oracle_problem {
   double softmax_scale, softcap; /* 0: 1 / sqrt(head_dim); 0: none */
   int causal, has_window;
   long window_left, window_right, n_sink_tokens;
-  int scale_first; /* multiply q by the scale before the product instead of after it: the other natural order, with other roundings */
+  /* Other natural orders of the same sums, with other roundings: how well one of them fares is luck. */
+  int scale_first, features_backwards;
   const float *sink_logit, *alibi_slopes; /* [n_heads] or NULL */
   const float *q;                         /* [n_queries][n_heads][head_dim] */
   const float *k;                         /* [n_keys][n_kv_heads][head_dim] */

@@ -9,7 +9,8 @@ static void NAME(oracle_head)(const oracle_problem *problem, const float *q, con
   REAL most = -(REAL)INFINITY, sum = 0;
   for (long j = 0; j < n; j++) {
     score[j] = 0;
-    for (int u = 0; u < d; u++) {
+    for (int n_done = 0; n_done < d; n_done++) {
+      const int u = problem->features_backwards ? d - 1 - n_done : n_done;
       float ku = k[(j * problem->n_kv_heads + g) * d + u], qu = q[(t * problem->n_heads + head) * d + u];
       if (ku != 0 && qu != 0) /* a feature that is in one code only has no product, whatever the other side holds */
         score[j] += (problem->scale_first ? (REAL)qu * scale : (REAL)qu) * (REAL)ku;
