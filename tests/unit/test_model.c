@@ -1,0 +1,633 @@
+/* Loaded models: logits of every family against Hugging Face transformers (tools/make_model_golden.py), same bits however a text is cut
+ * and whatever runs it, choices of attention, files that are wrong. */
+#include "base/half.h"
+#include "model/model_parts.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#define MODELS SFA_TEST_DATA "/golden/models/"
+
+typedef struct golden {
+  const char *folder, *file; /* file "" : the folder itself */
+  const char *family, *format;
+} golden;
+
+static const golden goldens[] = {
+    {"llama", "", "llama", "safetensors"},       {"llama", "/model.gguf", "llama", "gguf"},
+    {"qwen2", "", "qwen2", "safetensors"},       {"qwen3", "", "qwen3", "safetensors"},
+    {"qwen3", "/model.gguf", "qwen3", "gguf"},   {"gpt2", "", "gpt2", "safetensors"},
+    {"gpt2", "/model.gguf", "gpt2", "gguf"},     {"gemma3", "", "gemma3", "safetensors"},
+    {"gemma3", "/model.gguf", "gemma3", "gguf"}, {"stories260K", "/stories260K.bin", "llama", "llama2.c"},
+};
+enum { N_GOLDENS = sizeof goldens / sizeof *goldens };
+
+static sfa_context *context_of(sfa_isa isa, int32_t n_threads) {
+  sfa_context *ctx;
+  sfa_context_options options = {.struct_size = sizeof options, .n_threads = n_threads, .isa = isa};
+  assert_int_equal(sfa_context_create(&options, &ctx), SFA_OK);
+  return ctx;
+}
+
+static void *read_file(const char *folder, const char *name, size_t *bytes) {
+  char path[512];
+  snprintf(path, sizeof path, "%s/%s", folder, name);
+  FILE *file = fopen(path, "rb");
+  if (!file)
+    fail_msg("%s is not there", path);
+  fseek(file, 0, SEEK_END);
+  *bytes = (size_t)ftell(file);
+  rewind(file);
+  void *data = malloc(*bytes + 1);
+  assert_int_equal(fread(data, 1, *bytes, file), *bytes);
+  ((char *)data)[*bytes] = 0;
+  fclose(file);
+  return data;
+}
+
+static sfa_status open_model(sfa_context *ctx, const char *path, sfa_weight_format format, sfa_model **model) {
+  sfa_weights *weights;
+  sfa_status status = sfa_weights_open(ctx, path, &weights);
+  return status == SFA_OK ? sfa_model_load(ctx, weights, format, model) : status;
+}
+
+static sfa_model *must_open(sfa_context *ctx, const golden *g, sfa_weight_format format) {
+  char path[512];
+  sfa_model *model;
+  snprintf(path, sizeof path, MODELS "%s%s", g->folder, g->file);
+  if (open_model(ctx, path, format, &model) != SFA_OK)
+    fail_msg("%s: %s", path, sfa_context_error(ctx));
+  return model;
+}
+
+typedef struct text {
+  int32_t *ids;
+  int32_t n;
+  float *logits; /* [n][vocab] of the reference */
+  size_t logit_bytes;
+} text;
+
+static text read_text(const golden *g) {
+  char folder[512];
+  size_t bytes;
+  text t = {0};
+  snprintf(folder, sizeof folder, MODELS "%s", g->folder);
+  t.ids = read_file(folder, "ids.i32", &bytes);
+  t.n = (int32_t)(bytes / sizeof(int32_t));
+  t.logits = read_file(folder, "logits.f32", &t.logit_bytes);
+  return t;
+}
+
+static void free_text(text *t) {
+  free(t->ids);
+  free(t->logits);
+}
+
+/* Logits [n][vocab] of a text in steps of chunk_len tokens. */
+static float *logits_of(const sfa_model *model, const sfa_attention_choice *choice, const text *t, int32_t chunk_len) {
+  sfa_model_info info;
+  sfa_forward *forward;
+  sfa_model_describe(model, &info);
+  if (sfa_forward_create(model, choice, t->n, chunk_len, &forward) != SFA_OK)
+    fail_msg("%s", sfa_context_error(sfa_model_context(model)));
+  float *hidden = malloc((size_t)t->n * (size_t)info.hidden_dim * sizeof *hidden);
+  float *logits = malloc((size_t)t->n * (size_t)info.vocab_size * sizeof *logits);
+  int64_t attention_ns = 0;
+  for (int32_t i = 0; i < t->n; i += chunk_len) {
+    int32_t n = chunk_len < t->n - i ? chunk_len : t->n - i;
+    assert_int_equal(sfa_forward_run(forward, t->ids + i, n, hidden + (size_t)i * (size_t)info.hidden_dim, &attention_ns), SFA_OK);
+    assert_int_equal(sfa_forward_len(forward), i + n);
+    assert_int_equal(sfa_model_logits(model, n, hidden + (size_t)i * (size_t)info.hidden_dim, logits + (size_t)i * (size_t)info.vocab_size),
+                     SFA_OK);
+  }
+  assert_true(attention_ns > 0);
+  assert_true(sfa_forward_kv_bytes(forward) > 0);
+  sfa_forward_destroy(forward);
+  free(hidden);
+  return logits;
+}
+
+static double relative_error(const float *found, const float *expected, size_t bytes) {
+  double error = 0, largest = 0;
+  for (size_t i = 0; i < bytes / sizeof(float); i++) {
+    double e = fabs((double)found[i] - (double)expected[i]);
+    error = !(e <= error) ? e : error;
+    largest = fmax(largest, fabs((double)expected[i]));
+  }
+  return error / largest;
+}
+
+static void assert_bits(const float *found, const float *expected, size_t bytes, const char *what) {
+  if (memcmp(found, expected, bytes) != 0)
+    fail_msg("%s: other bits, error %g", what, relative_error(found, expected, bytes));
+}
+
+/* ---- Logits ------------------------------------------------------------------------------------------------------------------------ */
+
+static void families(void **state) {
+  (void)state;
+  sfa_context *ctx = context_of(SFA_ISA_DEFAULT, 2);
+  for (int i = 0; i < N_GOLDENS; i++) {
+    sfa_model *model = must_open(ctx, &goldens[i], SFA_WEIGHTS_F32);
+    sfa_model_info info;
+    sfa_model_describe(model, &info);
+    assert_string_equal(info.family, goldens[i].family);
+    assert_string_equal(info.format, goldens[i].format);
+    text t = read_text(&goldens[i]);
+    assert_int_equal((size_t)t.n * (size_t)info.vocab_size * sizeof(float), t.logit_bytes);
+    const sfa_attention_choice exact = {.struct_size = sizeof exact, .cache_k = SFA_F32, .cache_v = SFA_F32};
+    float *logits = logits_of(model, &exact, &t, t.n);
+    double error = relative_error(logits, t.logits, t.logit_bytes);
+    if (!(error <= 2e-5))
+      fail_msg("%s%s: relative error %g", goldens[i].folder, goldens[i].file, error);
+    free(logits);
+    free_text(&t);
+    sfa_model_destroy(model);
+  }
+  sfa_context_destroy(ctx);
+}
+
+/* Storage that loses nothing of a 16-bit file gives the bits of f32; what rounds weights stays near. */
+static void weight_formats(void **state) {
+  (void)state;
+  sfa_context *ctx = context_of(SFA_ISA_DEFAULT, 2);
+  const sfa_attention_choice exact = {.struct_size = sizeof exact, .cache_k = SFA_F32, .cache_v = SFA_F32};
+  for (int i = 0; i < N_GOLDENS; i++) {
+    text t = read_text(&goldens[i]);
+    float *by_format[4];
+    for (int format = 0; format < 4; format++) {
+      sfa_model *model = must_open(ctx, &goldens[i], (sfa_weight_format)format);
+      sfa_model_info info;
+      sfa_model_describe(model, &info);
+      if (format != SFA_WEIGHTS_AUTO)
+        assert_int_equal(info.weights, format);
+      by_format[format] = logits_of(model, &exact, &t, t.n);
+      sfa_model_destroy(model);
+    }
+    assert_bits(by_format[SFA_WEIGHTS_AUTO], by_format[SFA_WEIGHTS_F32], t.logit_bytes, "AUTO of a file in floats");
+    bool is_bf16 = strcmp(goldens[i].folder, "llama") == 0;
+    if (is_bf16)
+      assert_bits(by_format[SFA_WEIGHTS_BF16], by_format[SFA_WEIGHTS_F32], t.logit_bytes, "BF16 of a bf16 file");
+    for (int format = SFA_WEIGHTS_BF16; format < 4; format++) {
+      double error = relative_error(by_format[format], by_format[SFA_WEIGHTS_F32], t.logit_bytes);
+      if (!(error <= 0.1) || (error == 0 && !is_bf16))
+        fail_msg("%s%s, format %d: relative error %g", goldens[i].folder, goldens[i].file, format, error);
+      free(by_format[format]);
+    }
+    free(by_format[SFA_WEIGHTS_AUTO]);
+    free(by_format[SFA_WEIGHTS_F32]);
+    free_text(&t);
+  }
+  sfa_context_destroy(ctx);
+}
+
+/* However the text is cut, on every instruction set, with one thread and two. */
+static void same_bits(void **state) {
+  (void)state;
+  static const int32_t chunks[] = {1, 7, 64};
+  const sfa_attention_choice choices[] = {
+      {.struct_size = sizeof *choices},
+      {.struct_size = sizeof *choices, .sparse = 1, .k = 4},
+      {.struct_size = sizeof *choices, .sparse = 1, .k = 3, .k_q = -1, .layers = 1},
+  };
+  for (int i = 0; i < N_GOLDENS; i++)
+    for (size_t c = 0; c < 3; c++) {
+      text t = read_text(&goldens[i]);
+      sfa_weight_format format = c == 0 ? SFA_WEIGHTS_F32 : SFA_WEIGHTS_INT8;
+      sfa_context *ctx = context_of(SFA_ISA_SCALAR, 1);
+      sfa_model *model = must_open(ctx, &goldens[i], format);
+      float *expected = logits_of(model, &choices[c], &t, t.n);
+      sfa_model_destroy(model);
+      sfa_context_destroy(ctx);
+      for (size_t s = 0; s < 3; s++) {
+        sfa_isa isa = (sfa_isa)sfa_min64((int64_t)sfa_isa_best(), SFA_ISA_SCALAR + (int64_t)s);
+        ctx = context_of(isa, 1 + (int32_t)s % 2);
+        model = must_open(ctx, &goldens[i], format);
+        float *found = logits_of(model, &choices[c], &t, chunks[s]);
+        assert_bits(found, expected, t.logit_bytes, goldens[i].folder);
+        free(found);
+        sfa_model_destroy(model);
+        sfa_context_destroy(ctx);
+      }
+      free(expected);
+      free_text(&t);
+    }
+}
+
+/* Codes that keep everything are the dense rows. */
+static void all_features_is_dense(void **state) {
+  (void)state;
+  sfa_context *ctx = context_of(SFA_ISA_DEFAULT, 2);
+  for (int i = 0; i < N_GOLDENS; i++) {
+    sfa_model *model = must_open(ctx, &goldens[i], SFA_WEIGHTS_F32);
+    text t = read_text(&goldens[i]);
+    sfa_attention_choice choice = {.struct_size = sizeof choice, .sparse = 1, .k = model->config.head_dim};
+    float *dense = logits_of(model, NULL, &t, 32), *full = logits_of(model, &choice, &t, 32);
+    choice.k = 2;
+    float *sparse = logits_of(model, &choice, &t, 32);
+    assert_bits(full, dense, t.logit_bytes, goldens[i].folder);
+    assert_true(relative_error(sparse, dense, t.logit_bytes) > 0.01);
+    free(dense);
+    free(full);
+    free(sparse);
+    free_text(&t);
+    sfa_model_destroy(model);
+  }
+  sfa_context_destroy(ctx);
+}
+
+/* ---- Timeline ---------------------------------------------------------------------------------------------------------------------- */
+
+static void timeline(void **state) {
+  (void)state;
+  sfa_context *ctx = context_of(SFA_ISA_DEFAULT, 1);
+  sfa_model *model = must_open(ctx, &goldens[0], SFA_WEIGHTS_F32);
+  text t = read_text(&goldens[0]);
+  const int32_t listed[] = {1};
+  const sfa_attention_choice hybrid = {
+      .struct_size = sizeof hybrid, .sparse = 1, .k = 4, .layers = 2, .layer_list = listed, .n_layer_list = 1};
+  float first[20 * 48], again[20 * 48];
+  int64_t ns = 0;
+  sfa_forward *f;
+  assert_int_equal(model->config.hidden_dim, 48);
+  assert_int_equal(sfa_forward_create(model, &hybrid, 40, 20, &f), SFA_OK);
+  assert_int_equal(sfa_forward_run(f, t.ids, 20, first, &ns), SFA_OK);
+  assert_int_equal(sfa_forward_run(f, t.ids + 20, 20, first, &ns), SFA_OK);
+  assert_int_equal(sfa_forward_run(f, t.ids, 1, again, &ns), SFA_ERROR_RANGE);
+  assert_non_null(strstr(sfa_context_error(ctx), "context of 40"));
+  assert_int_equal(sfa_forward_truncate(f, 41), SFA_ERROR_ARGUMENT);
+  assert_int_equal(sfa_forward_truncate(f, 20), SFA_OK);
+  assert_int_equal(sfa_forward_len(f), 20);
+  const int32_t unknown[2] = {3, 200};
+  assert_int_equal(sfa_forward_run(f, unknown, 2, again, &ns), SFA_ERROR_RANGE);
+  assert_non_null(strstr(sfa_context_error(ctx), "200"));
+  assert_int_equal(sfa_forward_run(f, t.ids, 21, again, &ns), SFA_ERROR_ARGUMENT);
+  assert_int_equal(sfa_forward_run(f, t.ids, 0, again, &ns), SFA_ERROR_ARGUMENT);
+  assert_int_equal(sfa_forward_len(f), 20);
+  assert_int_equal(sfa_forward_run(f, t.ids + 20, 20, again, &ns), SFA_OK);
+  assert_memory_equal(again, first, sizeof first);
+  sfa_forward_destroy(f);
+  sfa_forward_destroy(NULL);
+  assert_int_equal(sfa_forward_create(model, NULL, 0, 1, &f), SFA_ERROR_ARGUMENT);
+  free_text(&t);
+  sfa_model_destroy(model);
+  sfa_context_destroy(ctx);
+}
+
+/* A key that int8 cannot hold fails in the middle of a step: all layers are as before it. */
+static void failed_step(void **state) {
+  (void)state;
+  sfa_context *ctx = context_of(SFA_ISA_DEFAULT, 1);
+  sfa_model *model = must_open(ctx, &goldens[2], SFA_WEIGHTS_F32);
+  text t = read_text(&goldens[2]);
+  const sfa_attention_choice coded = {.struct_size = sizeof coded, .sparse = 1, .k = 4, .cache_k = SFA_F16, .cache_v = SFA_F32};
+  float first[10 * 48], again[10 * 48];
+  int64_t ns = 0;
+  sfa_forward *f;
+  assert_int_equal(sfa_forward_create(model, &coded, 40, 10, &f), SFA_OK);
+  assert_int_equal(sfa_forward_run(f, t.ids, 10, first, &ns), SFA_OK);
+  float usual = model->layers[1].attention_norm.weight[0];
+  model->layers[1].attention_norm.weight[0] = 1e30f;
+  assert_int_equal(sfa_forward_run(f, t.ids + 10, 10, again, &ns), SFA_ERROR_RANGE);
+  assert_int_equal(sfa_forward_len(f), 10);
+  model->layers[1].attention_norm.weight[0] = usual;
+  assert_int_equal(sfa_forward_truncate(f, 0), SFA_OK);
+  assert_int_equal(sfa_forward_run(f, t.ids, 10, again, &ns), SFA_OK);
+  assert_memory_equal(again, first, sizeof first);
+  sfa_forward_destroy(f);
+  free_text(&t);
+  sfa_model_destroy(model);
+  sfa_context_destroy(ctx);
+}
+
+static void learned_positions_end(void **state) {
+  (void)state;
+  sfa_context *ctx = context_of(SFA_ISA_DEFAULT, 1);
+  sfa_model *model = must_open(ctx, &goldens[5], SFA_WEIGHTS_F32);
+  sfa_forward *f;
+  assert_int_equal(sfa_forward_create(model, NULL, 129, 1, &f), SFA_ERROR_RANGE);
+  assert_int_equal(sfa_forward_create(model, NULL, 128, 1, &f), SFA_OK);
+  sfa_forward_destroy(f);
+  sfa_model_destroy(model);
+  sfa_context_destroy(ctx);
+}
+
+/* ---- Choices ----------------------------------------------------------------------------------------------------------------------- */
+
+static void choices(void **state) {
+  (void)state;
+  sfa_context *ctx = context_of(SFA_ISA_DEFAULT, 1);
+  sfa_model *model = must_open(ctx, &goldens[7], SFA_WEIGHTS_AUTO); /* Gemma 3: local, global, local, global; D = 16, G = 2 */
+  const int32_t listed[] = {3, 0}, beyond[] = {4};
+  const struct {
+    sfa_attention_choice choice;
+    int32_t k[4], k_q[4];
+  } good[] = {
+      {{.sparse = 0, .k = 8}, {0, 0, 0, 0}, {0, 0, 0, 0}},
+      {{.sparse = 1}, {0, 0, 0, 0}, {0, 0, 0, 0}}, /* the default of 16 is all of 16 */
+      {{.sparse = 1, .k = 8}, {8, 8, 8, 8}, {8, 8, 8, 8}},
+      {{.sparse = 1, .k = 8, .k_q = -1}, {8, 8, 8, 8}, {0, 0, 0, 0}},
+      {{.sparse = 1, .k = 8, .k_q = 5, .layers = 1}, {0, 8, 0, 8}, {0, 5, 0, 5}},
+      {{.sparse = 1, .k = 99, .k_q = 4}, {0, 0, 0, 0}, {4, 4, 4, 4}},
+      {{.sparse = 1, .k = 2, .layers = 2, .layer_list = listed, .n_layer_list = 2}, {2, 0, 0, 2}, {2, 0, 0, 2}},
+  };
+  const sfa_attention_choice bad[] = {
+      {.sparse = 1, .k = -1},
+      {.sparse = 1, .k_q = -2},
+      {.sparse = 1, .layers = 3},
+      {.sparse = 1, .layers = 2, .layer_list = beyond, .n_layer_list = 1},
+      {.sparse = 1, .layers = 2, .n_layer_list = 1},
+      {.cache_k = (sfa_dtype)9},
+      {.cache_v = (sfa_dtype)-1},
+  };
+  int32_t k[4], k_q[4];
+  sfa_dtype k_sparse, k_dense, v;
+  for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
+    sfa_attention_choice choice = good[i].choice;
+    choice.struct_size = sizeof choice;
+    assert_int_equal(sfa_model_resolve(model, &choice, k, k_q, &k_sparse, &k_dense, &v), SFA_OK);
+    assert_memory_equal(k, good[i].k, sizeof k);
+    assert_memory_equal(k_q, good[i].k_q, sizeof k_q);
+    assert_true(k_sparse == SFA_I8 && k_dense == SFA_F32 && v == SFA_F32); /* the file is f32 */
+  }
+  for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+    sfa_attention_choice choice = bad[i];
+    choice.struct_size = sizeof choice;
+    assert_int_equal(sfa_model_resolve(model, &choice, k, k_q, &k_sparse, &k_dense, &v), SFA_ERROR_ARGUMENT);
+  }
+  assert_int_equal(sfa_model_resolve(model, &bad[0], k, k_q, &k_sparse, &k_dense, &v), SFA_ERROR_ARGUMENT); /* struct_size 0 */
+
+  size_t bytes;
+  sfa_attention_choice choice = {.struct_size = sizeof choice, .sparse = 1, .k = 4, .layers = 1, .cache_v = SFA_BF16};
+  assert_int_equal(sfa_model_kv_bytes(model, NULL, &bytes), SFA_OK);
+  assert_int_equal(bytes, 4 * 2 * (16 + 16) * 4);
+  assert_int_equal(sfa_model_kv_bytes(model, &choice, &bytes), SFA_OK);
+  assert_int_equal(bytes, 2 * 2 * (16 * 4 + 16 * 2) + 2 * 2 * (4 * 2 + 2 + 16 * 2)); /* two layers of dense f32 keys, two of codes */
+  sfa_model_destroy(model);
+  sfa_context_destroy(ctx);
+}
+
+static void facts(void **state) {
+  (void)state;
+  sfa_context *ctx = context_of(SFA_ISA_DEFAULT, 1);
+  sfa_model *model = must_open(ctx, &goldens[1], SFA_WEIGHTS_AUTO);
+  sfa_model_info info;
+  sfa_tensor_info tensor;
+  sfa_model_describe(model, &info);
+  assert_string_equal(info.name, "golden llama");
+  assert_true(info.n_layers == 3 && info.n_heads == 6 && info.n_kv_heads == 2 && info.head_dim == 8 && info.hidden_dim == 48);
+  assert_true(info.intermediate_dim == 72 && info.vocab_size == 200 && info.context_len == 128 && info.is_instruct == 0);
+  assert_true(info.weights == SFA_WEIGHTS_F32 && info.sfa_k == 0 && info.sfa_k_q == 0);
+  int64_t n_elements = 0, i = 0;
+  for (; sfa_model_tensor(model, i, &tensor); i++)
+    n_elements += tensor.shape[0] * tensor.shape[1] * tensor.shape[2] * tensor.shape[3];
+  assert_int_equal(i, info.n_tensors);
+  assert_int_equal(n_elements, info.n_parameters);
+  assert_int_equal(sfa_model_tensor(model, -1, &tensor), 0);
+  sfa_model_destroy(model);
+  sfa_model_destroy(NULL);
+  sfa_context_destroy(ctx);
+}
+
+/* ---- Blocks of quantised files ----------------------------------------------------------------------------------------------------- */
+
+/* Every format as blocks gives its own numbers back: exactly where its integers and scales are kept as they are. */
+static void quantised_rows(void **state) {
+  (void)state;
+  static const struct {
+    const char *file;
+    sfa_tensor_type type;
+    double limit; /* of the largest magnitude in the row */
+  } formats[] = {
+      {"q4_0.bin", SFA_TENSOR_Q4_0, 0},     {"q4_1.bin", SFA_TENSOR_Q4_1, 0},     {"q5_0.bin", SFA_TENSOR_Q5_0, 0},
+      {"q5_1.bin", SFA_TENSOR_Q5_1, 0},     {"q8_0.bin", SFA_TENSOR_Q8_0, 0},     {"q4_k.bin", SFA_TENSOR_Q4_K, 0.002},
+      {"q5_k.bin", SFA_TENSOR_Q5_K, 0.002}, {"q6_k.bin", SFA_TENSOR_Q6_K, 0.005}, {"f16.bin", SFA_TENSOR_F16, 0.005},
+  };
+  for (size_t f = 0; f < sizeof formats / sizeof *formats; f++) {
+    size_t bytes;
+    uint8_t *data = read_file(SFA_TEST_DATA "/golden/quant", formats[f].file, &bytes);
+    int64_t block_len = sfa_tensor_block_len(formats[f].type), block_bytes = sfa_tensor_block_bytes(formats[f].type);
+    int64_t n_blocks = (int64_t)bytes / (block_bytes + block_len * 4), n = n_blocks * block_len / 2 / 256 * 256; /* two rows */
+    assert_true(n >= 32 || (n = n_blocks * block_len / 2) % 32 == 0);
+    sfa_tensor tensor = {"golden", formats[f].type, 2, {2, n, 1, 1}, data, 2 * n, 2 * n / block_len * block_bytes};
+    sfa_weight_rows rows = {&tensor, false};
+    sfa_linear_source source;
+    sfa_storage storage = sfa_weight_storage(&tensor, SFA_WEIGHTS_INT8);
+    sfa_weight_source(&rows, storage, &source);
+    uint8_t *u = malloc((size_t)n);
+    uint16_t *scale = malloc((size_t)n / 32 * 2), *minimum = malloc((size_t)n / 32 * 2);
+    float *expected = malloc((size_t)n * sizeof *expected);
+    for (int64_t row = 0; row < 2; row++) {
+      double largest = 0, error = 0;
+      source.row_blocks(source.arg, row, u, scale, minimum);
+      source.row_f32(source.arg, row, expected);
+      for (int64_t i = 0; i < n; i++) {
+        assert_true(storage == SFA_STORE_U8 || u[i] < 16);
+        float low = source.has_minimum ? sfa_f32_from_f16(minimum[i / 32]) : 0.0f;
+        float value = sfa_f32_from_f16(scale[i / 32]) * (float)(u[i] - source.offset) + low;
+        largest = fmax(largest, fabs((double)expected[i]));
+        error = fmax(error, fabs((double)value - (double)expected[i]));
+      }
+      if (!(error <= formats[f].limit * largest))
+        fail_msg("%s: error %g of %g", formats[f].file, error, largest);
+    }
+    free(u);
+    free(scale);
+    free(minimum);
+    free(expected);
+    free(data);
+  }
+}
+
+/* ---- Wrong files ------------------------------------------------------------------------------------------------------------------- */
+
+/* A directory with a golden model's tensors and its config.json with one text replaced. */
+static void write_variant(const char *folder, const char *from, const char *to, char directory[64]) {
+  char source[512], path[512];
+  size_t bytes;
+  snprintf(source, sizeof source, MODELS "%s", folder);
+  char *config = read_file(source, "config.json", &bytes), *at = strstr(config, from);
+  if (!at)
+    fail_msg("%s/config.json does not hold %s", folder, from);
+  snprintf(directory, 64, "/tmp/sfa_test_model_XXXXXX");
+  assert_non_null(mkdtemp(directory));
+  snprintf(path, sizeof path, "%s/config.json", directory);
+  FILE *file = fopen(path, "wb");
+  fprintf(file, "%.*s%s%s", (int)(at - config), config, to, at + strlen(from));
+  fclose(file);
+  snprintf(path, sizeof path, "%s/model.safetensors", directory);
+  snprintf(source, sizeof source, MODELS "%s/model.safetensors", folder);
+  assert_int_equal(symlink(source, path), 0);
+  free(config);
+}
+
+static void remove_variant(const char *directory) {
+  char path[512];
+  snprintf(path, sizeof path, "%s/config.json", directory);
+  unlink(path);
+  snprintf(path, sizeof path, "%s/model.safetensors", directory);
+  unlink(path);
+  rmdir(directory);
+}
+
+static void wrong_files(void **state) {
+  (void)state;
+  static const struct {
+    const char *folder, *from, *to;
+    sfa_status status;
+    const char *says[2];
+  } wrongs[] = {
+      {"llama", "\"llama\"", "\"bert\"", SFA_ERROR_UNSUPPORTED, {"bert", "Qwen3"}},
+      {"llama", "\"model_type\"", "\"kind\"", SFA_ERROR_FORMAT, {"model_type", ""}},
+      {"llama", "\"silu\"", "\"relu\"", SFA_ERROR_UNSUPPORTED, {"relu", "silu"}},
+      {"llama", "\"llama3\"", "\"yarn\"", SFA_ERROR_UNSUPPORTED, {"yarn", "llama3"}},
+      {"llama", "\"low_freq_factor\"", "\"other_factor\"", SFA_ERROR_FORMAT, {"low_freq_factor", ""}},
+      {"llama", "\"num_hidden_layers\": 3", "\"num_hidden_layers\": 4", SFA_ERROR_FORMAT, {"model.layers.3.input_layernorm.weight", ""}},
+      {"llama", "\"num_hidden_layers\": 3", "\"num_hidden_layers\": 0", SFA_ERROR_FORMAT, {"num_hidden_layers", ""}},
+      {"llama", "\"num_hidden_layers\": 3", "\"num_hidden_layers\": 2.5", SFA_ERROR_FORMAT, {"num_hidden_layers", "2.5"}},
+      {"llama", "\"hidden_size\": 48", "\"hidden_size\": 56", SFA_ERROR_FORMAT, {"200 x 48", "200 x 56"}},
+      {"llama",
+       "\"intermediate_size\": 72",
+       "\"intermediate_size\": 80",
+       SFA_ERROR_FORMAT,
+       {"gate_proj.weight has shape 72 x 48", "80 x 48"}},
+      {"llama", "\"num_key_value_heads\": 2", "\"num_key_value_heads\": 4", SFA_ERROR_FORMAT, {"6 query heads", "4 key heads"}},
+      {"llama", "\"head_dim\": 8", "\"head_dim\": 12", SFA_ERROR_UNSUPPORTED, {"12", "multiple of 8"}},
+      {"llama", "\"rms_norm_eps\": 1e-06", "\"rms_norm_eps\": -1", SFA_ERROR_FORMAT, {"rms_norm_eps", ""}},
+      {"llama", "{", "{\"num_local_experts\": 8,", SFA_ERROR_UNSUPPORTED, {"experts", ""}},
+      {"llama",
+       "{",
+       "{\"sparse_attention_config\": {\"k\": 4, \"order\": \"pre_rope\"},",
+       SFA_ERROR_UNSUPPORTED,
+       {"pre_rope", "post_rope"}},
+      {"llama", "{", "{\"sparse_attention_config\": {\"k\": 4, \"two_of_four\": true},", SFA_ERROR_UNSUPPORTED, {"two_of_four", ""}},
+      {"llama", "{", "{\"sparse_attention_config\": {\"k\": 4, \"algorithm\": \"nsa\"},", SFA_ERROR_UNSUPPORTED, {"nsa", ""}},
+      {"llama", "{", "{\"sparse_attention_config\": {\"k\": 9},", SFA_ERROR_FORMAT, {"9", "head_dim 8"}},
+      {"llama", "{", "{\"sparse_attention_config\": {\"k\": [4, 4]},", SFA_ERROR_FORMAT, {"2 layers", "3"}},
+      {"llama", "{", "{\"sparse_attention_config\": {\"k\": 4, \"layers\": [3]},", SFA_ERROR_FORMAT, {"0 to 2", ""}},
+      {"gemma3", "\"sliding_window\": 24", "\"sliding_window\": -3", SFA_ERROR_FORMAT, {"sliding_window", "-3"}},
+      {"gemma3", "\"query_pre_attn_scalar\": 24", "\"query_pre_attn_scalar\": 0", SFA_ERROR_FORMAT, {"query_pre_attn_scalar", ""}},
+      {"gemma3", "\"sliding_attention\",", "", SFA_ERROR_FORMAT, {"layer_types", "3 layers"}},
+      {"gpt2", "\"scale_attn_weights\": true", "\"scale_attn_weights\": false", SFA_ERROR_UNSUPPORTED, {"scale_attn_weights", ""}},
+      {"gpt2", "\"n_positions\": 128", "\"n_ctx\": 128", SFA_ERROR_FORMAT, {"n_positions", ""}},
+  };
+  sfa_context *ctx = context_of(SFA_ISA_DEFAULT, 1);
+  for (size_t i = 0; i < sizeof wrongs / sizeof *wrongs; i++) {
+    char directory[64];
+    sfa_model *model = (sfa_model *)ctx;
+    write_variant(wrongs[i].folder, wrongs[i].from, wrongs[i].to, directory);
+    sfa_status status = open_model(ctx, directory, SFA_WEIGHTS_AUTO, &model);
+    remove_variant(directory);
+    const char *error = sfa_context_error(ctx);
+    if (status != wrongs[i].status || !strstr(error, wrongs[i].says[0]) || !strstr(error, wrongs[i].says[1]))
+      fail_msg("%s -> %s: %s, %s", wrongs[i].from, wrongs[i].to, sfa_status_name(status), error);
+    assert_null(model);
+  }
+  sfa_context_destroy(ctx);
+}
+
+/* What a file asks for is what a choice without numbers gives. */
+static void file_asks_for_sparsity(void **state) {
+  (void)state;
+  char directory[64];
+  sfa_context *ctx = context_of(SFA_ISA_DEFAULT, 1);
+  sfa_model *model;
+  sfa_model_info info;
+  write_variant("llama", "{", "{\"sparse_attention_config\": {\"algorithm\": \"sfa\", \"k\": [2, 4, 6], \"k_q\": 0, \"layers\": [0, 2]},",
+                directory);
+  assert_int_equal(open_model(ctx, directory, SFA_WEIGHTS_AUTO, &model), SFA_OK);
+  sfa_model_describe(model, &info);
+  assert_true(info.sfa_k == 6 && info.sfa_k_q == 0);
+  int32_t k[3], k_q[3];
+  sfa_dtype k_sparse, k_dense, v;
+  sfa_attention_choice choice = {.struct_size = sizeof choice, .sparse = 1};
+  assert_int_equal(sfa_model_resolve(model, &choice, k, k_q, &k_sparse, &k_dense, &v), SFA_OK);
+  assert_true(k[0] == 2 && k[1] == 0 && k[2] == 6 && k_q[0] == 0 && k_q[2] == 0);
+  assert_true(k_sparse == SFA_I8 && k_dense == SFA_BF16 && v == SFA_BF16); /* the file is bf16 */
+  choice.k = 3;
+  choice.k_q = 5;
+  assert_int_equal(sfa_model_resolve(model, &choice, k, k_q, &k_sparse, &k_dense, &v), SFA_OK);
+  assert_true(k[0] == 3 && k[1] == 0 && k[2] == 3 && k_q[0] == 5 && k_q[1] == 0);
+  sfa_model_destroy(model);
+  remove_variant(directory);
+  sfa_context_destroy(ctx);
+}
+
+/* ---- Memory ------------------------------------------------------------------------------------------------------------------------ */
+
+typedef struct rationed {
+  int64_t left, held;
+} rationed;
+
+static void *ration(void *user, size_t bytes) {
+  rationed *r = user;
+  if (r->left-- <= 0)
+    return NULL;
+  r->held++;
+  return aligned_alloc(64, sfa_align64(bytes ? bytes : 1));
+}
+
+static void hand_back(void *user, void *memory) {
+  ((rationed *)user)->held--;
+  free(memory);
+}
+
+/* The n-th allocation fails, for every n until all goes well: a clear status, nothing held. */
+static void failing_memory(void **state) {
+  (void)state;
+  sfa_status status = SFA_ERROR_MEMORY;
+  for (int64_t n = 1; status != SFA_OK; n++) {
+    rationed r = {n, 0};
+    const sfa_allocator allocator = {ration, hand_back, &r};
+    const sfa_context_options options = {.struct_size = sizeof options, .allocator = &allocator, .n_threads = 1};
+    const sfa_attention_choice choice = {.struct_size = sizeof choice, .sparse = 1, .k = 8, .layers = 1};
+    const int32_t ids[3] = {5, 6, 7};
+    sfa_context *ctx;
+    sfa_model *model = NULL;
+    sfa_forward *forward = NULL;
+    float hidden[3 * 48], logits[200];
+    int64_t ns = 0;
+    status = sfa_context_create(&options, &ctx);
+    if (status != SFA_OK)
+      continue;
+    status = open_model(ctx, MODELS "gemma3/model.gguf", SFA_WEIGHTS_INT8, &model);
+    if (status == SFA_OK)
+      status = sfa_forward_create(model, &choice, 16, 8, &forward);
+    if (status == SFA_OK)
+      status = sfa_forward_run(forward, ids, 3, hidden, &ns);
+    if (status == SFA_OK)
+      status = sfa_model_logits(model, 1, hidden, logits);
+    assert_true(status == SFA_OK || status == SFA_ERROR_MEMORY);
+    sfa_forward_destroy(forward);
+    sfa_model_destroy(model);
+    sfa_context_destroy(ctx);
+    assert_int_equal(r.held, 0);
+    assert_true(n < 10000);
+  }
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(families),
+      cmocka_unit_test(weight_formats),
+      cmocka_unit_test(same_bits),
+      cmocka_unit_test(all_features_is_dense),
+      cmocka_unit_test(timeline),
+      cmocka_unit_test(failed_step),
+      cmocka_unit_test(learned_positions_end),
+      cmocka_unit_test(choices),
+      cmocka_unit_test(facts),
+      cmocka_unit_test(quantised_rows),
+      cmocka_unit_test(wrong_files),
+      cmocka_unit_test(file_asks_for_sparsity),
+      cmocka_unit_test(failing_memory),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
