@@ -30,7 +30,7 @@ static const struct pre_tokenizer {
 
 static const struct pre_tokenizer *find_pre_tokenizer(const char *name) {
   size_t len = strlen(name);
-  if (len == 0 || strchr(name, ' ')) /* what follows finds words only: inside the list, with a character before and behind */
+  if (len == 0 || strchr(name, ' '))
     return NULL;
   for (size_t i = 0; i < sizeof pre_tokenizers / sizeof *pre_tokenizers; i++)
     for (const char *at = pre_tokenizers[i].names; (at = strstr(at, name)) != NULL; at++)
