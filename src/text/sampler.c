@@ -112,10 +112,9 @@ static double weight_of(float logit, float best, double temperature) {
 
 /* Moves the candidates that top-k and top-p keep to the end of the array, the best last. Returns how many. */
 static int32_t keep_best(struct candidate *c, int32_t n, int32_t top_k, float top_p) {
-  float best = c[0].logit;
   for (int32_t i = n / 2; i-- > 0;)
     sink(c, n, i);
-  best = c[0].logit;
+  float best = c[0].logit;
   int32_t n_left = n, most = top_k > 0 && top_k < n ? top_k : n;
   double total = 0, sum = 0;
   bool by_share = top_p > 0 && top_p < 1;
