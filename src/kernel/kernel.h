@@ -31,8 +31,6 @@ enum {
   SFA_MAX_WIDTH = 128
 };
 
-/* Scores beyond these are masked (-inf) or flushed to weight 0: e2(x) = 0 for x < -126. */
-
 typedef struct sfa_kernels {
   sfa_isa isa;
 
@@ -98,8 +96,9 @@ typedef struct sfa_kernels {
 /* The table of an instruction set, or NULL where this build or machine lacks it. SFA_ISA_DEFAULT: the best one. */
 const sfa_kernels *sfa_kernel_select(sfa_isa isa);
 
-/* 2^x, within 1 ulp-ish (2e-7 relative), 0 below -126, NaN for NaN, inf from 128 up. The one definition that all vector forms follow step
- * by step: n = round_to_even(x); r = x - n; polynomial of degree 5 to 6 in r by Horner with fma; times 2^n in the exponent bits. */
+/* 2^x, relative error at most 2e-7, exact for whole x; 0 below -126, inf from 127.5 up, NaN for NaN. The one definition that all vector
+ * forms follow step by step (for x <= 127): n = round_to_even(x); r = x - n; polynomial of degree 5 in r by Horner with fma; times 2^n.
+ * Constants: kernel/exp2.h. */
 float sfa_exp2(float x);
 
 #endif

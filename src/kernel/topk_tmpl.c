@@ -52,59 +52,66 @@ V_INLINE vf topk_network(const float *const rows[V_LANES], int32_t D, int32_t K,
   return list[K - 1];
 }
 
-static int32_t topk_count(const float *x, int32_t D, int32_t limit) {
+/* ---- One row: which features reach the threshold ---- */
+
+enum { TOPK_WORDS = 1024 }; /* of 64 features: D <= 65536 */
+
+/* Bit u: the magnitude of x[u] is above limit. Returns how many are. */
+V_INLINE int32_t topk_mark(const float *x, int32_t D, int32_t limit, uint64_t *words) {
   int32_t count = 0;
-  for (int32_t u = 0; u < D; u += 64)
-    count += __builtin_popcountll(v_above(x + u, D - u < 64 ? D - u : 64, limit));
+  for (int32_t u = 0; u < D; u += 64, words++) {
+    *words = D - u >= 64 ? v_above(x + u, 64, limit) : v_above(x + u, D - u, limit);
+    count += __builtin_popcountll(*words);
+  }
   return count;
 }
 
-static int32_t topk_bisect(const float *x, int32_t D, int32_t K) {
+/* The slow way, right for every row: the threshold bit by bit from the top, then what is above it and the first ones at it. */
+static __attribute__((noinline)) void topk_bisect(const float *x, int32_t D, int32_t K, uint64_t *words) {
+  uint64_t at_least[TOPK_WORDS];
   int32_t threshold = 0;
   for (int bit = 30; bit >= 0; bit--)
-    if (topk_count(x, D, (threshold | 1 << bit) - 1) >= K)
+    if (topk_mark(x, D, (threshold | 1 << bit) - 1, words) >= K)
       threshold |= 1 << bit;
-  return threshold;
+  int32_t n_tied = K - topk_mark(x, D, threshold, words);
+  topk_mark(x, D, threshold - 1, at_least);
+  for (int32_t w = 0; n_tied > 0; w++)
+    for (uint64_t tied = at_least[w] & ~words[w]; tied && n_tied > 0; tied &= tied - 1, n_tied--)
+      words[w] |= tied & -tied;
 }
 
-/* Writes the features above the threshold and the first ones at it. */
-V_INLINE void topk_write(const float *x, int32_t D, int32_t ties, int32_t threshold, const int id_bytes, void *ids, float *values) {
-  for (int32_t u = 0; u < D; u += 64) {
-    int32_t n = D - u < 64 ? D - u : 64;
-    uint64_t keep = v_above(x + u, n, threshold - 1);
-    if (ties >= 0) {
-      uint64_t above = v_above(x + u, n, threshold), tied = keep & ~above;
-      for (keep = above; tied && ties > 0; ties--, tied &= tied - 1)
-        keep |= tied & -tied;
-    }
-    for (; keep; keep &= keep - 1) {
-      int32_t feature = u + __builtin_ctzll(keep);
-      if (id_bytes == 1) {
-        *(uint8_t *)ids = (uint8_t)feature;
-        ids = (uint8_t *)ids + 1;
-      } else {
-        *(uint16_t *)ids = (uint16_t)feature;
-        ids = (uint16_t *)ids + 1;
-      }
-      *values++ = x[feature];
-    }
-  }
-}
+/* ---- Writing a code ---- */
 
-static void topk_row(const float *x, int32_t D, int32_t K, int32_t threshold, void *ids, float *values) {
-  int32_t ties = -1; /* none to count */
-  if (topk_count(x, D, threshold - 1) != K) {
-    threshold = topk_bisect(x, D, K);
-    ties = K - topk_count(x, D, threshold);
-  }
-  if (D <= 256)
-    topk_write(x, D, ties, threshold, 1, ids, values);
+V_INLINE void topk_put(const float *x, int32_t feature, int32_t at, const int id_bytes, void *ids, float *values) {
+  if (id_bytes == 1)
+    ((uint8_t *)ids)[at] = (uint8_t)feature;
   else
-    topk_write(x, D, ties, threshold, 2, ids, values);
+    ((uint16_t *)ids)[at] = (uint16_t)feature;
+  values[at] = x[feature];
 }
 
-static void topk(int64_t n_rows, const float *x, int64_t row_stride, int32_t D, int32_t K, void *ids, float *values) {
-  const int64_t id_bytes = D <= 256 ? 1 : 2;
+/* 8 features at once, as many as a word of 64 mostly has at most: no branch to guess. Bits that are not there read as the last feature;
+ * where `spill` allows it, what that writes beyond the row is for the next row to overwrite. */
+V_INLINE void topk_emit(const float *x, int32_t D, const uint64_t *words, const int id_bytes, const int spill, void *ids, float *values) {
+  for (int32_t u = 0; u < D; u += 64) {
+    uint64_t bits = words[u / 64];
+    const uint64_t last = (uint64_t)1 << (D - u >= 64 ? 63 : D - u - 1);
+    const int32_t count = __builtin_popcountll(bits);
+    int32_t at = 0;
+    for (; spill ? at < count : at + 8 <= count; at += 8)
+#pragma GCC unroll 8
+      for (int32_t i = 0; i < 8; i++, bits &= bits - 1)
+        topk_put(x, u + __builtin_ctzll(bits | last), at + i, id_bytes, ids, values);
+    for (; at < count; at++, bits &= bits - 1)
+      topk_put(x, u + __builtin_ctzll(bits), at, id_bytes, ids, values);
+    ids = (char *)ids + count * id_bytes;
+    values += count;
+  }
+}
+
+V_INLINE void topk_rows(const int id_bytes, int64_t n_rows, const float *x, int64_t row_stride, int32_t D, int32_t K, char *ids,
+                        float *values) {
+  uint64_t words[TOPK_WORDS];
   for (int64_t first = 0; first < n_rows; first += V_LANES) {
     const float *rows[V_LANES];
     int64_t n = n_rows - first < V_LANES ? n_rows - first : V_LANES;
@@ -117,7 +124,21 @@ static void topk(int64_t n_rows, const float *x, int64_t row_stride, int32_t D, 
       vf_store((float *)thresholds, topk_network(rows, D, K, 16));
     else if (K <= 32)
       vf_store((float *)thresholds, topk_network(rows, D, K, 32));
-    for (int64_t i = 0; i < n; i++)
-      topk_row(rows[i], D, K, thresholds[i], (char *)ids + (first + i) * K * id_bytes, values + (first + i) * K);
+    for (int64_t i = 0; i < n; i++) {
+      const int64_t at = (first + i) * K;
+      if (topk_mark(rows[i], D, thresholds[i] - 1, words) != K)
+        topk_bisect(rows[i], D, K, words);
+      if ((n_rows - first - i - 1) * K >= 8)
+        topk_emit(rows[i], D, words, id_bytes, 1, ids + at * id_bytes, values + at);
+      else
+        topk_emit(rows[i], D, words, id_bytes, 0, ids + at * id_bytes, values + at);
+    }
   }
+}
+
+static void topk(int64_t n_rows, const float *x, int64_t row_stride, int32_t D, int32_t K, void *ids, float *values) {
+  if (D <= 256)
+    topk_rows(1, n_rows, x, row_stride, D, K, ids, values);
+  else
+    topk_rows(2, n_rows, x, row_stride, D, K, ids, values);
 }
