@@ -15,8 +15,10 @@ void sfa_attn_decode(const sfa_attention_plan *plan, const sfa_attention_args *a
 /* Tokens of sequence b: its first in the packed arrays (or b * max_seqlen), their number. */
 void sfa_attn_token_range(const int32_t *cu_seqlens, int64_t max_seqlen, int32_t b, int64_t *first, int64_t *n_tokens);
 
-/* A thread's scratch in the workspace; the times that threads noted there: to zero before the work, added to args.stage_ns after it. */
-void sfa_attn_scratch_of(const sfa_attention_plan *plan, const sfa_attention_args *args, int32_t thread, sfa_attn_scratch *scratch);
+/* A thread's scratch in the workspace, for one strip; the times that threads noted there: to zero before the work, added to args.stage_ns
+ * after it. */
+void sfa_attn_scratch_of(const sfa_attention_plan *plan, const sfa_attention_args *args, int32_t thread, int32_t strip,
+                         sfa_attn_scratch *scratch);
 void sfa_attn_stages_clear(const sfa_attention_plan *plan, const sfa_attention_args *args);
 void sfa_attn_stages_add(const sfa_attention_plan *plan, const sfa_attention_args *args);
 

@@ -6,7 +6,7 @@ static bool find_block(const sfa_attn_call *call, int64_t number, int32_t thread
   const sfa_attention_plan *plan = call->plan;
   int64_t pair = number / plan->n_blocks;
   int32_t g = (int32_t)(pair % plan->options.n_kv_heads), b = (int32_t)(pair / plan->options.n_kv_heads);
-  return sfa_attn_block_find(call, b, g, number % plan->n_blocks, thread, block);
+  return sfa_attn_block_find(call, b, g, number % plan->n_blocks, thread, 0, block);
 }
 
 static bool sees_span(const sfa_attn_block *block, int64_t span) {
@@ -32,7 +32,8 @@ static void span_item(void *arg, int64_t item, int32_t thread) {
   int64_t start = sfa_attn_clock(&block);
   sfa_attn_state part = part_of(call, number, span);
   sfa_attn_block_load(&block);
-  sfa_attn_block_span(&block, span, &part);
+  block.state = &part;
+  sfa_attn_blocks_span(&(sfa_attn_block *){&block}, 1, span);
   sfa_attn_clock_stop(&block, start);
 }
 

@@ -28,8 +28,12 @@ bool sfa_attn_plan_fill(sfa_attention_plan *plan) {
   plan->width = block_width(n_rows, o->head_dim);
   plan->n_blocks = (n_rows + plan->width - 1) / plan->width;
   plan->n_spans = (o->max_seqlen_k + SFA_KEY_SPAN - 1) / SFA_KEY_SPAN;
+  int64_t n_blocks = (int64_t)o->n_sequences * o->n_kv_heads * plan->n_blocks;
+  /* Four blocks to an item leave the keys and values in the cache, and convert them, four times as seldom; 16 items are still enough for
+   * threads to share. */
+  plan->n_strips = (int32_t)sfa_min64(sfa_max64(n_blocks / 16, 1), sfa_min64(SFA_MAX_STRIPS, sfa_max64(plan->n_blocks, 1)));
   /* Few blocks over many keys, as in decode: share out the spans too. 64 items keep the machines of today busy, and bound the parts. */
-  plan->split = plan->n_spans > 1 && plan->n_blocks <= 64 && (int64_t)o->n_sequences * o->n_kv_heads * plan->n_blocks < 64;
+  plan->split = plan->n_spans > 1 && n_blocks < 64;
   plan->query_scale = o->softcap > 0 ? o->softmax_scale / o->softcap : o->softmax_scale * (float)M_LOG2E;
   plan->k_format = (sfa_row_format){o->head_dim, o->k_k == o->head_dim ? 0 : o->k_k, o->k_dtype};
   plan->v_format = (sfa_row_format){o->head_dim_v, 0, o->v_dtype};
@@ -39,8 +43,8 @@ bool sfa_attn_plan_fill(sfa_attention_plan *plan) {
   sfa_attn_state state;
   sfa_attn_scratch scratch;
   plan->part_bytes = sfa_attn_state_place(plan, NULL, &state);
-  plan->scratch_bytes = sfa_attn_scratch_place(plan, NULL, &scratch);
-  size_t n_parts = plan->split ? (size_t)o->n_sequences * (size_t)o->n_kv_heads * (size_t)plan->n_blocks : 0;
+  plan->scratch_bytes = sfa_attn_scratch_place(plan, NULL, 0, &scratch);
+  size_t n_parts = plan->split ? (size_t)n_blocks : 0;
   size_t n_keys, total = 0;
   if (!sfa_mul_size((size_t)o->n_sequences, (size_t)o->n_kv_heads, &n_keys) || !sfa_mul_size(n_keys, (size_t)o->max_seqlen_k, &n_keys))
     return false;
@@ -57,9 +61,11 @@ bool sfa_attn_plan_fill(sfa_attention_plan *plan) {
   return fits;
 }
 
+static void *after(void *memory, size_t bytes) { return memory ? (unsigned char *)memory + bytes : NULL; }
+
 /* Takes the next bytes of a block of memory, or only counts them. */
 static void *take(void *memory, size_t *used, size_t count, size_t bytes) {
-  void *at = memory ? (unsigned char *)memory + *used : NULL;
+  void *at = after(memory, *used);
   *used += sfa_align64(count * bytes);
   return at;
 }
@@ -72,7 +78,19 @@ size_t sfa_attn_state_place(const sfa_attention_plan *plan, void *memory, sfa_at
   return used;
 }
 
-size_t sfa_attn_scratch_place(const sfa_attention_plan *plan, void *memory, sfa_attn_scratch *s) {
+static size_t strip_place(const sfa_attention_plan *plan, void *memory, sfa_attn_scratch *s) {
+  size_t used = 0, W = (size_t)plan->width;
+  s->q_tile = take(memory, &used, W * (size_t)plan->options.head_dim, sizeof(float));
+  s->slope = take(memory, &used, W, sizeof(float));
+  s->row = take(memory, &used, W, sizeof(int64_t));
+  s->head = take(memory, &used, W, sizeof(int32_t));
+  s->position = take(memory, &used, W, sizeof(int32_t));
+  used += sfa_attn_state_place(plan, after(memory, used), &s->total);
+  used += sfa_attn_state_place(plan, after(memory, used), &s->part);
+  return used;
+}
+
+size_t sfa_attn_scratch_place(const sfa_attention_plan *plan, void *memory, int32_t strip, sfa_attn_scratch *s) {
   const sfa_attention_options *o = &plan->options;
   size_t used = 0, W = (size_t)plan->width, D = (size_t)o->head_dim, E = (size_t)o->head_dim_v, id_bytes = sfa_id_bytes(o->head_dim);
   size_t k_width = (size_t)(o->k_k ? o->k_k : o->head_dim);
@@ -82,25 +100,19 @@ size_t sfa_attn_scratch_place(const sfa_attention_plan *plan, void *memory, sfa_
   s->q_ids = take(memory, &used, W * (size_t)o->k_q, id_bytes);
   s->id_rows = take(memory, &used, W, sizeof(void *));
   s->value_rows = take(memory, &used, W, sizeof(float *));
-  s->q_tile = take(memory, &used, W * D, sizeof(float));
   s->k_rows = take(memory, &used, SFA_KEY_TILE * k_width, sizeof(float));
   s->k_ids = take(memory, &used, SFA_KEY_TILE * (size_t)o->k_k, id_bytes);
   s->v_rows = take(memory, &used, SFA_KEY_TILE * E, sizeof(float));
   s->scales = take(memory, &used, SFA_KEY_TILE, sizeof(uint16_t));
   s->scores = take(memory, &used, SFA_KEY_TILE * W, sizeof(float));
   s->alpha = take(memory, &used, W, sizeof(float));
-  s->slope = take(memory, &used, W, sizeof(float));
-  s->position = take(memory, &used, W, sizeof(int32_t));
   s->tile_position = take(memory, &used, W, sizeof(int32_t));
   s->lo = take(memory, &used, W, sizeof(int32_t));
   s->hi = take(memory, &used, W, sizeof(int32_t));
-  for (int i = 0; i < 2; i++) {
-    sfa_attn_state *state = i ? &s->part : &s->total;
-    size_t bytes = sfa_attn_state_place(plan, memory ? (unsigned char *)memory + used : NULL, state);
-    used += bytes;
-  }
   size_t k_bytes = plan->encode_k ? sfa_code_scratch_bytes(&plan->k_format, SFA_ENCODE_ROWS) : 0;
   size_t v_bytes = plan->encode_v ? sfa_code_scratch_bytes(&plan->v_format, SFA_ENCODE_ROWS) : 0;
   s->encode = take(memory, &used, k_bytes > v_bytes ? k_bytes : v_bytes, 1);
-  return used;
+  size_t strip_bytes = strip_place(plan, NULL, s);
+  strip_place(plan, after(memory, used + (size_t)strip * strip_bytes), s);
+  return used + (size_t)plan->n_strips * strip_bytes;
 }

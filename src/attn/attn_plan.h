@@ -7,8 +7,9 @@
 #include "kernel/kernel.h"
 
 enum {
-  SFA_KEY_SPAN = 4096,  /* keys of a span, counted from key 0: each has a softmax state of its own, joined in rising order. Part of the
-                         * definition of the bits: it lets one query share out a long cache over threads */
+  SFA_KEY_SPAN = 4096, /* keys of a span, counted from key 0: each has a softmax state of its own, joined in rising order. Part of the
+                        * definition of the bits: it lets one query share out a long cache over threads */
+  SFA_MAX_STRIPS = 4,
   SFA_ENCODE_ROWS = 256 /* rows of an item where dense keys or values are coded first */
 };
 
@@ -19,6 +20,7 @@ struct sfa_attention_plan {
 
   int32_t group;                     /* H / G: query heads that share a kv head */
   int32_t width;                     /* W: query rows of a block. Row r of a kv head is token r / group, head r % group of the group */
+  int32_t n_strips;                  /* blocks that an item takes through the keys together: a tile is loaded once for all */
   int64_t n_blocks;                  /* blocks of max_seqlen_q tokens */
   int64_t n_spans;                   /* spans of max_seqlen_k keys */
   bool split;                        /* items are (block, span), joined afterwards; else an item is a block with all its spans */
@@ -42,7 +44,7 @@ typedef struct sfa_attn_state {
   float *o;     /* [W][E] */
 } sfa_attn_state;
 
-/* One thread's memory. */
+/* One thread's memory: what all strips of an item share, and what one of them has for itself. */
 typedef struct sfa_attn_scratch {
   int64_t *stage_ns;                /* [SFA_STAGE_COUNT] */
   float *q_rows;                    /* [W][D] */
@@ -50,21 +52,24 @@ typedef struct sfa_attn_scratch {
   unsigned char *q_ids;             /* [W][K_q] */
   const void **id_rows;             /* [W] */
   const float **value_rows;         /* [W] */
-  float *q_tile;                    /* [D][W] */
   float *k_rows;                    /* [64][K_k or D] */
   unsigned char *k_ids;             /* [64][K_k] */
   float *v_rows;                    /* [64][E] */
   uint16_t *scales;                 /* [64] */
   float *scores;                    /* [64][W] */
-  float *alpha, *slope;             /* [W] */
-  int32_t *position;                /* [W] of the row's query among the keys, then relative to a tile in tile_position */
-  int32_t *tile_position, *lo, *hi; /* [W] */
+  float *alpha;                     /* [W] */
+  int32_t *tile_position, *lo, *hi; /* [W] place of the query, first and last key that it sees, relative to a tile */
+  void *encode;                     /* of sfa_code_rows */
+  /* Of one strip: */
+  float *q_tile;            /* [D][W] */
+  float *slope;             /* [W] */
+  int64_t *row;             /* [W] of the query in out: token * H + head */
+  int32_t *head, *position; /* [W] its head, and its place among the keys */
   sfa_attn_state total, part;
-  void *encode; /* scratch of backend.encode */
 } sfa_attn_scratch;
 
-/* Lays the pointers over memory; NULL counts only. Returns the bytes. */
-size_t sfa_attn_scratch_place(const sfa_attention_plan *plan, void *memory, sfa_attn_scratch *scratch);
+/* Lays the pointers over memory, for one strip; NULL counts only. Returns the bytes for all strips. */
+size_t sfa_attn_scratch_place(const sfa_attention_plan *plan, void *memory, int32_t strip, sfa_attn_scratch *scratch);
 size_t sfa_attn_state_place(const sfa_attention_plan *plan, void *memory, sfa_attn_state *state);
 
 #endif

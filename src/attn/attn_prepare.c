@@ -62,7 +62,7 @@ static void encode_item(void *arg, int64_t item, int32_t thread) {
   sfa_row_store store = {(unsigned char *)job->store.ids + to * sfa_row_ids_bytes(job->format),
                          (unsigned char *)job->store.values + to * sfa_row_values_bytes(job->format), job->store.scales + to};
   sfa_attn_scratch scratch;
-  sfa_attn_scratch_of(plan, job->args, thread, &scratch);
+  sfa_attn_scratch_of(plan, job->args, thread, 0, &scratch);
   const void *x = (const unsigned char *)rows->data + (size_t)offset * sfa_dtype_bytes(rows->dtype);
   if (sfa_code_rows(plan->kernels, n_rows, x, rows->dtype, rows->token_stride, job->format, &store, scratch.encode,
                     job->args->stage_ns ? scratch.stage_ns : NULL)) {

@@ -18,13 +18,8 @@
 
 /* ---- The block ------------------------------------------------------------------------------------------------------------- */
 
-static int64_t token_of(const sfa_attn_block *block, int64_t i) { return (block->first_row + i) / block->call->plan->group; }
-static int32_t head_of(const sfa_attn_block *block, int64_t i) {
-  int32_t group = block->call->plan->group;
-  return block->kv_head * group + (int32_t)((block->first_row + i) % group);
-}
-
-bool sfa_attn_block_find(const sfa_attn_call *call, int32_t b, int32_t g, int64_t block, int32_t thread, sfa_attn_block *out) {
+bool sfa_attn_block_find(const sfa_attn_call *call, int32_t b, int32_t g, int64_t block, int32_t thread, int32_t strip,
+                         sfa_attn_block *out) {
   const sfa_attention_plan *plan = call->plan;
   int64_t n_tokens;
   out->call = call;
@@ -38,28 +33,36 @@ bool sfa_attn_block_find(const sfa_attn_call *call, int32_t b, int32_t g, int64_
   out->n_rows = (int32_t)n_rows;
   out->q_offset = call->args->cu_seqlens_q ? out->first_token * call->args->q.token_stride : b * call->args->q.batch_stride;
   out->position_offset = out->view->n_keys - n_tokens;
-  sfa_attn_scratch_of(plan, call->args, thread, &out->scratch);
+  sfa_attn_scratch_of(plan, call->args, thread, strip, &out->scratch);
+  out->state = &out->scratch.total;
+  const sfa_attn_scratch *s = &out->scratch;
   const float *slopes = call->args->alibi_slopes;
+  int64_t token = out->first_row / plan->group;
+  int32_t head_in_group = (int32_t)(out->first_row % plan->group);
   for (int32_t i = 0; i < plan->width; i++) {
-    bool real = i < out->n_rows; /* the lanes beyond repeat the last row: any valid mask will do */
-    int32_t row = real ? i : out->n_rows - 1;
-    out->scratch.position[i] = (int32_t)(token_of(out, row) + out->position_offset);
-    out->scratch.slope[i] = slopes ? slopes[head_of(out, row)] * (float)M_LOG2E : 0;
+    s->head[i] = g * plan->group + head_in_group;
+    s->row[i] = (out->first_token + token) * plan->options.n_heads + s->head[i];
+    s->position[i] = (int32_t)(token + out->position_offset);
+    s->slope[i] = slopes ? slopes[s->head[i]] * (float)M_LOG2E : 0;
+    if (i + 1 < out->n_rows && ++head_in_group == plan->group) { /* the lanes beyond repeat the last row: any valid mask will do */
+      head_in_group = 0;
+      token++;
+    }
   }
   return true;
 }
 
-/* Dense query rows to scratch.q_rows [n_rows][D]: a token's heads at a time. */
+/* Dense query rows to scratch.q_rows [n_rows][D]: a token's heads at a time, or all tokens of the only head. */
 static void load_query_rows(const sfa_attn_block *block) {
   const sfa_attention_plan *plan = block->call->plan;
+  const sfa_attn_scratch *s = &block->scratch;
   const sfa_rows *q = &block->call->args->q;
-  int32_t D = plan->options.head_dim, head_end = (block->kv_head + 1) * plan->group;
-  for (int32_t i = 0; i < block->n_rows;) {
-    int32_t head = head_of(block, i), n = (int32_t)sfa_min64(head_end - head, block->n_rows - i);
-    int64_t offset = block->q_offset + token_of(block, i) * q->token_stride + head * q->head_stride;
-    plan->kernels->load_rows(n, D, q->dtype, (const unsigned char *)q->data + (size_t)offset * sfa_dtype_bytes(q->dtype), q->head_stride,
-                             NULL, block->scratch.q_rows + (int64_t)i * D, D);
-    i += n;
+  int32_t D = plan->options.head_dim, group = plan->group, n;
+  for (int32_t i = 0; i < block->n_rows; i += n) {
+    n = group == 1 ? block->n_rows : (int32_t)sfa_min64((block->kv_head + 1) * group - s->head[i], block->n_rows - i);
+    int64_t offset = block->q_offset + (s->position[i] - block->position_offset) * q->token_stride + s->head[i] * q->head_stride;
+    plan->kernels->load_rows(n, D, q->dtype, (const unsigned char *)q->data + (size_t)offset * sfa_dtype_bytes(q->dtype),
+                             group == 1 ? q->token_stride : q->head_stride, NULL, s->q_rows + (int64_t)i * D, D);
   }
 }
 
@@ -81,7 +84,7 @@ static void load_query_codes(const sfa_attn_block *block) {
     s->id_rows[i] = s->q_ids + (size_t)i * row_bytes;
     s->value_rows[i] = s->q_values + (int64_t)i * K;
     if (codes) {
-      int64_t row = (block->first_token + token_of(block, i)) * plan->options.n_heads + head_of(block, i);
+      int64_t row = s->row[i];
       const unsigned char *values = (const unsigned char *)codes->values + (size_t)(row * K) * sfa_dtype_bytes(codes->dtype);
       s->id_rows[i] = (const unsigned char *)codes->ids + (size_t)row * row_bytes;
       plan->kernels->load_rows(1, K, codes->dtype, values, K, codes->scales ? codes->scales + row : NULL, s->q_values + (int64_t)i * K, K);
@@ -151,23 +154,31 @@ static void mask_scores(sfa_attn_block *block, int64_t first_key, int32_t n_keys
 
 /* ---- One tile --------------------------------------------------------------------------------------------------------------- */
 
+/* 64 keys of a kv head with their values, as the kernels take them. */
+typedef struct key_tile {
+  int64_t first_key;
+  int32_t n_keys;
+  const void *ids;     /* [n_keys][K], NULL where keys are dense */
+  const float *keys;   /* [n_keys][K or D] */
+  const float *values; /* [n_keys][E] */
+} key_tile;
+
 /* A tile's rows of keys or values as f32: in place where they are that, one after the other; else converted into buffer. */
-static const float *load_tile(const sfa_attn_block *block, const sfa_kv_side *side, int64_t tile, int32_t n_keys, float *buffer) {
-  const sfa_kv_view *view = block->view;
+static const float *load_rows(const sfa_attn_block *block, const sfa_kv_side *side, int64_t tile, int32_t n_keys, float *buffer) {
+  const sfa_kernels *kernels = block->call->plan->kernels;
   int32_t width = sfa_row_width(&side->format);
-  const unsigned char *values = sfa_kv_at(view, &side->values, block->kv_head, tile);
+  const unsigned char *values = sfa_kv_at(block->view, &side->values, block->kv_head, tile);
   if (side->format.dtype == SFA_F32 && side->values.row_stride == width)
     return (const float *)values;
   const uint16_t *scales = NULL;
   if (side->format.dtype == SFA_I8) {
-    scales = (const uint16_t *)sfa_kv_at(view, &side->scales, block->kv_head, tile);
+    scales = (const uint16_t *)sfa_kv_at(block->view, &side->scales, block->kv_head, tile);
     if (side->scales.row_stride != 1) {
       for (int32_t j = 0; j < n_keys; j++)
         block->scratch.scales[j] = scales[j * side->scales.row_stride];
       scales = block->scratch.scales;
     }
   }
-  const sfa_kernels *kernels = block->call->plan->kernels;
   if (!scales && side->values.row_stride == width) /* one long row is faster than 64 short ones */
     kernels->load_rows(1, n_keys * width, side->format.dtype, values, 0, NULL, buffer, 0);
   else
@@ -176,7 +187,7 @@ static const float *load_tile(const sfa_attn_block *block, const sfa_kv_side *si
 }
 
 /* The ids of a tile's keys, one key after the other. */
-static const void *load_tile_ids(const sfa_attn_block *block, const sfa_kv_side *side, int64_t tile, int32_t n_keys) {
+static const void *load_ids(const sfa_attn_block *block, const sfa_kv_side *side, int64_t tile, int32_t n_keys) {
   const unsigned char *ids = sfa_kv_at(block->view, &side->ids, block->kv_head, tile);
   size_t id_bytes = sfa_id_bytes(side->format.dim), row_bytes = sfa_row_ids_bytes(&side->format);
   if (side->ids.row_stride == side->format.k)
@@ -186,36 +197,43 @@ static const void *load_tile_ids(const sfa_attn_block *block, const sfa_kv_side 
   return block->scratch.k_ids;
 }
 
-static void attend_tile(sfa_attn_block *block, int64_t tile, bool careful, const sfa_attn_state *state) {
+static key_tile load_tile(const sfa_attn_block *block, int64_t tile) {
+  const sfa_kv_side *k = &block->view->k, *v = &block->view->v;
+  int64_t first_key = tile * SFA_KEY_TILE;
+  int32_t n_keys = (int32_t)sfa_min64(SFA_KEY_TILE, block->view->n_keys - first_key);
+  return (key_tile){.first_key = first_key,
+                    .n_keys = n_keys,
+                    .ids = k->format.k ? load_ids(block, k, tile, n_keys) : NULL,
+                    .keys = load_rows(block, k, tile, n_keys, block->scratch.k_rows),
+                    .values = load_rows(block, v, tile, n_keys, block->scratch.v_rows)};
+}
+
+static void attend_tile(sfa_attn_block *block, const key_tile *tile, bool careful) {
   const sfa_attention_plan *plan = block->call->plan;
   const sfa_attention_options *o = &plan->options;
   const sfa_kernels *kernels = plan->kernels;
-  const sfa_kv_side *k = &block->view->k, *v = &block->view->v;
-  sfa_attn_scratch *s = &block->scratch;
-  int64_t first_key = tile * SFA_KEY_TILE;
-  int32_t n_keys = (int32_t)sfa_min64(SFA_KEY_TILE, block->view->n_keys - first_key), W = plan->width;
+  const sfa_attn_scratch *s = &block->scratch;
+  const sfa_attn_state *state = block->state;
+  int32_t n_keys = tile->n_keys, n_rows = block->n_rows, W = plan->width, D = o->head_dim, E = o->head_dim_v;
 
-  const float *keys = load_tile(block, k, tile, n_keys, s->k_rows);
-  if (k->format.k) {
-    const void *ids = load_tile_ids(block, k, tile, n_keys);
-    kernels->score_codes(n_keys, k->format.k, ids, (int32_t)sfa_id_bytes(o->head_dim), keys, s->q_tile, W, s->scores);
-  } else {
-    kernels->score_dense(n_keys, o->head_dim, keys, o->head_dim, s->q_tile, W, s->scores);
-  }
+  if (tile->ids)
+    kernels->score_codes(n_keys, block->view->k.format.k, tile->ids, (int32_t)sfa_id_bytes(D), tile->keys, s->q_tile, W, s->scores);
+  else
+    kernels->score_dense(n_keys, D, tile->keys, D, s->q_tile, W, s->scores);
   const float *slope = block->call->args->alibi_slopes ? s->slope : NULL;
   if (o->softcap > 0 || slope) {
     for (int32_t i = 0; i < W; i++)
-      s->tile_position[i] = s->position[i] - (int32_t)first_key;
+      s->tile_position[i] = s->position[i] - (int32_t)tile->first_key;
     kernels->score_adjust(n_keys, W, o->softcap, slope, s->tile_position, s->scores);
   }
-  if (!block_sees_all(block, first_key, first_key + n_keys))
-    mask_scores(block, first_key, n_keys);
+  if (!block_sees_all(block, tile->first_key, tile->first_key + n_keys))
+    mask_scores(block, tile->first_key, n_keys);
 
   if (kernels->softmax_tile(n_keys, W, s->scores, state->m, state->l, s->alpha))
-    kernels->rescale(block->n_rows, o->head_dim_v, s->alpha, state->o);
-  const float *values = load_tile(block, v, tile, n_keys, s->v_rows);
-  (careful ? kernels->value_product_masked : kernels->value_product)(block->n_rows, n_keys, W, s->scores, o->head_dim_v, values,
-                                                                     o->head_dim_v, state->o);
+    for (int32_t i = 0; i < n_rows; i++) /* the maximum of few rows rises: 1 in t at tile t of keys in no order */
+      if (s->alpha[i] != 1)
+        kernels->rescale(1, E, s->alpha + i, state->o + (int64_t)i * E);
+  (careful ? kernels->value_product_masked : kernels->value_product)(n_rows, n_keys, W, s->scores, E, tile->values, E, state->o);
 }
 
 /* ---- A span, and the end ---------------------------------------------------------------------------------------------------- */
@@ -227,32 +245,44 @@ void sfa_attn_state_clear(const sfa_attention_plan *plan, const sfa_attn_state *
   memset(state->o, 0, (size_t)plan->width * (size_t)plan->options.head_dim_v * sizeof(float));
 }
 
+/* An inf or NaN has all exponent bits set: one more carries into the sign. */
 static bool all_finite(const float *x, int64_t n) {
-  uint32_t bad = 0;
+  uint32_t carry = 0;
   for (int64_t i = 0; i < n; i++)
-    bad |= (sfa_bits_of(x[i]) & 0x7f800000u) == 0x7f800000u;
-  return !bad;
+    carry |= (sfa_bits_of(x[i]) & 0x7fffffffu) + 0x00800000u;
+  return carry < 0x80000000u;
 }
 
-void sfa_attn_block_span(sfa_attn_block *block, int64_t span, const sfa_attn_state *state) {
-  const sfa_attention_plan *plan = block->call->plan;
-  int64_t end_key = sfa_min64((span + 1) * SFA_KEY_SPAN, block->view->n_keys);
-  int64_t window_tile = leftmost_key(block, block->scratch.position[0]) / SFA_KEY_TILE;
+/* The blocks over the tiles of a span. */
+static void attend_span(sfa_attn_block *const *blocks, int32_t n_blocks, int64_t span, bool careful) {
+  const sfa_attention_plan *plan = blocks[0]->call->plan;
+  int64_t end_key = sfa_min64((span + 1) * SFA_KEY_SPAN, blocks[0]->view->n_keys);
+  int64_t window_tile = leftmost_key(blocks[0], blocks[0]->scratch.position[0]) / SFA_KEY_TILE; /* the first row's is the leftmost */
   int64_t sink_tiles = (plan->options.n_sink_tokens + SFA_KEY_TILE - 1) / SFA_KEY_TILE;
+  for (int32_t i = 0; i < n_blocks; i++)
+    sfa_attn_state_clear(plan, blocks[i]->state);
+  for (int64_t number = span * (SFA_KEY_SPAN / SFA_KEY_TILE); number * SFA_KEY_TILE < end_key; number++) {
+    if (number >= sink_tiles && number < window_tile)
+      number = window_tile;
+    int64_t first_key = number * SFA_KEY_TILE;
+    key_tile tile = {.n_keys = 0};
+    for (int32_t i = 0; i < n_blocks && first_key < end_key; i++)
+      if (sfa_attn_block_sees(blocks[i], first_key, first_key + SFA_KEY_TILE)) {
+        if (!tile.n_keys)
+          tile = load_tile(blocks[i], number);
+        attend_tile(blocks[i], &tile, careful);
+      }
+  }
+}
+
+void sfa_attn_blocks_span(sfa_attn_block *const *blocks, int32_t n_blocks, int64_t span) {
+  int32_t E = blocks[0]->call->plan->options.head_dim_v;
   /* A masked key weighs 0, but 0 times an inf or NaN in its value is NaN. That is rare: so the fast product first, and only where its
    * result is not finite once more with the product that leaves masked keys out. */
-  for (int careful = 0; careful < 2; careful++) {
-    sfa_attn_state_clear(plan, state);
-    for (int64_t tile = span * (SFA_KEY_SPAN / SFA_KEY_TILE); tile * SFA_KEY_TILE < end_key; tile++) {
-      if (tile >= sink_tiles)
-        tile = sfa_max64(tile, window_tile);
-      if (tile * SFA_KEY_TILE >= end_key || !sfa_attn_block_sees(block, tile * SFA_KEY_TILE, end_key))
-        break;
-      attend_tile(block, tile, careful, state);
-    }
-    if (all_finite(state->o, (int64_t)block->n_rows * plan->options.head_dim_v))
-      break;
-  }
+  attend_span(blocks, n_blocks, span, false);
+  for (int32_t i = 0; i < n_blocks; i++)
+    if (!all_finite(blocks[i]->state->o, (int64_t)blocks[i]->n_rows * E))
+      attend_span(&blocks[i], 1, span, true);
 }
 
 void sfa_attn_block_join(const sfa_attn_block *block, const sfa_attn_state *into, const sfa_attn_state *part) {
@@ -268,13 +298,13 @@ void sfa_attn_block_finish(sfa_attn_block *block, const sfa_attn_state *total) {
     const sfa_attn_state *sink = &block->scratch.part;
     sfa_attn_state_clear(plan, sink);
     for (int32_t i = 0; i < block->n_rows; i++) {
-      sink->m[i] = args->sink_logit[head_of(block, i)] * (float)M_LOG2E;
+      sink->m[i] = args->sink_logit[block->scratch.head[i]] * (float)M_LOG2E;
       sink->l[i] = sink->m[i] != -INFINITY;
     }
     sfa_attn_block_join(block, total, sink);
   }
   for (int32_t i = 0; i < block->n_rows; i++) {
-    int64_t row = (block->first_token + token_of(block, i)) * plan->options.n_heads + head_of(block, i);
+    int64_t row = block->scratch.row[i];
     float l = total->l[i], *out = args->out + row * E;
     const float *o = total->o + (int64_t)i * E;
     float divisor = l == 0 ? 1 : l; /* no key seen: o is 0 */
@@ -296,14 +326,15 @@ void sfa_attn_clock_stop(sfa_attn_block *block, int64_t start) {
 
 /* ---- Scratch and times ------------------------------------------------------------------------------------------------------ */
 
-void sfa_attn_scratch_of(const sfa_attention_plan *plan, const sfa_attention_args *args, int32_t thread, sfa_attn_scratch *scratch) {
-  sfa_attn_scratch_place(plan, (unsigned char *)args->workspace + plan->scratch + (size_t)thread * plan->scratch_bytes, scratch);
+void sfa_attn_scratch_of(const sfa_attention_plan *plan, const sfa_attention_args *args, int32_t thread, int32_t strip,
+                         sfa_attn_scratch *scratch) {
+  sfa_attn_scratch_place(plan, (unsigned char *)args->workspace + plan->scratch + (size_t)thread * plan->scratch_bytes, strip, scratch);
 }
 
 void sfa_attn_stages_clear(const sfa_attention_plan *plan, const sfa_attention_args *args) {
   for (int32_t thread = 0; args->stage_ns && thread < plan->ctx->n_threads; thread++) {
     sfa_attn_scratch scratch;
-    sfa_attn_scratch_of(plan, args, thread, &scratch);
+    sfa_attn_scratch_of(plan, args, thread, 0, &scratch);
     memset(scratch.stage_ns, 0, SFA_STAGE_COUNT * sizeof *scratch.stage_ns);
   }
 }
@@ -311,7 +342,7 @@ void sfa_attn_stages_clear(const sfa_attention_plan *plan, const sfa_attention_a
 void sfa_attn_stages_add(const sfa_attention_plan *plan, const sfa_attention_args *args) {
   for (int32_t thread = 0; args->stage_ns && thread < plan->ctx->n_threads; thread++) {
     sfa_attn_scratch scratch;
-    sfa_attn_scratch_of(plan, args, thread, &scratch);
+    sfa_attn_scratch_of(plan, args, thread, 0, &scratch);
     for (int32_t stage = 0; stage < SFA_STAGE_COUNT; stage++)
       args->stage_ns[stage] += scratch.stage_ns[stage];
   }

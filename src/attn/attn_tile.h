@@ -16,6 +16,7 @@ typedef struct sfa_attn_block {
   const sfa_attn_call *call;
   const sfa_kv_view *view;
   sfa_attn_scratch scratch;
+  const sfa_attn_state *state; /* that the next span sets: total, part, or one elsewhere */
   int32_t kv_head, n_rows;
   int64_t first_row;       /* among the rows of the kv head */
   int64_t first_token;     /* the sequence's, in out */
@@ -24,13 +25,14 @@ typedef struct sfa_attn_block {
 } sfa_attn_block;
 
 /* Names block `block` of (sequence b, kv head g). False if the sequence has no such block. */
-bool sfa_attn_block_find(const sfa_attn_call *call, int32_t b, int32_t g, int64_t block, int32_t thread, sfa_attn_block *out);
+bool sfa_attn_block_find(const sfa_attn_call *call, int32_t b, int32_t g, int64_t block, int32_t thread, int32_t strip,
+                         sfa_attn_block *out);
 /* Codes and lays out its queries: scratch.q_tile. */
 void sfa_attn_block_load(sfa_attn_block *block);
 /* Whether any row sees a key of [first, end). */
 bool sfa_attn_block_sees(const sfa_attn_block *block, int64_t first_key, int64_t end_key);
-/* Attention over one span of keys: *state is set. */
-void sfa_attn_block_span(sfa_attn_block *block, int64_t span, const sfa_attn_state *state);
+/* Attention of blocks of one kv head, which all see it, over one span of keys: sets their states. */
+void sfa_attn_blocks_span(sfa_attn_block *const *blocks, int32_t n_blocks, int64_t span);
 /* *into becomes the state of the keys of both. */
 void sfa_attn_block_join(const sfa_attn_block *block, const sfa_attn_state *into, const sfa_attn_state *part);
 /* Sink, division, lse: writes the rows of args.out and args.lse. total is used up. */
