@@ -191,15 +191,18 @@ static void weight_formats(void **state) {
 /* However the text is cut, on every instruction set, with one thread and two. */
 static void same_bits(void **state) {
   (void)state;
-  static const int32_t chunks[] = {1, 7, 64};
+  enum { PART = 40 }; /* tokens: more than a window of Gemma 3's */
+  static const int32_t chunks[] = {1, 7, 32};
   const sfa_attention_choice choices[] = {
       {.struct_size = sizeof *choices},
       {.struct_size = sizeof *choices, .sparse = 1, .k = 4},
       {.struct_size = sizeof *choices, .sparse = 1, .k = 3, .k_q = -1, .layers = 1},
   };
   for (int i = 0; i < N_GOLDENS; i++)
-    for (size_t c = 0; c < 3; c++) {
+    for (size_t c = 0; c < 3; c += 1 + (size_t)i % 2) { /* dense; codes; K-only on global layers */
       text t = read_text(&goldens[i]);
+      t.logit_bytes = t.logit_bytes / (size_t)t.n * PART;
+      t.n = PART;
       sfa_weight_format format = c == 0 ? SFA_WEIGHTS_F32 : SFA_WEIGHTS_INT8;
       sfa_context *ctx = context_of(SFA_ISA_SCALAR, 1);
       sfa_model *model = must_open(ctx, &goldens[i], format);
