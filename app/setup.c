@@ -85,15 +85,13 @@ int app_open_model(app *a, const app_options *o, bool wants_text) {
 }
 
 int app_open_tokenizer(app *a, const app_options *o) {
+  const char *path = o->tokenizer ? o->tokenizer : o->model;
+  size_t len = strlen(path);
+  if (!o->tokenizer && len > 4 && strcmp(path + len - 4, ".bin") == 0) /* a llama2.c model: the tokenizer lies beside it */
+    return app_open_model(a, o, true);
   int status = app_open_context(a, o, o->threads, SFA_ISA_DEFAULT);
   if (status)
     return status;
-  const char *path = o->tokenizer ? o->tokenizer : o->model;
-  size_t len = strlen(path);
-  if (!o->tokenizer && len > 4 && strcmp(path + len - 4, ".bin") == 0) { /* a llama2.c model: the tokenizer lies beside it */
-    status = app_open_model(a, o, true);
-    return status;
-  }
   if (sfa_tokenizer_open(a->ctx, path, &a->own_tokenizer) != SFA_OK)
     return app_fail_status(a->ctx);
   a->tokenizer = a->own_tokenizer;
