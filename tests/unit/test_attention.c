@@ -184,7 +184,10 @@ static const struct {
     {"K-only MQA", {.n_heads = 3, .n_kv_heads = 1, .head_dim = 128, .max_seqlen_q = 33, .max_seqlen_k = 200, .k_k = 16, .causal = 1}, 0, 0},
     {"q sparser than k", {.n_heads = 1, .head_dim = 256, .max_seqlen_q = 65, .max_seqlen_k = 65, .k_q = 4, .k_k = 32, .causal = 1}, 0, 0},
     {"large head", {.n_heads = 1, .head_dim = 328, .max_seqlen_q = 20, .max_seqlen_k = 70, .k_q = 16, .k_k = 16}, 0, 0},
-    {"very large head", {.n_heads = 1, .head_dim = 4096, .max_seqlen_q = 20, .max_seqlen_k = 70, .k_q = 40, .k_k = 30}, 0, 0},
+    {"very large head",
+     {.n_heads = 1, .head_dim = 4096, .head_dim_v = 16, .max_seqlen_q = 20, .max_seqlen_k = 70, .k_q = 40, .k_k = 30},
+     0,
+     0},
     {"small head, E > D",
      {.n_heads = 2, .head_dim = 8, .head_dim_v = 72, .max_seqlen_q = 40, .max_seqlen_k = 66, .k_k = 1, .causal = 1},
      0,
@@ -336,15 +339,15 @@ static void expect_rows(const char *what, const call *c, int64_t first_token, co
     fail_msg("%s: other bits", what);
 }
 
-/* Another number of threads, another instruction set: the same bits. */
+/* Another instruction set, other numbers of threads on the best one: the bits of plain C on one thread. */
 static void machine_does_not_matter(void **state) {
   (void)state;
   sfa_context *reference = new_context(1, SFA_ISA_SCALAR);
   for (int i = 0; i < N_SHAPES; i++) {
     call want = shape_call(i);
     run_ok(reference, &want);
-    for (int isa = SFA_ISA_SCALAR; isa <= (int)sfa_isa_best(); isa++)
-      for (int32_t n_threads = 1; n_threads <= 3; n_threads++) {
+    for (int isa = SFA_ISA_SCALAR + 1; isa <= (int)sfa_isa_best(); isa++)
+      for (int32_t n_threads = isa == (int)sfa_isa_best() ? 3 : 1; n_threads > 0; n_threads--) {
         sfa_context *ctx = new_context(n_threads, (sfa_isa)isa);
         call c = shape_call(i);
         run_ok(ctx, &c);
