@@ -87,6 +87,7 @@ CONVERSATIONS = [
     ["user", "  Hi  ", "assistant", " Hello! ", "user", "And?\n\n"],
     ["system", " You are X. \n", "user", "It's <b>", "assistant", "<think>\nhm\n</think>\n\nyes", "user", "two \u3000", "assistant", "a", "user", "b"],
     ["system", "", "user", "x"],
+    ["system", " S ", "user", "\n  x "],
     ["user", ""],
 ]
 

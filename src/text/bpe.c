@@ -85,10 +85,8 @@ static bool all_bytes_known(const sfa_bpe *bpe, const uint8_t *text, size_t len)
 /* Cuts the word into its first symbols. Returns how many. */
 static int32_t first_symbols(const sfa_bpe *bpe, struct sfa_bpe_symbol *symbols, const uint8_t *word, size_t len) {
   int32_t n = 0;
-  for (size_t at = 0; at < len;) {
-    size_t char_len = 1;
+  for (size_t at = 0, char_len = 1; at < len; at += char_len) {
     int32_t id;
-    bool as_bytes = false;
     if (bpe->byte_level) {
       id = bpe->byte_ids[word[at]];
     } else {
@@ -96,22 +94,22 @@ static int32_t first_symbols(const sfa_bpe *bpe, struct sfa_bpe_symbol *symbols,
       id = sfa_text_table_find(&bpe->ids, word + at, char_len);
     }
     if (id < 0 && bpe->byte_fallback && all_bytes_known(bpe, word + at, char_len)) {
-      as_bytes = true;
-    } else if (id < 0) {
+      for (size_t i = at; i < at + char_len; i++, n++)
+        symbols[n] = (struct sfa_bpe_symbol){bpe->byte_ids[word[i]], n - 1, n + 1, (uint32_t)i, 1};
+      continue;
+    }
+    if (id < 0) {
       id = bpe->unknown_id >= 0 ? bpe->unknown_id : UNKNOWN;
-      if (id == UNKNOWN && !bpe->by_score) { /* without a token for it the character vanishes, its neighbours meet */
-        at += char_len;
+      if (id == UNKNOWN &&
+          !bpe->by_score) /* it vanishes, and its neighbours meet; by score it stays: a pair is looked up as the text it spans */
         continue;
-      }
       if (bpe->fuse_unknown && n > 0 && symbols[n - 1].id == id && symbols[n - 1].at + symbols[n - 1].len == at) {
         symbols[n - 1].len += (uint32_t)char_len;
-        at += char_len;
         continue;
       }
     }
-    size_t step = as_bytes ? 1 : char_len;
-    for (size_t end = at + char_len; at < end; at += step, n++)
-      symbols[n] = (struct sfa_bpe_symbol){as_bytes ? bpe->byte_ids[word[at]] : id, n - 1, n + 1, (uint32_t)at, (uint32_t)step};
+    symbols[n] = (struct sfa_bpe_symbol){id, n - 1, n + 1, (uint32_t)at, (uint32_t)char_len};
+    n++;
   }
   if (n > 0)
     symbols[n - 1].next = -1;

@@ -76,7 +76,7 @@ static void check_conversation(const cJSON *line, void *user) {
 
 static void templates(void **state) {
   (void)state;
-  assert_int_equal(each_line(GOLDEN "chat.jsonl", check_conversation, NULL), 54);
+  assert_int_equal(each_line(GOLDEN "chat.jsonl", check_conversation, NULL), 63);
 }
 
 /* The start of a conversation, the model's words with the token that ends them, and the continuation are together the whole. */
