@@ -317,7 +317,7 @@ def main():
             folder.mkdir(parents=True, exist_ok=True)
             make(folder, source)
     sums = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.relative_to(options.directory)}\n"
-            for p in sorted(options.directory.rglob("*")) if p.is_file() and p.name not in ("SHA256SUMS", "README.md", "chat.jsonl")]
+            for p in sorted(options.directory.rglob("*")) if p.suffix in (".json", ".jsonl", ".gguf", ".txt") and p.name != "chat.jsonl"]
     (options.directory / "SHA256SUMS").write_text("".join(sums))
 
 

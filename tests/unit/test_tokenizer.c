@@ -427,13 +427,13 @@ static void damaged_gguf(void **state) {
     sfa_status status;
     const char *word;
   } cases[] = {
-      {{.model = "bert"}, SFA_ERROR_UNSUPPORTED, "bert"},     {{.model = "llama"}, SFA_ERROR_FORMAT, "scores"},
-      {{.pre = "odd"}, SFA_ERROR_UNSUPPORTED, "odd"},         {{.pre = ""}, SFA_ERROR_UNSUPPORTED, "pre-tokenizer"},
-      {{.pre = " "}, SFA_ERROR_UNSUPPORTED, "pre-tokenizer"}, {{.no_merges = true}, SFA_ERROR_FORMAT, "merges"},
-      {{.wrong_types = true}, SFA_ERROR_FORMAT, "types"},     {{.duplicate = true}, SFA_ERROR_FORMAT, "same text"},
-      {{.merge = "a c"}, SFA_ERROR_FORMAT, "merge 0"},        {{.merge = "ab"}, SFA_ERROR_FORMAT, "merges"},
-      {{.merge = " "}, SFA_ERROR_FORMAT, "merges"},           {{.merge = "a \xff"}, SFA_ERROR_FORMAT, "merges"},
-      {{.bos = 3}, SFA_ERROR_FORMAT, "bos_token_id"},
+      {{.model = "bert"}, SFA_ERROR_UNSUPPORTED, "bert"},    {{.model = "llama"}, SFA_ERROR_FORMAT, "scores"},
+      {{.pre = "odd"}, SFA_ERROR_UNSUPPORTED, "odd"},        {{.pre = "pt-2"}, SFA_ERROR_UNSUPPORTED, "pt-2"},
+      {{.pre = ""}, SFA_ERROR_UNSUPPORTED, "pre-tokenizer"}, {{.pre = " "}, SFA_ERROR_UNSUPPORTED, "pre-tokenizer"},
+      {{.no_merges = true}, SFA_ERROR_FORMAT, "merges"},     {{.wrong_types = true}, SFA_ERROR_FORMAT, "types"},
+      {{.duplicate = true}, SFA_ERROR_FORMAT, "same text"},  {{.merge = "a c"}, SFA_ERROR_FORMAT, "merge 0"},
+      {{.merge = "ab"}, SFA_ERROR_FORMAT, "merges"},         {{.merge = " "}, SFA_ERROR_FORMAT, "merges"},
+      {{.merge = "a \xff"}, SFA_ERROR_FORMAT, "merges"},     {{.bos = 3}, SFA_ERROR_FORMAT, "bos_token_id"},
   };
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
     write_gguf(&cases[i].change);
