@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# installed.sh BUILD_DIR SOURCE_DIR CC: installs the build to a fresh prefix, moves that, and builds and runs users of both libraries there,
+# installed.sh BUILD_DIR SOURCE_DIR CC GENERATOR: installs the build to a fresh prefix, moves that, and builds and runs users of both libraries there,
 # by CMake's find_package and by pkg-config.
 set -eu
-build=$1 source=$2 cc=$3
+build=$1 source=$2 cc=$3 generator=$4
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 log=$work/log
@@ -46,7 +46,7 @@ add_executable(engine engine.c)
 target_link_libraries(engine PRIVATE sfa::sfa_engine)
 END
 
-step "find_package" cmake -S . -B by_cmake -DCMAKE_C_COMPILER="$cc" -DCMAKE_PREFIX_PATH="$prefix" -DCMAKE_FIND_USE_PACKAGE_REGISTRY=OFF
+step "find_package" cmake -S . -B by_cmake -G "$generator" -DCMAKE_C_COMPILER="$cc" -DCMAKE_PREFIX_PATH="$prefix" -DCMAKE_FIND_USE_PACKAGE_REGISTRY=OFF
 step "build with find_package" cmake --build by_cmake
 step "libsfa's user" by_cmake/attention
 step "libsfa_engine's user" by_cmake/engine
