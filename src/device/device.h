@@ -14,7 +14,7 @@ typedef enum sfa_storage {
   SFA_STORE_F32,  /* f32 products, fused multiply-add over the inputs in rising order */
   SFA_STORE_BF16, /* the same products, weights kept in 16 bits (exact where the file's are bf16) */
   SFA_STORE_F16,
-  SFA_STORE_U8, /* blocks of 32 inputs: w = scale * (u - offset) + minimum, f16 scale and minimum; inputs rounded to int8 a block */
+  SFA_STORE_U8, /* blocks of 32 inputs: w = scale * (u - offset) + minimum, f16 scale and minimum; inputs rounded to 15 bits a block */
   SFA_STORE_U4  /* the same with u in 0..15, two a byte */
 } sfa_storage;
 
@@ -28,7 +28,7 @@ typedef struct sfa_linear_source {
   void (*row_f32)(void *arg, int64_t row, float *out);
   /* Row `row` as blocks: u [n_in rounded up to blocks], scale and minimum [blocks]; for U8 and U4. */
   void (*row_blocks)(void *arg, int64_t row, uint8_t *u, uint16_t *scale, uint16_t *minimum);
-  int32_t offset;    /* of u */
+  int32_t offset;    /* of u; 0 with minima */
   bool has_minimum;  /* false: minimum is 0 */
   const float *bias; /* [n_out] or NULL; copied */
 } sfa_linear_source;

@@ -70,10 +70,8 @@ static inline void lanes_store_planes(int8_t *high, int8_t *low, lanes x) {
   store_i8(high, top_a, top_b);
   store_i8(low, _mm256_sub_epi32(a, _mm256_slli_epi32(top_a, 7)), _mm256_sub_epi32(b, _mm256_slli_epi32(top_b, 7)));
 }
-static inline ilanes ilanes_next_plane(ilanes x, int32_t b) {
-  __m256i v = _mm256_set1_epi32(b);
-  return (ilanes){_mm256_add_epi32(_mm256_slli_epi32(x.a, 7), v), _mm256_add_epi32(_mm256_slli_epi32(x.b, 7), v)};
-}
+static inline __m256i join(__m256i a, __m256i b) { return _mm256_add_epi32(_mm256_slli_epi32(a, 7), b); }
+static inline ilanes ilanes_join(ilanes x, ilanes y) { return PAIRWISE(ilanes, join, x, y); }
 
 static inline blanes blanes_load(const uint8_t *p) {
   return (blanes){_mm256_loadu_si256((const void *)p), _mm256_loadu_si256((const void *)(p + 32))};

@@ -7,7 +7,7 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { DENSE_ROWS = 12, DENSE_PANELS = 2, BLOCK_ROWS = 6, BLOCK_PANELS = 2 };
+enum { DENSE_ROWS = 12, DENSE_PANELS = 2, BLOCK_ROWS = 4, BLOCK_PANELS = 2 };
 
 typedef __m512 lanes;
 typedef __m512i ilanes;
@@ -41,7 +41,7 @@ static inline void lanes_store_planes(int8_t *high, int8_t *low, lanes a) {
   _mm_storeu_si128((void *)high, _mm512_cvtepi32_epi8(top));
   _mm_storeu_si128((void *)low, _mm512_cvtepi32_epi8(_mm512_sub_epi32(q, _mm512_slli_epi32(top, 7))));
 }
-static inline ilanes ilanes_next_plane(ilanes a, int32_t b) { return _mm512_add_epi32(_mm512_slli_epi32(a, 7), _mm512_set1_epi32(b)); }
+static inline ilanes ilanes_join(ilanes a, ilanes b) { return _mm512_add_epi32(_mm512_slli_epi32(a, 7), b); }
 
 static inline blanes blanes_load(const uint8_t *p) { return _mm512_loadu_si512(p); }
 static inline blanes blanes_low(blanes a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }

@@ -110,10 +110,10 @@ static inline void lanes_store_planes(int8_t *high, int8_t *low, lanes a) {
     low[i] = (int8_t)(q - top * 128);
   }
 }
-/* 128 * a + b: from the products of the high parts to those of the low ones. */
-static inline ilanes ilanes_next_plane(ilanes a, int32_t b) {
-  EACH a.x[i] = a.x[i] * 128 + b;
-  return a;
+/* 128 * a + b. */
+static inline ilanes ilanes_join(ilanes a, ilanes b) {
+  EACH b.x[i] += a.x[i] * 128;
+  return b;
 }
 
 static inline blanes blanes_load(const uint8_t *p) {

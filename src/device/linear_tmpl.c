@@ -3,8 +3,8 @@
  * Lanes are outputs, so that a sum over the inputs runs in one lane in rising order: the bits do not depend on how many rows or panels
  * share a register tile. Floating point:
  *     acc = 0; for i: acc = fma(w_i, x_i, acc)
- * Blocks (w = s (u - offset) + m, x = a q, both of the block; the sums over q are integers, exact):
- *     for each block of 32: acc = fma(sum (u - offset) q, s a, acc); acc = fma(m, a sum q, acc)
+ * Blocks (w = s (u - offset) + m, x = a q, q = 128 high + low, all of the block; sums of integers are exact):
+ *     for each block of 32: acc = fma(sum (u - offset) q, s a, acc); acc = fma(m, a sum q, acc) where there are minima
  */
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
@@ -58,46 +58,45 @@ ALWAYS_INLINE void dense_tile(const sfa_linear_task *t, sfa_storage storage, int
 
 ALWAYS_INLINE void block_tile(const sfa_linear_task *t, int bits, bool has_minimum, int R, int P, int64_t row, int32_t panel) {
   lanes acc[BLOCK_ROWS][2];
-  int64_t q_stride = (int64_t)t->n_blocks * SFA_PLANES * SFA_BLOCK;
+  const int64_t n_blocks = t->n_blocks, q_stride = n_blocks * SFA_PLANES * SFA_BLOCK;
   const int8_t *q = t->quantized.q + row * q_stride;
-  const float *scale = t->quantized.scale + row * t->n_blocks, *scale_sum = t->quantized.scale_sum + row * t->n_blocks;
-  const int32_t *sum = t->quantized.sum + row * t->n_blocks;
+  const float *scale = t->quantized.scale + row * n_blocks, *scale_sum = t->quantized.scale_sum + row * n_blocks;
+  const int32_t *sum = t->quantized.sum + row * n_blocks;
   const uint8_t *w = t->weights + (size_t)panel * t->panel_bytes;
   const uint16_t *params = t->params + (size_t)panel * t->panel_params;
-  const int n_pieces = bits == 4 ? 4 : 8, n_halves = bits == 4 ? 2 : 1;
+  const int n_pieces = bits == 4 ? 4 : 8, n_halves = bits == 4 ? 2 : 1, n_params = has_minimum ? 2 : 1;
   UNROLL for (int r = 0; r < R; r++) UNROLL for (int p = 0; p < P; p++) acc[r][p] = lanes_set(0.0f);
 
-  for (int32_t b = 0; b < t->n_blocks; b++) {
-    ilanes dot[BLOCK_ROWS][2];
-    UNROLL for (int r = 0; r < R; r++) UNROLL for (int p = 0; p < P; p++) dot[r][p] = ilanes_set(0);
-    for (int plane = 0; plane < SFA_PLANES; plane++) {
-      UNROLL for (int v = 0; v < n_pieces; v++) {
-        blanes piece[2];
-        UNROLL for (int p = 0; p < P; p++) piece[p] = blanes_load(w + (size_t)p * t->panel_bytes + ((size_t)b * n_pieces + v) * 64);
-        UNROLL for (int half = 0; half < n_halves; half++) {
-          blanes values[2];
-          UNROLL for (int p = 0; p < P; p++) values[p] = bits == 8 ? piece[p] : half ? blanes_high(piece[p]) : blanes_low(piece[p]);
-          UNROLL for (int r = 0; r < R; r++) {
-            int32_t x;
-            memcpy(&x, q + r * q_stride + (b * SFA_PLANES + plane) * SFA_BLOCK + 16 * half + 4 * v, sizeof x);
-            UNROLL for (int p = 0; p < P; p++) dot[r][p] = ilanes_dot(dot[r][p], values[p], x, bits == 4);
-          }
+  for (int64_t b = 0; b < n_blocks; b++, w += n_pieces * 64, q += SFA_PLANES * SFA_BLOCK, params += n_params * SFA_PANEL) {
+    ilanes high[BLOCK_ROWS][2], low[BLOCK_ROWS][2]; /* of sum (u - offset) q, by the two bytes of q */
+    UNROLL for (int r = 0; r < R; r++) UNROLL for (int p = 0; p < P; p++) {
+      high[r][p] = ilanes_set(0);
+      low[r][p] = ilanes_set(has_minimum ? 0 : -t->offset * sum[r * n_blocks + b]);
+    }
+    UNROLL for (int v = 0; v < n_pieces; v++) {
+      blanes piece[2], values[2];
+      UNROLL for (int p = 0; p < P; p++) piece[p] = blanes_load(w + (size_t)p * t->panel_bytes + v * 64);
+      UNROLL for (int half = 0; half < n_halves; half++) {
+        UNROLL for (int p = 0; p < P; p++) values[p] = bits == 8 ? piece[p] : half ? blanes_high(piece[p]) : blanes_low(piece[p]);
+        UNROLL for (int r = 0; r < R; r++) {
+          int32_t x[SFA_PLANES];
+          memcpy(&x[0], q + r * q_stride + 16 * half + 4 * v, sizeof x[0]);
+          memcpy(&x[1], q + r * q_stride + 16 * half + 4 * v + SFA_BLOCK, sizeof x[1]);
+          UNROLL for (int p = 0; p < P; p++) high[r][p] = ilanes_dot(high[r][p], values[p], x[0], bits == 4);
+          UNROLL for (int p = 0; p < P; p++) low[r][p] = ilanes_dot(low[r][p], values[p], x[1], bits == 4);
         }
       }
-      if (plane == 0)
-        UNROLL for (int r = 0; r < R; r++) UNROLL for (int p = 0; p < P; p++) dot[r][p] =
-            ilanes_next_plane(dot[r][p], -t->offset * sum[(int64_t)r * t->n_blocks + b]);
     }
     UNROLL for (int p = 0; p < P; p++) {
-      const uint16_t *s = params + (size_t)p * t->panel_params + (size_t)b * SFA_PANEL * (has_minimum ? 2 : 1);
+      const uint16_t *s = params + (size_t)p * t->panel_params;
       lanes w_scale = lanes_load_f16(s), minimum = lanes_set(0.0f);
       if (has_minimum)
         minimum = lanes_load_f16(s + SFA_PANEL);
       UNROLL for (int r = 0; r < R; r++) {
-        int64_t at = (int64_t)r * t->n_blocks + b;
-        acc[r][p] = lanes_fma(lanes_from_i32(dot[r][p]), lanes_mul(w_scale, lanes_set(scale[at])), acc[r][p]);
+        lanes dot = lanes_from_i32(ilanes_join(high[r][p], low[r][p]));
+        acc[r][p] = lanes_fma(dot, lanes_mul(w_scale, lanes_set(scale[r * n_blocks + b])), acc[r][p]);
         if (has_minimum)
-          acc[r][p] = lanes_fma(minimum, lanes_set(scale_sum[at]), acc[r][p]);
+          acc[r][p] = lanes_fma(minimum, lanes_set(scale_sum[r * n_blocks + b]), acc[r][p]);
       }
     }
   }

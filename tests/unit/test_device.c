@@ -50,8 +50,9 @@ static void row_blocks(void *arg, int64_t row, uint8_t *u, uint16_t *scale, uint
 }
 
 static matrix make_matrix(int32_t n_in, int32_t n_out, sfa_storage storage, bool has_minimum, bool biased) {
-  matrix m = {n_in, n_out, (n_in + SFA_BLOCK - 1) / SFA_BLOCK, storage == SFA_STORE_U4 ? 8 : 128, has_minimum, NULL, NULL, NULL,
-              NULL, NULL};
+  matrix m = {
+      n_in, n_out, (n_in + SFA_BLOCK - 1) / SFA_BLOCK, has_minimum ? 0 : storage == SFA_STORE_U4 ? 8 : 128, has_minimum, NULL, NULL, NULL,
+      NULL, NULL};
   size_t n_blocks = (size_t)n_out * (size_t)m.n_blocks;
   m.values = malloc((size_t)n_in * (size_t)n_out * sizeof(float));
   m.u = malloc(n_blocks * SFA_BLOCK);
