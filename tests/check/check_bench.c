@@ -1,6 +1,6 @@
 /* sfa_check --bench: how long the slots take, and a forward of one head: 4096 tokens, full attention, codes ready, V in f32, one thread.
- * "slots" composes it here of the kernels alone, "api" is sfa_attention_run. Every number is the median over rounds in which all
- * candidates take turns, in processor time of the thread, so that a slow phase or a busy neighbour meets all of them alike. */
+ * "slots" composes it here of the kernels alone, "api" is sfa_attention_run. All candidates take turns; times are medians over the
+ * rounds in processor time of the thread, and ratios medians of the ratios within a round, so that a busy neighbour meets both sides. */
 #include "check.h"
 #include <math.h>
 #include <sfa/attention.h>
@@ -78,17 +78,18 @@ static void head_create(head *h, const sfa_kernels *kernels, int D) {
     h->codes[s] = codes_of(kernels, h->k, D, s ? K16 : K8);
     h->q_codes[s] = codes_of(kernels, h->q, D, s ? K16 : K8);
   }
-  h->Qt = memory((size_t)D * WIDTH * sizeof(float));
-  h->S = memory(SFA_KEY_TILE * WIDTH * sizeof(float));
-  h->O = memory(WIDTH * (size_t)D * sizeof(float));
-  h->m = memory(3 * WIDTH * sizeof(float));
+  /* One block, as attention lays its scratch: arrays that all begin at a page would meet in the same sets of the L1. */
+  h->Qt = memory(((size_t)WIDTH * (2 * (size_t)D + SFA_KEY_TILE + 3)) * sizeof(float));
+  h->S = h->Qt + (size_t)WIDTH * (size_t)D;
+  h->O = h->S + WIDTH * SFA_KEY_TILE;
+  h->m = h->O + (size_t)WIDTH * (size_t)D;
   h->l = h->m + WIDTH;
   h->alpha = h->l + WIDTH;
   h->out = memory((size_t)N_TOKENS * (size_t)D * sizeof(float));
 }
 
 static void head_destroy(head *h) {
-  void *all[] = {h->q, h->k, h->v, h->rows, h->Qt, h->S, h->O, h->m, h->out};
+  void *all[] = {h->q, h->k, h->v, h->rows, h->Qt, h->out};
   for (size_t i = 0; i < sizeof all / sizeof *all; i++)
     free(all[i]);
   for (int s = 0; s < 2; s++) {
@@ -198,6 +199,18 @@ static void run(sfa_context *ctx, const sfa_kernels *kernels, head *h, api_call 
   }
 }
 
+/* Median over the rounds of numerator / (sum of the denominators): the two stand next to each other in time. */
+static double ratio(double times[N_CANDIDATES][MAX_ROUNDS], int n_rounds, int numerator, int first, int last) {
+  double ratios[MAX_ROUNDS];
+  for (int round = 0; round < n_rounds; round++) {
+    double sum = 0;
+    for (int c = first; c <= last; c++)
+      sum += times[c][round];
+    ratios[round] = times[numerator][round] / sum;
+  }
+  return median(ratios, n_rounds);
+}
+
 static void bench_head(const sfa_kernels *kernels, int D, int n_rounds) {
   const sfa_context_options options = {.struct_size = sizeof options, .n_threads = 1, .isa = kernels->isa};
   sfa_context *ctx = NULL;
@@ -213,17 +226,27 @@ static void bench_head(const sfa_kernels *kernels, int D, int n_rounds) {
       if (round >= 0) /* the first one warms up */
         times[c][round] = now_ms() - start;
     }
+  const char *isa = sfa_isa_name(kernels->isa);
+  double top[2];
+  for (int k = 0; k < 2; k++)
+    top[k] = 100 * ratio(times, n_rounds, TOPK_8 + k, API_K8 + k, API_K8 + k);
+  double ratios[2][3];
+  for (int way = 0; way < 2; way++) {
+    const int dense = way ? API_DENSE : SLOTS_DENSE;
+    ratios[way][0] = ratio(times, n_rounds, dense, QK, PV);
+    for (int k = 1; k < 3; k++)
+      ratios[way][k] = ratio(times, n_rounds, dense, dense + k, dense + k);
+  }
   for (int c = 0; c < N_CANDIDATES; c++)
     ms[c] = median(times[c], n_rounds);
-  const double sum = ms[QK] + ms[EXP] + ms[PV];
-  const char *isa = sfa_isa_name(kernels->isa);
-  for (int way = SLOTS_DENSE; way <= API_DENSE; way += API_DENSE - SLOTS_DENSE)
-    printf("%-6s d %3d %-5s  dense %7.2f ms = %.2f of its parts (QK %.2f exp %.2f PV %.2f)   k 8 %7.2f ms, ratio %.2f   k 16 %7.2f ms, "
-           "ratio %.2f\n",
-           isa, D, way == API_DENSE ? "api" : "slots", ms[way], ms[way] / sum, ms[QK], ms[EXP], ms[PV], ms[way + 1], ms[way] / ms[way + 1],
-           ms[way + 2], ms[way] / ms[way + 2]);
-  printf("%-6s d %3d top-k  k 8 %.0f ns a row, %.1f %% of a forward   k 16 %.0f ns, %.1f %%\n", isa, D, ms[TOPK_8] * 1e6 / (2 * N_TOKENS),
-         100 * ms[TOPK_8] / ms[API_K8], ms[TOPK_16] * 1e6 / (2 * N_TOKENS), 100 * ms[TOPK_16] / ms[API_K16]);
+  printf("%-6s d %3d parts of dense: QK %.2f ms, exp %.2f, PV %.2f\n", isa, D, ms[QK], ms[EXP], ms[PV]);
+  for (int way = 0; way < 2; way++) {
+    const double *t = ms + (way ? API_DENSE : SLOTS_DENSE);
+    printf("%-6s d %3d %-5s dense %7.2f ms, %.2f of its parts   k 8 %7.2f ms, ratio %.2f   k 16 %7.2f ms, ratio %.2f\n", isa, D,
+           way ? "api" : "slots", t[0], ratios[way][0], t[1], ratios[way][1], t[2], ratios[way][2]);
+  }
+  printf("%-6s d %3d top-k k 8 %.0f ns a row, %.1f %% of a forward   k 16 %.0f ns, %.1f %%\n", isa, D, ms[TOPK_8] * 1e6 / (2 * N_TOKENS),
+         top[0], ms[TOPK_16] * 1e6 / (2 * N_TOKENS), top[1]);
   fflush(stdout);
   for (int c = 0; c < 3; c++)
     api_destroy(&calls[c]);
@@ -264,7 +287,7 @@ static void bench_rows(const sfa_kernels *kernels, int n_rounds) {
 }
 
 int check_bench(const char *isa_name, bool quick) {
-  const int n_rounds = quick ? 3 : 9;
+  const int n_rounds = quick ? 3 : 11;
   for (sfa_isa isa = SFA_ISA_AVX512; isa >= SFA_ISA_AVX2; isa--) {
     const sfa_kernels *kernels = sfa_kernel_select(isa);
     if (!kernels || (isa_name && strcmp(isa_name, sfa_isa_name(isa))))
