@@ -7,9 +7,9 @@
 #include "kernel/kernel.h"
 
 enum {
-  SFA_KEY_SPAN = 4096, /* keys of a span, counted from key 0: each has a softmax state of its own, joined in rising order. Part of the
-                        * definition of the bits: it lets one query share out a long cache over threads */
-  SFA_MAX_STRIPS = 4,
+  SFA_KEY_SPAN = 4096,  /* keys of a span, counted from key 0: each has a softmax state of its own, joined in rising order. Part of the
+                         * definition of the bits: it lets one query share out a long cache over threads */
+  SFA_MAX_STRIPS = 4,   /* blocks of an item at most */
   SFA_ENCODE_ROWS = 256 /* rows of an item where dense keys or values are coded first */
 };
 
@@ -23,7 +23,7 @@ struct sfa_attention_plan {
   int32_t n_strips;                  /* blocks that an item takes through the keys together: a tile is loaded once for all */
   int64_t n_blocks;                  /* blocks of max_seqlen_q tokens */
   int64_t n_spans;                   /* spans of max_seqlen_k keys */
-  bool split;                        /* items are (block, span), joined afterwards; else an item is a block with all its spans */
+  bool split;                        /* items are (block, span), joined afterwards; else n_strips blocks with all their spans */
   float query_scale;                 /* goes into Qt: scores come out in units of log2, or divided by softcap */
   sfa_row_format k_format, v_format; /* that run defines its result on. k = 0: dense */
   bool encode_k, encode_v;           /* dense f32 arguments must be stored first */
