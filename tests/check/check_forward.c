@@ -84,8 +84,9 @@ void check_attention_judge(check *c, const oracle_problem *p, const float *out, 
     } else {
       check_errors_add(&lse_errors, lse[row], naive_lse[row], truth_lse[row]);
     }
-  check_errors_judge(c, "out", &errors, 2);
-  check_errors_judge(c, "lse", &lse_errors, 2);
+  const double slack = rows < 64 ? 8 : 2; /* the outputs of a row share its scores: rows count, not elements */
+  check_errors_judge(c, "out", &errors, slack);
+  check_errors_judge(c, "lse", &lse_errors, slack);
 }
 
 static void forward_case(check *c, int D, int k_q, int k_k, int causal, int window) {
