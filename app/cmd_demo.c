@@ -241,8 +241,9 @@ static int plot_demo(const demo *d, const char *path) {
     }
     fprintf(plot, "EOD\nset multiplot layout 2,3 title ");
     char title[200];
-    snprintf(title, sizeof title, "%s, %lld tokens of a book, dense attention and SFA (not trained for it)",
-             *d->app.info.name ? d->app.info.name : d->app.info.family, (long long)d->n);
+    snprintf(title, sizeof title, "%s, %lld tokens of a book, dense attention and SFA%s",
+             *d->app.info.name ? d->app.info.name : d->app.info.family, (long long)d->n,
+             d->app.info.sfa_k ? "" : ", which it was not trained for");
     plot_text(plot, title);
     fprintf(plot, "\nset lmargin 8; set rmargin 3; set xtics rotate by -30; set grid ytics; set style fill solid 0.8; set boxwidth 0.7\n");
     plot_bars(plot, "prefill and scoring, s", 2);
