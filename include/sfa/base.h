@@ -2,6 +2,9 @@
  *
  * Thread rule for the whole API: a context, and everything made from it, is used by one thread at a time. Inside a call the library
  * works with up to n_threads threads of its own. Two contexts never share mutable state.
+ *
+ * Those threads are OpenMP's, and by default they spin while they wait. On a machine that has other work to do, start the program with
+ * OMP_WAIT_POLICY=passive in its environment; the command sfa does so by itself.
  */
 #ifndef SFA_BASE_H
 #define SFA_BASE_H
