@@ -2,10 +2,10 @@
 # packages.sh: sourced by scripts/demo and scripts/test. Which Debian or Ubuntu packages each of them needs, and how they get there.
 
 packages_build="cmake ninja-build gcc g++ libc6-dev pkg-config libcjson-dev libpcre2-dev libutf8proc-dev"
-packages_test="$packages_build binutils libcmocka-dev"
+packages_test="$packages_build binutils libcmocka-dev gnuplot-nox"
 packages_sanitize="clang libclang-rt-dev libomp-dev" # ThreadSanitizer knows clang's OpenMP runtime, not gcc's
 packages_format="clang-format"
-packages_demo="$packages_test python3-pip gnuplot-nox" # the build is configured with its tests
+packages_demo="$packages_test python3-pip" # the build is configured with its tests
 
 # Those of the packages named that are not installed.
 packages_missing() {
