@@ -254,7 +254,7 @@ def main():
                   pad_token_id=None)
     make(root, "llama", 1, LlamaForCausalLM, LlamaConfig(
         **common, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2, head_dim=8, tie_word_embeddings=False,
-        rope_parameters={"rope_type": "llama3", "rope_theta": 10000.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        rope_parameters={"rope_type": "llama3", "rope_theta": 100.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                          "original_max_position_embeddings": 32}), torch.bfloat16, "llama", old_config=True)
     make(root, "qwen2", 2, Qwen2ForCausalLM, Qwen2Config(
         **common, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=3, tie_word_embeddings=True,

@@ -144,10 +144,10 @@ static sfa_status read_scales(sfa_context *ctx, const sfa_weights *weights, sfa_
   if (!(scale_dim > 0))
     return sfa_fail(ctx, SFA_ERROR_FORMAT, "query_pre_attn_scalar is %g: the model file is damaged", scale_dim);
   c->softmax_scale = (float)(1.0 / sqrt(scale_dim));
-  if (sfa_config_number(weights, c, c->is_gguf ? "attn_logit_softcapping" : "attn_logit_softcapping", &cap))
+  if (sfa_config_number(weights, c, "attn_logit_softcapping", &cap))
     c->attention_softcap = (float)cap;
   cap = 0;
-  if (sfa_config_number(weights, c, c->is_gguf ? "final_logit_softcapping" : "final_logit_softcapping", &cap))
+  if (sfa_config_number(weights, c, "final_logit_softcapping", &cap))
     c->final_softcap = (float)cap;
   if (!(c->attention_softcap >= 0 && c->final_softcap >= 0))
     return sfa_fail(ctx, SFA_ERROR_FORMAT, "a logit softcap is negative: the model file is damaged");

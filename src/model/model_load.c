@@ -51,7 +51,10 @@ static sfa_status check_shape(const loader *load, const sfa_tensor *t, int64_t r
   size_t used = 0;
   for (int32_t d = 0; d < t->n_dims && used < sizeof found; d++)
     used += (size_t)snprintf(found + used, sizeof found - used, "%s%lld", d ? " x " : "", (long long)t->shape[d]);
-  snprintf(expected, sizeof expected, rows ? "%lld x %lld" : "%.0lld%lld", (long long)rows, (long long)n);
+  if (rows)
+    snprintf(expected, sizeof expected, "%lld x %lld", (long long)rows, (long long)n);
+  else
+    snprintf(expected, sizeof expected, "%lld", (long long)n);
   return sfa_fail(load->model->ctx, SFA_ERROR_FORMAT, "tensor %s has shape %s, expected %s: the file's tensors do not fit its metadata",
                   t->name, found, expected);
 }
@@ -139,15 +142,17 @@ static sfa_status load_layer(const loader *load, int32_t index, sfa_layer *layer
   return load_norm(load, SFA_ROLE_POST_FFN_NORM, index, hidden, &layer->post_ffn_norm);
 }
 
-/* The prefix under which the embedding is found. */
+/* The prefix under which the embedding is found; the usual one if it is not. */
 static void find_prefix(loader *load) {
   const sfa_model_config *c = &load->model->config;
-  load->prefix = "";
-  for (size_t i = 0; !c->is_gguf && i < sizeof c->family->tensor_prefixes / sizeof(char *) && c->family->tensor_prefixes[i]; i++) {
+  if (c->is_gguf)
+    return;
+  for (size_t i = 0; i < sizeof c->family->tensor_prefixes / sizeof(char *) && c->family->tensor_prefixes[i]; i++) {
     load->prefix = c->family->tensor_prefixes[i];
     if (find(load, SFA_ROLE_EMBEDDING, 0, ".weight"))
       return;
   }
+  load->prefix = c->family->tensor_prefixes[0];
 }
 
 static sfa_status load_embedding(loader *load) {

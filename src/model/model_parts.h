@@ -63,7 +63,7 @@ struct sfa_model {
   sfa_tokenizer *tokenizer; /* attached by the engine */
   const sfa_device *device;
   sfa_model_config config;
-  sfa_weight_format format; /* in memory */
+  sfa_weight_format format; /* in memory; BF16 stands for any 16-bit floats, a file's f16 stay f16 */
   bool file_is_f32;         /* the file's linear layers are f32: caches default to f32 too */
   int64_t n_parameters;
   const sfa_tensor *embedding, *positions; /* rows are read from the file's map */
