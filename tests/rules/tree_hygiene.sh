@@ -12,7 +12,7 @@ for file in $files; do
 done
 while read -r name; do
   fault "$name: this name is there more than once:" $(grep -E "(^|/)$name\$" <<<"$files")
-done < <(sed 's|.*/||' <<<"$files" | sort | uniq -d)
+done < <(sed 's|.*/||' <<<"$files" | grep -F . | sort | uniq -d) # commands without an extension go by their folder
 
 # This folder holds the words that it looks for.
 others=$(grep -v '^tests/rules/' <<<"$files" || true)
