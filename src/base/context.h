@@ -58,5 +58,7 @@ int64_t sfa_now_ns(void);
  * item computes must not depend on `thread` (it names scratch memory only): then the result is the same for any number of threads. */
 typedef void (*sfa_item_fn)(void *arg, int64_t item, int32_t thread);
 void sfa_parallel(const sfa_context *ctx, int64_t n_items, sfa_item_fn fn, void *arg);
+/* Threads that another library's OpenMP loops may use when called from this thread; returns the number until now, to be put back. */
+int32_t sfa_library_threads(int32_t n_threads);
 
 #endif

@@ -13,3 +13,9 @@ void sfa_parallel(const sfa_context *ctx, int64_t n_items, sfa_item_fn fn, void 
   for (int64_t item = 0; item < n_items; item++)
     fn(arg, item, omp_get_thread_num());
 }
+
+int32_t sfa_library_threads(int32_t n_threads) {
+  int32_t before = omp_get_max_threads();
+  omp_set_num_threads(n_threads);
+  return before;
+}

@@ -1,8 +1,10 @@
 /* device/device.h: what a decoder block asks of a machine: a flat table of operations on whole f32 activations [n_rows][dim].
  *
  * Bits: a row of an output depends on that row of the input alone, and every sum has one order. So results do not depend on n_rows (a
- * prompt may be cut anywhere, prefill and decode agree), on n_threads or on the instruction set.
- * Strides count elements. Nothing here fails but linear_create; out may be the input where the comment says so.
+ * prompt may be cut anywhere, prefill and decode agree), on n_threads or on the instruction set. One exception: the bits of
+ * SFA_STORE_BF16_PRODUCTS are those of a machine's matrix instructions (and of oneDNN's version), though also there of the row alone.
+ * Strides count elements. Nothing here fails but linear_create; out may be the input where the comment says so. (Should oneDNN find no
+ * memory for an item's handles, its outputs are NaN.)
  */
 #ifndef SFA_DEVICE_H
 #define SFA_DEVICE_H
@@ -14,6 +16,7 @@ typedef enum sfa_storage {
   SFA_STORE_F32,  /* f32 products, fused multiply-add over the inputs in rising order */
   SFA_STORE_BF16, /* the same products, weights kept in 16 bits (exact where the file's are bf16) */
   SFA_STORE_F16,
+  SFA_STORE_BF16_PRODUCTS, /* bf16 weights, inputs rounded to bf16 too, sums in f32 in an order of oneDNN's; rows as 32 at a time */
   SFA_STORE_U8, /* blocks of 32 inputs: w = scale * (u - offset) + minimum, f16 scale and minimum; inputs rounded to 15 bits a block */
   SFA_STORE_U4  /* the same with u in 0..15, two a byte */
 } sfa_storage;
@@ -50,8 +53,10 @@ typedef struct sfa_device {
   sfa_status (*linear_create)(sfa_context *ctx, const sfa_linear_source *source, sfa_storage storage, sfa_linear **linear);
   void (*linear_destroy)(sfa_context *ctx, sfa_linear *linear);
   size_t (*linear_bytes)(const sfa_linear *linear);
+  /* The storage that multiplies weights kept as `storage` fastest: BF16 becomes BF16_PRODUCTS on processors with matrix instructions. */
+  sfa_storage (*fast_storage)(const sfa_context *ctx, sfa_storage storage);
   /* Bytes of scratch (64-byte aligned) that `linear` wants for inputs of this shape. */
-  size_t (*scratch_bytes)(int64_t n_rows, int32_t n_in);
+  size_t (*scratch_bytes)(const sfa_context *ctx, int64_t n_rows, int32_t n_in);
   /* out = x w^T + bias for every part; all have the same n_in. */
   void (*linear)(const sfa_context *ctx, int64_t n_rows, const float *x, int64_t x_stride, int32_t n_parts, const sfa_linear_part *parts,
                  void *scratch);

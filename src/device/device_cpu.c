@@ -1,6 +1,7 @@
 /* The CPU device: weights packed into panels, work cut by shape over the context's threads, kernels of the context's instruction set. */
 #include "base/half.h"
 #include "device/cpu_kernels.h"
+#include "device/device_onednn.h"
 
 #include <string.h>
 
@@ -11,7 +12,8 @@ struct sfa_linear {
   size_t panel_bytes, panel_params; /* weights of a panel; f16 numbers of its scales and minima */
   uint8_t *weights;
   uint16_t *params;
-  float *bias; /* [n_panels * 16] or NULL */
+  float *bias;        /* [n_panels * 16] or NULL */
+  sfa_onednn *onednn; /* in place of all this for BF16_PRODUCTS */
 };
 
 /* Rows of a task: with them, the inputs (and one pair of panels) stay in the second level cache. */
@@ -92,6 +94,7 @@ static void linear_destroy(sfa_context *ctx, sfa_linear *linear) {
   sfa_free(ctx, linear->weights);
   sfa_free(ctx, linear->params);
   sfa_free(ctx, linear->bias);
+  sfa_onednn_destroy(ctx, linear->onednn);
   sfa_free(ctx, linear);
 }
 
@@ -132,7 +135,7 @@ static sfa_status linear_create(sfa_context *ctx, const sfa_linear_source *sourc
   *linear = NULL;
   SFA_TRY(sfa_alloc_zero(ctx, 1, sizeof *l, "a linear layer", (void **)&l));
   l->storage = storage;
-  sfa_status status = fill_linear(ctx, source, l);
+  sfa_status status = storage == SFA_STORE_BF16_PRODUCTS ? sfa_onednn_create(ctx, source, &l->onednn) : fill_linear(ctx, source, l);
   if (status != SFA_OK) {
     linear_destroy(ctx, l);
     return status;
@@ -142,6 +145,8 @@ static sfa_status linear_create(sfa_context *ctx, const sfa_linear_source *sourc
 }
 
 static size_t linear_bytes(const sfa_linear *l) {
+  if (l->onednn)
+    return sfa_onednn_bytes(l->onednn);
   return (size_t)l->n_panels * (l->panel_bytes + l->panel_params * sizeof *l->params + (l->bias ? SFA_PANEL * sizeof(float) : 0));
 }
 
@@ -151,7 +156,14 @@ static size_t quantized_row_bytes(int32_t n_blocks) {
   return (size_t)n_blocks * (SFA_PLANES * SFA_BLOCK + 2 * sizeof(float) + sizeof(int32_t));
 }
 
-static size_t scratch_bytes(int64_t n_rows, int32_t n_in) { return (size_t)n_rows * quantized_row_bytes(blocks_of(n_in)); }
+static sfa_storage fast_storage(const sfa_context *ctx, sfa_storage storage) {
+  return storage == SFA_STORE_BF16 && sfa_onednn_is_fast(ctx) ? SFA_STORE_BF16_PRODUCTS : storage;
+}
+
+static size_t scratch_bytes(const sfa_context *ctx, int64_t n_rows, int32_t n_in) {
+  size_t quantized = (size_t)n_rows * quantized_row_bytes(blocks_of(n_in)), onednn = sfa_onednn_scratch_bytes(ctx, n_rows, n_in);
+  return quantized > onednn ? quantized : onednn;
+}
 
 typedef struct quantize_job {
   const sfa_cpu_kernels *kernels;
@@ -231,8 +243,8 @@ static void linear_item(void *arg, int64_t item, int32_t thread) {
   job->kernels->linear(&task);
 }
 
-static void linear(const sfa_context *ctx, int64_t n_rows, const float *x, int64_t x_stride, int32_t n_parts, const sfa_linear_part *parts,
-                   void *scratch) {
+static void linear_ours(const sfa_context *ctx, int64_t n_rows, const float *x, int64_t x_stride, int32_t n_parts,
+                        const sfa_linear_part *parts, void *scratch) {
   linear_job job = {.kernels = kernels_of(ctx),
                     .n_rows = n_rows,
                     .n_row_blocks = (n_rows + ROW_BLOCK - 1) / ROW_BLOCK,
@@ -252,6 +264,23 @@ static void linear(const sfa_context *ctx, int64_t n_rows, const float *x, int64
   for (int32_t p = 0; p < n_parts; p++)
     job.first_chunk[p + 1] = job.first_chunk[p] + (parts[p].linear->n_panels + job.chunk_panels - 1) / job.chunk_panels;
   sfa_parallel(ctx, job.n_row_blocks * job.first_chunk[n_parts], linear_item, &job);
+}
+
+/* Parts of the two kinds one after the other, in the same scratch. */
+static void linear(const sfa_context *ctx, int64_t n_rows, const float *x, int64_t x_stride, int32_t n_parts, const sfa_linear_part *parts,
+                   void *scratch) {
+  sfa_linear_part ours[MAX_PARTS];
+  sfa_onednn_part onednn[MAX_PARTS];
+  int32_t n_ours = 0, n_onednn = 0;
+  for (int32_t p = 0; p < n_parts; p++)
+    if (parts[p].linear->onednn)
+      onednn[n_onednn++] = (sfa_onednn_part){parts[p].linear->onednn, parts[p].out, parts[p].out_stride};
+    else
+      ours[n_ours++] = parts[p];
+  if (n_ours > 0)
+    linear_ours(ctx, n_rows, x, x_stride, n_ours, ours, scratch);
+  if (n_onednn > 0)
+    sfa_onednn_linear(ctx, n_rows, x, x_stride, n_onednn, onednn, scratch);
 }
 
 /* ---- Row by row ----------------------------------------------------------------------------------------------------------------- */
@@ -382,7 +411,7 @@ static void softcap(const sfa_context *ctx, int64_t n_rows, int32_t dim, float c
 }
 
 const sfa_device *sfa_device_cpu(void) {
-  static const sfa_device cpu = {"cpu",    linear_create, linear_destroy, linear_bytes, scratch_bytes, linear,
-                                 rms_norm, layer_norm,    rope,           activate,     add,           softcap};
+  static const sfa_device cpu = {"cpu",    linear_create, linear_destroy, linear_bytes, fast_storage, scratch_bytes, linear,
+                                 rms_norm, layer_norm,    rope,           activate,     add,          softcap};
   return &cpu;
 }

@@ -157,6 +157,7 @@ static void linear(const sfa_linear_task *t) {
   case SFA_STORE_F32: product_f32(t); break;
   case SFA_STORE_BF16: product_bf16(t); break;
   case SFA_STORE_F16: product_f16(t); break;
+  case SFA_STORE_BF16_PRODUCTS: break; /* oneDNN's */
   case SFA_STORE_U8: (t->has_minimum ? product_u8_min : product_u8)(t); break;
   case SFA_STORE_U4: (t->has_minimum ? product_u4_min : product_u4)(t); break;
   }

@@ -158,7 +158,7 @@ sfa_status sfa_forward_run(sfa_forward *f, const int32_t *tokens, int32_t n_toke
 sfa_status sfa_model_logits(const sfa_model *m, int32_t n, const float *hidden, float *logits) {
   const sfa_model_config *c = &m->config;
   void *scratch;
-  SFA_TRY(sfa_alloc(m->ctx, m->device->scratch_bytes(n, c->hidden_dim), "rounded activations", &scratch));
+  SFA_TRY(sfa_alloc(m->ctx, m->device->scratch_bytes(m->ctx, n, c->hidden_dim), "rounded activations", &scratch));
   m->device->linear(m->ctx, n, hidden, c->hidden_dim, 1, &(sfa_linear_part){m->head, logits, c->vocab_size}, scratch);
   sfa_free(m->ctx, scratch);
   if (c->final_softcap > 0)

@@ -140,7 +140,7 @@ static sfa_status create_buffers(sfa_forward *f, size_t workspace_bytes) {
   const int64_t n_ins[] = {c->hidden_dim, q_dim, c->ffn_dim};
   size_t scratch_bytes = 0;
   for (size_t i = 0; i < sizeof n_ins / sizeof *n_ins; i++) {
-    size_t bytes = m->device->scratch_bytes(f->chunk_len, (int32_t)n_ins[i]);
+    size_t bytes = m->device->scratch_bytes(m->ctx, f->chunk_len, (int32_t)n_ins[i]);
     scratch_bytes = bytes > scratch_bytes ? bytes : scratch_bytes;
   }
   SFA_TRY(sfa_alloc(m->ctx, scratch_bytes, "rounded activations", &f->scratch));

@@ -92,7 +92,7 @@ static sfa_status create_linear(const loader *load, const sfa_tensor *t, bool tr
   if (t->shape[1] % sfa_tensor_block_len(t->type) != 0 || (transposed && sfa_tensor_block_len(t->type) != 1))
     return sfa_fail(ctx, SFA_ERROR_FORMAT, "tensor %s: rows of %lld are not whole blocks of %s", t->name, (long long)t->shape[1],
                     sfa_tensor_type_name(t->type));
-  sfa_storage storage = sfa_weight_storage(t, load->format);
+  sfa_storage storage = load->model->device->fast_storage(ctx, sfa_weight_storage(t, load->format));
   sfa_weight_source(&rows, storage, &source);
   source.bias = bias;
   return load->model->device->linear_create(ctx, &source, storage, out);

@@ -102,7 +102,7 @@ static void product(sfa_context *ctx, const matrix *m, sfa_storage storage, int6
   sfa_linear *linear;
   assert_int_equal(device->linear_create(ctx, &source, storage, &linear), SFA_OK);
   assert_true(device->linear_bytes(linear) > 0);
-  void *scratch = aligned_alloc(64, sfa_align64(device->scratch_bytes(step, m->n_in)));
+  void *scratch = aligned_alloc(64, sfa_align64(device->scratch_bytes(ctx, step, m->n_in)));
   for (int64_t row = 0; row < n_rows; row += step)
     device->linear(ctx, step < n_rows - row ? step : n_rows - row, x + row * x_stride, x_stride, 1,
                    &(sfa_linear_part){linear, out + row * out_stride, out_stride}, scratch);
@@ -189,12 +189,69 @@ static void linear_u4(void **state) {
   check_linear(SFA_STORE_U4, true, 4e-4);
 }
 
+/* oneDNN's products of bf16, which any processor can do if slowly: exact products of the rounded inputs, and the same bits however rows
+ * are cut and shared out. */
+static void linear_bf16_products(void **state) {
+  (void)state;
+  enum { N_ROWS = 100 };
+  static const struct {
+    int32_t n_in, n_out;
+    bool biased;
+  } shapes[] = {{1, 1, false}, {31, 17, true}, {64, 128, false}, {172, 300, true}, {577, 129, true}};
+  static const int64_t steps[] = {1, 7, 31, 32, 33, 64};
+  for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
+    matrix m = make_matrix(shapes[s].n_in, shapes[s].n_out, SFA_STORE_BF16_PRODUCTS, false, shapes[s].biased);
+    int64_t x_stride = m.n_in + 3, out_stride = m.n_out + 5;
+    size_t out_bytes = (size_t)(N_ROWS * out_stride) * sizeof(float);
+    float *x = malloc((size_t)(N_ROWS * x_stride) * sizeof(float)), *first = malloc(out_bytes), *out = malloc(out_bytes);
+    fill(x, N_ROWS * x_stride, 11 + s);
+    memset(first, 0xff, out_bytes); /* NaN */
+    sfa_context *ctx = context_of(SFA_ISA_DEFAULT, 1);
+    product(ctx, &m, SFA_STORE_BF16_PRODUCTS, N_ROWS, N_ROWS, x, x_stride, first, out_stride);
+    sfa_context_destroy(ctx);
+    for (int32_t n_threads = 1; n_threads <= 2; n_threads++)
+      for (size_t i = 0; i < sizeof steps / sizeof *steps; i++) {
+        ctx = context_of(SFA_ISA_DEFAULT, n_threads);
+        memset(out, 0xff, out_bytes);
+        product(ctx, &m, SFA_STORE_BF16_PRODUCTS, N_ROWS, steps[i], x, x_stride, out, out_stride);
+        assert_memory_equal(out, first, out_bytes);
+        sfa_context_destroy(ctx);
+      }
+    for (int64_t i = 0; i < N_ROWS * x_stride; i++)
+      x[i] = sfa_f32_from_bf16(sfa_bf16_from_f32(x[i]));
+    double error = product_error(&m, N_ROWS, x, x_stride, first, out_stride);
+    if (!(error <= 1e-6))
+      fail_msg("%d x %d: error %g", m.n_in, m.n_out, error);
+    for (int64_t row = 0; row < N_ROWS; row++) /* nothing beyond the columns */
+      for (int64_t o = m.n_out; o < out_stride; o++)
+        assert_int_equal(sfa_bits_of(first[row * out_stride + o]), 0xffffffffu);
+    free(x);
+    free(first);
+    free(out);
+    free_matrix(&m);
+  }
+}
+
+/* The number of threads that OpenMP may use elsewhere is the caller's: a layer puts it back. */
+static void linear_leaves_threads(void **state) {
+  (void)state;
+  float x[8], out[8];
+  matrix m = make_matrix(8, 8, SFA_STORE_BF16_PRODUCTS, false, false);
+  int32_t before = sfa_library_threads(3);
+  sfa_context *ctx = context_of(SFA_ISA_DEFAULT, 1);
+  fill(x, 8, 1);
+  product(ctx, &m, SFA_STORE_BF16_PRODUCTS, 1, 1, x, 8, out, 8);
+  sfa_context_destroy(ctx);
+  assert_int_equal(sfa_library_threads(before), 3);
+  free_matrix(&m);
+}
+
 /* Several layers that share an input, of different storage and width. */
 static void linear_parts(void **state) {
   (void)state;
   enum { ROWS = 5, IN = 64, STRIDE = 200 };
   const sfa_device *device = sfa_device_cpu();
-  const sfa_storage storages[3] = {SFA_STORE_U4, SFA_STORE_F32, SFA_STORE_U8};
+  const sfa_storage storages[3] = {SFA_STORE_U4, SFA_STORE_BF16_PRODUCTS, SFA_STORE_F32};
   const int32_t widths[3] = {100, 33, 48};
   float x[ROWS * IN], together[ROWS * STRIDE] = {0}, alone[ROWS * STRIDE] = {0};
   matrix m[3];
@@ -210,7 +267,7 @@ static void linear_parts(void **state) {
     parts[p] = (sfa_linear_part){linears[p], together + column, STRIDE};
     product(ctx, &m[p], storages[p], ROWS, ROWS, x, IN, alone + column, STRIDE);
   }
-  void *scratch = aligned_alloc(64, sfa_align64(device->scratch_bytes(ROWS, IN)));
+  void *scratch = aligned_alloc(64, sfa_align64(device->scratch_bytes(ctx, ROWS, IN)));
   device->linear(ctx, ROWS, x, IN, 3, parts, scratch);
   assert_memory_equal(together, alone, sizeof alone);
   free(scratch);
@@ -225,10 +282,10 @@ static void linear_parts(void **state) {
 /* What is not a number must reach the output, and no other row. */
 static void linear_not_finite(void **state) {
   (void)state;
-  static const sfa_storage storages[] = {SFA_STORE_F32, SFA_STORE_U8, SFA_STORE_U4};
+  static const sfa_storage storages[] = {SFA_STORE_F32, SFA_STORE_BF16_PRODUCTS, SFA_STORE_U8, SFA_STORE_U4};
   static const float bad[] = {NAN, INFINITY, -INFINITY};
   for (int isa = SFA_ISA_SCALAR; isa <= (int)sfa_isa_best(); isa++)
-    for (size_t s = 0; s < 3; s++)
+    for (size_t s = 0; s < sizeof storages / sizeof *storages; s++)
       for (size_t b = 0; b < 3; b++) {
         float x[3 * 70], out[3 * 20];
         matrix m = make_matrix(70, 20, storages[s], false, false);
@@ -397,9 +454,18 @@ static void curves(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(linear_f32), cmocka_unit_test(linear_bf16),  cmocka_unit_test(linear_f16),        cmocka_unit_test(linear_u8),
-      cmocka_unit_test(linear_u4),  cmocka_unit_test(linear_parts), cmocka_unit_test(linear_not_finite), cmocka_unit_test(norms),
-      cmocka_unit_test(rotations),  cmocka_unit_test(curves),
+      cmocka_unit_test(linear_f32),
+      cmocka_unit_test(linear_bf16),
+      cmocka_unit_test(linear_f16),
+      cmocka_unit_test(linear_u8),
+      cmocka_unit_test(linear_u4),
+      cmocka_unit_test(linear_parts),
+      cmocka_unit_test(linear_not_finite),
+      cmocka_unit_test(linear_bf16_products),
+      cmocka_unit_test(linear_leaves_threads),
+      cmocka_unit_test(norms),
+      cmocka_unit_test(rotations),
+      cmocka_unit_test(curves),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

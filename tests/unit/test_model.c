@@ -154,10 +154,11 @@ static void families(void **state) {
   sfa_context_destroy(ctx);
 }
 
-/* Storage that loses nothing of a 16-bit file gives the bits of f32; what rounds weights stays near. */
+/* Storage that loses nothing of a 16-bit file gives the bits of f32; what rounds weights stays near. (Without AVX-512: a processor with
+ * matrix instructions rounds the inputs of a bf16 layer as well; see bf16_on_this_processor.) */
 static void weight_formats(void **state) {
   (void)state;
-  sfa_context *ctx = context_of(SFA_ISA_DEFAULT, 2);
+  sfa_context *ctx = context_of((sfa_isa)sfa_min64((int64_t)sfa_isa_best(), SFA_ISA_AVX2), 2);
   const sfa_attention_choice exact = {.struct_size = sizeof exact, .cache_k = SFA_F32, .cache_v = SFA_F32};
   for (int i = 0; i < N_GOLDENS; i++) {
     text t = read_text(&goldens[i]);
@@ -186,6 +187,31 @@ static void weight_formats(void **state) {
     free_text(&t);
   }
   sfa_context_destroy(ctx);
+}
+
+/* A bf16 model as this processor multiplies it: near f32, and the same bits for a prompt in one piece and in others. */
+static void bf16_on_this_processor(void **state) {
+  (void)state;
+  const sfa_attention_choice exact = {.struct_size = sizeof exact, .cache_k = SFA_F32, .cache_v = SFA_F32};
+  text t = read_text(&goldens[0]);
+  sfa_context *ctx = context_of(SFA_ISA_DEFAULT, 2), *alone = context_of(SFA_ISA_DEFAULT, 1);
+  sfa_model *reference = must_open(ctx, &goldens[0], SFA_WEIGHTS_F32), *model = must_open(ctx, &goldens[0], SFA_WEIGHTS_BF16),
+            *model_alone = must_open(alone, &goldens[0], SFA_WEIGHTS_BF16);
+  float *f32 = logits_of(reference, &exact, &t, t.n), *whole = logits_of(model, &exact, &t, t.n),
+        *pieces = logits_of(model_alone, &exact, &t, 7);
+  double error = relative_error(whole, f32, t.logit_bytes);
+  if (!(error <= 0.1))
+    fail_msg("relative error %g", error);
+  assert_bits(pieces, whole, t.logit_bytes, "pieces of 7 tokens on one thread");
+  free(f32);
+  free(whole);
+  free(pieces);
+  free_text(&t);
+  sfa_model_destroy(reference);
+  sfa_model_destroy(model);
+  sfa_model_destroy(model_alone);
+  sfa_context_destroy(ctx);
+  sfa_context_destroy(alone);
 }
 
 /* However the text is cut, on every instruction set, with one thread and two. */
@@ -620,6 +646,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(families),
       cmocka_unit_test(weight_formats),
+      cmocka_unit_test(bf16_on_this_processor),
       cmocka_unit_test(same_bits),
       cmocka_unit_test(all_features_is_dense),
       cmocka_unit_test(timeline),
