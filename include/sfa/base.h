@@ -46,16 +46,24 @@ typedef enum sfa_dtype {
   SFA_F32 = 1,
   SFA_BF16 = 2, /* upper half of an f32 */
   SFA_F16 = 3,  /* IEEE binary16 */
-  SFA_I8 = 4    /* int8 with one f16 scale a row: x = value * scale */
+  SFA_I8 = 4,   /* int8 with one f16 scale a row: x = value * scale */
+  SFA_I4 = 5    /* values of a cache only: -7..7 with one f16 scale a row, stored as value + 8, two a byte, the even one in the low half */
 } sfa_dtype;
 
-/* Bytes of one element (without the row scale of SFA_I8); 0 for SFA_DTYPE_DEFAULT. */
+/* Bytes of one element (without the row scale of SFA_I8); 0 for SFA_DTYPE_DEFAULT, and for SFA_I4, whose two share one. */
 SFA_API size_t sfa_dtype_bytes(sfa_dtype dtype);
 
 /* Instruction sets of the CPU kernels, in rising order. */
-typedef enum sfa_isa { SFA_ISA_DEFAULT = 0, SFA_ISA_SCALAR = 1, SFA_ISA_AVX2 = 2, SFA_ISA_AVX512 = 3 } sfa_isa;
+typedef enum sfa_isa {
+  SFA_ISA_DEFAULT = 0,
+  SFA_ISA_SCALAR = 1,
+  SFA_ISA_AVX2 = 2,   /* with FMA and F16C: Haswell, Zen */
+  SFA_ISA_AVX512 = 3, /* F, BW, DQ, VL, CD: Skylake server */
+  SFA_ISA_VBMI = 4,   /* with VBMI, VBMI2, VNNI, BITALG: Ice Lake, Zen 4 */
+  SFA_ISA_AMX = 5     /* with AVX512-FP16 and AMX bf16, which the system lets the process use: Sapphire Rapids */
+} sfa_isa;
 
-/* "scalar", "avx2", "avx512"; "default" for 0. */
+/* "scalar", "avx2", "avx512", "vbmi", "amx"; "default" for 0. */
 SFA_API const char *sfa_isa_name(sfa_isa isa);
 /* The best one that this machine runs. */
 SFA_API sfa_isa sfa_isa_best(void);

@@ -217,9 +217,9 @@ static void attend_tile(sfa_attn_block *block, const key_tile *tile, bool carefu
   int32_t n_keys = tile->n_keys, n_rows = block->n_rows, W = plan->width, D = o->head_dim, E = o->head_dim_v;
 
   if (tile->ids)
-    kernels->score_codes(n_keys, block->view->k.format.k, tile->ids, (int32_t)sfa_id_bytes(D), tile->keys, s->q_tile, W, s->scores);
+    kernels->score_codes(n_keys, block->view->k.format.k, tile->ids, (int32_t)sfa_id_bytes(D), tile->keys, NULL, s->q_tile, W, s->scores);
   else
-    kernels->score_dense(n_keys, D, tile->keys, D, s->q_tile, W, s->scores);
+    kernels->score_dense(n_keys, D, tile->keys, D, NULL, s->q_tile, W, s->scores);
   const float *slope = block->call->args->alibi_slopes ? s->slope : NULL;
   if (o->softcap > 0 || slope) {
     for (int32_t i = 0; i < W; i++)

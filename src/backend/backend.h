@@ -23,16 +23,21 @@ typedef struct sfa_row_format {
 static inline int32_t sfa_row_width(const sfa_row_format *format) { return format->k ? format->k : format->dim; }
 static inline size_t sfa_id_bytes(int32_t dim) { return dim <= 256 ? 1 : 2; }
 static inline size_t sfa_row_ids_bytes(const sfa_row_format *format) { return (size_t)format->k * sfa_id_bytes(format->dim); }
-static inline size_t sfa_row_values_bytes(const sfa_row_format *format) {
-  return (size_t)sfa_row_width(format) * sfa_dtype_bytes(format->dtype);
+/* Bytes of n elements, an even number for SFA_I4. */
+static inline size_t sfa_elements_bytes(sfa_dtype dtype, int64_t n) {
+  return dtype == SFA_I4 ? (size_t)n / 2 : (size_t)n * sfa_dtype_bytes(dtype);
 }
-static inline size_t sfa_row_scale_bytes(const sfa_row_format *format) { return format->dtype == SFA_I8 ? sizeof(uint16_t) : 0; }
+static inline bool sfa_has_scales(sfa_dtype dtype) { return dtype == SFA_I8 || dtype == SFA_I4; }
+static inline size_t sfa_row_values_bytes(const sfa_row_format *format) {
+  return sfa_elements_bytes(format->dtype, sfa_row_width(format));
+}
+static inline size_t sfa_row_scale_bytes(const sfa_row_format *format) { return sfa_has_scales(format->dtype) ? sizeof(uint16_t) : 0; }
 
 /* Where rows go, one after the other. */
 typedef struct sfa_row_store {
   void *ids;        /* [n][k], unused with k = 0 */
   void *values;     /* [n][width] */
-  uint16_t *scales; /* [n] f16, for SFA_I8 */
+  uint16_t *scales; /* [n] f16, for SFA_I8 and SFA_I4 */
 } sfa_row_store;
 
 /* ---- Keys and values as attention reads them --------------------------------------------------------------------------------- */
@@ -54,6 +59,7 @@ typedef struct sfa_kv_side {
 typedef struct sfa_kv_view {
   int64_t n_keys;
   const unsigned char *const *pages; /* [n_keys / SFA_KEY_TILE, rounded up] */
+  const uint64_t *stamps;            /* [the same] of a cache's pages: equal stamps, equal content of the page and all before it */
   sfa_kv_side k, v;
 } sfa_kv_view;
 
@@ -74,14 +80,13 @@ typedef struct sfa_backend {
 
   /* Dense rows x [n][dim] of SFA_F32 or SFA_BF16 to the stored format: top-k, then rounding. Serial, so that callers share out rows.
    * scratch: encode_scratch_bytes. stage_ns [SFA_STAGE_COUNT] or NULL: time added. Returns 0, or 1 + the first row with a finite value
-   * beyond f16's range where the format is SFA_I8 or SFA_F16. */
+   * beyond f16's range where the format is SFA_I8, SFA_I4 or SFA_F16. */
   size_t (*encode_scratch_bytes)(const sfa_row_format *format, int64_t n_rows);
   int64_t (*encode)(const sfa_context *ctx, int64_t n_rows, const void *x, sfa_dtype x_dtype, int64_t row_stride,
                     const sfa_row_format *format, const sfa_row_store *out, void *scratch, int64_t *stage_ns);
 
-  /* Attention of checked arguments over views [B]. Queries in blocks, one item all spans; or items are spans, joined afterwards. */
-  void (*prefill)(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_kv_view *views);
-  void (*decode)(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_kv_view *views);
+  /* Attention of checked arguments over views [B], in the way of the plan's policy. */
+  void (*attend)(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_kv_view *views);
 } sfa_backend;
 
 /* The backend of a context. */

@@ -1,22 +1,28 @@
-/* quantize_i8, load_rows, store_rows: rows from one element type to another, V_LANES elements a step and what remains one by one. */
+/* quantize_i8, quantize_i4, round_rows, load_rows, store_rows: rows from one element type to another, V_LANES elements a step and what
+ * remains one by one. */
+
+static uint32_t largest_magnitude(const float *x, int32_t n) {
+  const int32_t whole = n - n % V_LANES;
+  vi most = vi_set(0);
+  for (int32_t i = 0; i < whole; i += V_LANES)
+    most = vi_max(most, vf_bits(vf_abs(vf_load(x + i))));
+  uint32_t largest = (uint32_t)vi_reduce_max(most);
+  for (int32_t i = whole; i < n; i++) {
+    uint32_t magnitude = sfa_bits_of(x[i]) & 0x7fffffffu;
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  return largest;
+}
 
 static int64_t quantize_i8(int64_t n_rows, int32_t n, const float *x, int64_t row_stride, int8_t *out, int64_t out_stride,
                            uint16_t *scales) {
   const int32_t whole = n - n % V_LANES;
   for (int64_t row = 0; row < n_rows; row++, x += row_stride, out += out_stride) {
-    vi most = vi_set(0);
-    for (int32_t i = 0; i < whole; i += V_LANES)
-      most = vi_max(most, vf_bits(vf_abs(vf_load(x + i))));
-    int32_t largest = vi_reduce_max(most);
-    for (int32_t i = whole; i < n; i++) {
-      int32_t magnitude = (int32_t)(sfa_bits_of(x[i]) & 0x7fffffffu);
-      largest = magnitude > largest ? magnitude : largest;
-    }
-    uint16_t scale = sfa_i8_scale((uint32_t)largest);
-    if (scale == SFA_I8_SCALE_OVERFLOW)
+    uint16_t scale = sfa_row_scale(largest_magnitude(x, n), 127.0f);
+    if (scale == SFA_ROW_SCALE_OVERFLOW)
       return row + 1;
     scales[row] = scale;
-    if (scale == 0 || scale == SFA_I8_SCALE_NAN) {
+    if (scale == 0 || scale == SFA_ROW_SCALE_NAN) {
       memset(out, 0, (size_t)n);
       continue;
     }
@@ -29,39 +35,78 @@ static int64_t quantize_i8(int64_t n_rows, int32_t n, const float *x, int64_t ro
   return 0;
 }
 
-/* Four loops of one text, a type each. x * 0 + s turns s into NaN at the first inf or NaN, and it stays. */
+/* 16 elements at a time through int8, so that halves of bytes are one step. */
+static int64_t quantize_i4(int64_t n_rows, int32_t n, const float *x, int64_t row_stride, uint8_t *out, int64_t out_stride,
+                           uint16_t *scales) {
+  for (int64_t row = 0; row < n_rows; row++, x += row_stride, out += out_stride / 2) {
+    uint16_t scale = sfa_row_scale(largest_magnitude(x, n), 7.0f);
+    if (scale == SFA_ROW_SCALE_OVERFLOW)
+      return row + 1;
+    scales[row] = scale;
+    if (scale == 0 || scale == SFA_ROW_SCALE_NAN) {
+      memset(out, 0x88, (size_t)n / 2);
+      continue;
+    }
+    const float step = sfa_f32_from_f16(scale);
+    int32_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+      int8_t values[16];
+      for (int32_t u = 0; u < 16; u += V_LANES)
+        v_store_i8(values + u, vf_div(vf_load(x + i + u), vf_set(step)));
+      for (int32_t u = 0; u < 8; u++)
+        out[i / 2 + u] = (uint8_t)((values[2 * u] + 8) | (values[2 * u + 1] + 8) << 4);
+    }
+    for (; i < n; i += 2)
+      out[i / 2] = (uint8_t)((8 + (int)rintf(x[i] / step)) | (8 + (int)rintf(x[i + 1] / step)) << 4);
+  }
+  return 0;
+}
+
+static void round_rows(int32_t n_rows, int32_t n, int32_t n_terms, float *x, int64_t row_stride, float *step) {
+  const int32_t whole = n - n % V_LANES;
+  for (int32_t row = 0; row < n_rows; row++, x += row_stride) {
+    step[row] = sfa_query_step(largest_magnitude(x, n), n_terms);
+    /* NaN / NaN is NaN: rows without a step need no case. Quotients are below 2^15, so adding 1.5 * 2^23 rounds them. */
+    const vf size = vf_set(step[row]), shift = vf_set(SFA_EXP2_ROUND);
+    for (int32_t i = 0; i < whole; i += V_LANES)
+      vf_store(x + i, vf_mul(vf_sub(vf_add(vf_div(vf_load(x + i), size), shift), shift), size));
+    for (int32_t i = whole; i < n; i++)
+      x[i] = rintf(x[i] / step[row]) * step[row];
+  }
+}
+
+/* Loops of one text, a type each. */
 #define LOAD_ROW(type, vector, scalar)                                                                                                     \
   do {                                                                                                                                     \
     const type *from = (const type *)in + row * in_stride;                                                                                 \
-    for (int32_t i = 0; i < whole; i += V_LANES) {                                                                                         \
-      vf x = (vector);                                                                                                                     \
-      vf_store(out + i, x);                                                                                                                \
-      seen = vf_fma(x, vf_zero(), seen);                                                                                                   \
-    }                                                                                                                                      \
-    for (int32_t i = whole; i < n; i++) {                                                                                                  \
+    for (int32_t i = 0; i < whole; i += V_LANES)                                                                                           \
+      vf_store(out + i, (vector));                                                                                                         \
+    for (int32_t i = whole; i < n; i++)                                                                                                    \
       out[i] = (scalar);                                                                                                                   \
-      seen_tail = fmaf(out[i], 0.0f, seen_tail);                                                                                           \
-    }                                                                                                                                      \
   } while (0)
 
-static int load_rows(int64_t n_rows, int32_t n, sfa_dtype dtype, const void *in, int64_t in_stride, const uint16_t *scales, float *out,
-                     int64_t out_stride) {
+static void load_rows(int64_t n_rows, int32_t n, sfa_dtype dtype, const void *in, int64_t in_stride, const uint16_t *scales, float *out,
+                      int64_t out_stride) {
   const int32_t whole = n - n % V_LANES;
-  vf seen = vf_zero();
-  float seen_tail = 0.0f;
   for (int64_t row = 0; row < n_rows; row++, out += out_stride) {
     switch (dtype) {
     case SFA_BF16: LOAD_ROW(uint16_t, v_load_bf16(from + i), sfa_f32_from_bf16(from[i])); break;
     case SFA_F16: LOAD_ROW(uint16_t, v_load_f16(from + i), sfa_f32_from_f16(from[i])); break;
     case SFA_I8: {
-      float scale = sfa_f32_from_f16(scales[row]);
+      const float scale = scales ? sfa_f32_from_f16(scales[row]) : 1.0f;
       LOAD_ROW(int8_t, vf_mul(v_load_i8(from + i), vf_set(scale)), (float)from[i] * scale);
+      break;
+    }
+    case SFA_I4: {
+      const float scale = scales ? sfa_f32_from_f16(scales[row]) : 1.0f;
+      const uint8_t *pairs = (const uint8_t *)in + row * (in_stride / 2);
+      for (int32_t i = 0; i < n; i++)
+        out[i] = (float)((pairs[i / 2] >> 4 * (i & 1) & 15) - 8) * scale;
       break;
     }
     default: LOAD_ROW(float, vf_load(from + i), from[i]);
     }
   }
-  return !vm_bits(vf_ne(seen, vf_zero())) && seen_tail == 0.0f;
 }
 
 #define STORE_ROW(type, vector, scalar)                                                                                                    \

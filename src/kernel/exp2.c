@@ -1,4 +1,4 @@
-/* The one definition of 2^x, as scalar code. */
+/* The one definition of 2^x and tanh x, as scalar code. */
 #include "kernel/exp2.h"
 #include "base/half.h"
 #include "kernel/kernel.h"
@@ -18,4 +18,19 @@ float sfa_exp2(float x) {
   p = fmaf(p, r, SFA_EXP2_1);
   p = fmaf(p, r, 1.0f);
   return p * sfa_float_of((sfa_bits_of(t) << 23) + sfa_bits_of(1.0f));
+}
+
+float sfa_tanh(float x) {
+  float a = fabsf(x);
+  if (a < SFA_TANH_SPLIT) {
+    float z = x * x, q = SFA_TANH_4;
+    q = fmaf(q, z, SFA_TANH_3);
+    q = fmaf(q, z, SFA_TANH_2);
+    q = fmaf(q, z, SFA_TANH_1);
+    q = fmaf(q, z, SFA_TANH_0);
+    return fmaf(x * z, q, x);
+  }
+  float doublings = a * (2.0f * SFA_LOG2E);
+  float e = sfa_exp2(doublings > SFA_TANH_LIMIT ? SFA_TANH_LIMIT : doublings); /* NaN stays */
+  return copysignf(1.0f - 2.0f / (e + 1.0f), x);
 }

@@ -19,6 +19,13 @@
  *
  * Features that a code leaves out would add fma(0, q, s) = s, so a code with K = D, and dense rows, give the same bits.
  * Scores are in units of log2: softmax_scale * log2(e) is multiplied into Qt. e2 is the polynomial of kernel.h's sfa_exp2 below.
+ *
+ * Keys of SFA_I8 are whole numbers c and a row scale. Qt then holds the query rounded to multiples of its own step 2^e (round_rows below)
+ * instead of scaled, so that the sum of c_ju q_iu over SFA_EXACT_TERMS slots is exact in f32 in any order; such sums are added in rising
+ * order, and s_j = that total * (scale of row j * query_scale), the product in brackets rounded to f32 first: key_scale[j] below.
+ *
+ * Decode has one or a few query rows. There lanes are keys (the last section); those slots are the same formulas, rounding for rounding,
+ * so that a prompt may be cut anywhere: sums over features in rising order (or exact), l and o one key after the other.
  */
 #ifndef SFA_KERNEL_H
 #define SFA_KERNEL_H
@@ -28,8 +35,24 @@
 enum {
   SFA_KEY_TILE = 64, /* keys of a tile, counted from the sequence's first key: part of the definition of the bits */
   SFA_LANES = 16,    /* query tile widths are multiples of this on every instruction set */
-  SFA_MAX_WIDTH = 128
+  SFA_MAX_WIDTH = 128,
+  SFA_EXACT_TERMS = 32, /* slots whose products with an int8 key are summed exactly */
+  SFA_KEYS_ROWS = 16    /* most query rows of the slots whose lanes are keys */
 };
+
+/* Bytes of one row's table for score_keys. */
+static inline size_t sfa_query_table_bytes(int32_t D) { return ((size_t)D * 8 + 64 + 63) & ~(size_t)63; }
+
+/* Rows as a cache stores them, for the slots that read them so. */
+typedef struct sfa_stored_rows {
+  int32_t n, width; /* rows, 1..SFA_KEY_TILE; elements of a row: K for codes, else D or E */
+  sfa_dtype dtype;
+  const void *ids; /* [n][width] ascending, uint8_t if D <= 256, else uint16_t; NULL: dense rows */
+  const void *values;
+  int64_t ids_stride, values_stride; /* elements between rows */
+  const uint16_t *scales;            /* f16, SFA_I8 and SFA_I4; else NULL */
+  int64_t scales_stride;
+} sfa_stored_rows;
 
 typedef struct sfa_kernels {
   sfa_isa isa;
@@ -45,11 +68,14 @@ typedef struct sfa_kernels {
    * max|x| needs a scale beyond f16 (that row's output is undefined, later rows are not written). out rows are out_stride apart, scales 1.
    */
   int64_t (*quantize_i8)(int64_t n_rows, int32_t n, const float *x, int64_t row_stride, int8_t *out, int64_t out_stride, uint16_t *scales);
+  /* Rows to SFA_I4 in the same way: scale = f16(max|x| / 7) rounded up, value -7..7, stored + 8. n and out_stride (elements) are even. */
+  int64_t (*quantize_i4)(int64_t n_rows, int32_t n, const float *x, int64_t row_stride, uint8_t *out, int64_t out_stride, uint16_t *scales);
 
-  /* Rows of n stored elements to f32 (out rows out_stride apart). dtype SFA_F32, SFA_BF16, SFA_F16, or SFA_I8 with scales[row] (f16):
-   * value * scale in f32. in_stride in elements. Returns 1 if every element is finite, else 0. */
-  int (*load_rows)(int64_t n_rows, int32_t n, sfa_dtype dtype, const void *in, int64_t in_stride, const uint16_t *scales, float *out,
-                   int64_t out_stride);
+  /* Rows of n stored elements to f32 (out rows out_stride apart). dtype SFA_F32, SFA_BF16, SFA_F16, or SFA_I8, SFA_I4 with scales[row]
+   * (f16): value * scale in f32; without scales (NULL) the whole numbers themselves. in_stride in elements; for SFA_I4 it and n are even.
+   */
+  void (*load_rows)(int64_t n_rows, int32_t n, sfa_dtype dtype, const void *in, int64_t in_stride, const uint16_t *scales, float *out,
+                    int64_t out_stride);
   /* The reverse for SFA_F32, SFA_BF16, SFA_F16 (round to nearest even; f16 overflow gives inf, which callers exclude before). */
   void (*store_rows)(int64_t n_rows, int32_t n, const float *in, int64_t in_stride, sfa_dtype dtype, void *out, int64_t out_stride);
 
@@ -61,11 +87,20 @@ typedef struct sfa_kernels {
   void (*query_tile_codes)(int32_t n_rows, const void *const *ids_rows, int32_t id_bytes, const float *const *value_rows, int32_t K,
                            int32_t D, int32_t W, float scale, float *Qt);
 
-  /* S [n_keys][W] from codes: ids [n_keys][K] ascending (id_bytes 1 or 2), values [n_keys][K] f32. n_keys 1..SFA_KEY_TILE. */
-  void (*score_codes)(int32_t n_keys, int32_t K, const void *ids, int32_t id_bytes, const float *values, const float *Qt, int32_t W,
+  /* S [n_keys][W] from codes: ids [n_keys][K] ascending (id_bytes 1 or 2), values [n_keys][K] f32. n_keys 1..SFA_KEY_TILE. key_scale
+   * [n_keys]: a last factor of each key's scores, where the values are whole numbers (sums of SFA_EXACT_TERMS slots, see above); NULL:
+   * none, one chain over all slots. */
+  void (*score_codes)(int32_t n_keys, int32_t K, const void *ids, int32_t id_bytes, const float *values, const float *key_scale,
+                      const float *Qt, int32_t W, float *S);
+  /* S [n_keys][W] from dense rows: keys [n_keys][D] f32, key_stride elements apart; key_scale as above. */
+  void (*score_dense)(int32_t n_keys, int32_t D, const float *keys, int64_t key_stride, const float *key_scale, const float *Qt, int32_t W,
                       float *S);
-  /* S [n_keys][W] from dense rows: keys [n_keys][D] f32, key_stride elements apart. */
-  void (*score_dense)(int32_t n_keys, int32_t D, const float *keys, int64_t key_stride, const float *Qt, int32_t W, float *S);
+
+  /* Rows x [n_rows][n] in place to multiples of step[row] = 2^e, to nearest even. n_terms: slots of a key (K or D), of which at most
+   * SFA_EXACT_TERMS count. e is the least, from -100 up, with max|x| / 2^e <= min(32767, floor(2^24 / (127 n_terms))): then n_terms
+   * products of such a number and an int8 add up to at most 2^24. A row with a NaN or a magnitude of 2^100 or more (of which sums could
+   * overflow): all NaN, step NaN. A zero row: step 2^-100. */
+  void (*round_rows)(int32_t n_rows, int32_t n, int32_t n_terms, float *x, int64_t row_stride, float *step);
 
   /* In place: if softcap > 0, S = softcap * log2e * tanh(S) (the caller has folded scale / softcap into Qt); then, if slope is not NULL,
    * S[j][i] = fma(slope[i], (float)(j - pos[i]), S[j][i]): slope already times log2e, pos = the row's aligned position minus the tile's
@@ -86,6 +121,23 @@ typedef struct sfa_kernels {
   void (*value_product_masked)(int32_t n_rows, int32_t n_keys, int32_t W, const float *P, int32_t E, const float *V, int64_t v_stride,
                                float *O);
 
+  /* ---- few queries: lanes are keys. Rows of S are SFA_KEY_TILE apart ---- */
+
+  /* Prepares n_rows query rows q [n_rows][D] for score_keys: zeros outside the support; times query_scale already, or for SFA_I8 keys
+   * rounded by round_rows to step[row]. table: n_rows * sfa_query_table_bytes(D), 64-byte aligned; its content is the table's own affair.
+   */
+  void (*query_table)(int32_t n_rows, int32_t D, const float *q, int64_t row_stride, const float *step, void *table);
+  /* S[row][j] for the keys of one tile as they are stored (codes or dense, any type): the bits of load_rows + score_codes or
+   * score_dense. query_scale enters for SFA_I8 alone. Every byte of the keys is read once for all rows. */
+  void (*score_keys)(const sfa_stored_rows *keys, int32_t n_rows, int32_t D, const void *table, float query_scale, float *S);
+  /* score_adjust with one slope and position a row. */
+  void (*adjust_keys)(int32_t n_rows, int32_t n_keys, float softcap, const float *slope, const int32_t *pos, float *S);
+  /* softmax_tile on rows: P in place, m, l, alpha [n_rows]. */
+  int (*softmax_keys)(int32_t n_rows, int32_t n_keys, float *S, float *m, float *l, float *alpha);
+  /* O [n_rows][E] += P V with V as it is stored: the bits of load_rows + value_product_masked (up to the sign of a zero). A key whose P
+   * is 0 in every row is not read. */
+  void (*value_keys)(const sfa_stored_rows *values, int32_t n_rows, const float *P, int32_t E, float *O);
+
   /* ---- joining ---- */
 
   /* Adds part (m2, l2, O2) to (m, l, O), row by row: both unnormalised, m in log2 units. m' = max(m, m2), a = e2(m - m'), b = e2(m2 - m');
@@ -100,5 +152,8 @@ const sfa_kernels *sfa_kernel_select(sfa_isa isa);
  * forms follow step by step (for x <= 127): n = round_to_even(x); r = x - n; polynomial of degree 5 in r by Horner with fma; times 2^n.
  * Constants: kernel/exp2.h. */
 float sfa_exp2(float x);
+
+/* tanh x by exp2.h's constants, as score_adjust has it. */
+float sfa_tanh(float x);
 
 #endif

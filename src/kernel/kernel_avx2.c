@@ -1,11 +1,12 @@
 /* The kernels in AVX2 with FMA and F16C: the shared texts over simd_avx2.h. */
-#include "kernel/i8_scale.h"
 #include "kernel/kernel_table.h"
+#include "kernel/row_scale.h"
 #include "kernel/simd_avx2.h"
 #include <math.h>
 #include <string.h>
 
 #include "kernel/convert_tmpl.c"
+#include "kernel/keys_scalar.c"
 #include "kernel/score_tmpl.c"
 #include "kernel/softmax_tmpl.c"
 #include "kernel/topk_tmpl.c"

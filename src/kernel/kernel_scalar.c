@@ -2,8 +2,8 @@
  * there is no other. */
 #include "base/half.h"
 #include "kernel/exp2.h"
-#include "kernel/i8_scale.h"
 #include "kernel/kernel_table.h"
+#include "kernel/row_scale.h"
 #include <math.h>
 #include <string.h>
 
@@ -52,44 +52,53 @@ static void topk(int64_t n_rows, const float *x, int64_t row_stride, int32_t D, 
   }
 }
 
+static uint32_t largest_magnitude(const float *x, int32_t n) {
+  uint32_t largest = 0;
+  for (int32_t i = 0; i < n; i++)
+    largest = magnitude_of(x[i]) > largest ? magnitude_of(x[i]) : largest;
+  return largest;
+}
+
 static int64_t quantize_i8(int64_t n_rows, int32_t n, const float *x, int64_t row_stride, int8_t *out, int64_t out_stride,
                            uint16_t *scales) {
   for (int64_t row = 0; row < n_rows; row++, x += row_stride, out += out_stride) {
-    uint32_t largest = 0;
-    for (int32_t i = 0; i < n; i++)
-      largest = magnitude_of(x[i]) > largest ? magnitude_of(x[i]) : largest;
-    uint16_t scale = sfa_i8_scale(largest);
-    if (scale == SFA_I8_SCALE_OVERFLOW)
+    uint16_t scale = sfa_row_scale(largest_magnitude(x, n), 127.0f);
+    if (scale == SFA_ROW_SCALE_OVERFLOW)
       return row + 1;
     scales[row] = scale;
-    if (scale == 0 || scale == SFA_I8_SCALE_NAN) {
-      memset(out, 0, (size_t)n);
-      continue;
-    }
     float step = sfa_f32_from_f16(scale);
     for (int32_t i = 0; i < n; i++)
-      out[i] = (int8_t)rintf(x[i] / step);
+      out[i] = scale == 0 || scale == SFA_ROW_SCALE_NAN ? 0 : (int8_t)rintf(x[i] / step);
   }
   return 0;
 }
 
-static int load_rows(int64_t n_rows, int32_t n, sfa_dtype dtype, const void *in, int64_t in_stride, const uint16_t *scales, float *out,
-                     int64_t out_stride) {
-  int finite = 1;
-  for (int64_t row = 0; row < n_rows; row++, out += out_stride) {
-    const char *from = (const char *)in + row * in_stride * (int64_t)sfa_dtype_bytes(dtype);
-    float scale = dtype == SFA_I8 ? sfa_f32_from_f16(scales[row]) : 1.0f;
-    for (int32_t i = 0; i < n; i++) {
-      switch (dtype) {
-      case SFA_BF16: out[i] = sfa_f32_from_bf16(((const uint16_t *)from)[i]); break;
-      case SFA_F16: out[i] = sfa_f32_from_f16(((const uint16_t *)from)[i]); break;
-      case SFA_I8: out[i] = (float)((const int8_t *)from)[i] * scale; break;
-      default: out[i] = ((const float *)from)[i];
-      }
-      finite &= is_finite(out[i]);
+static int64_t quantize_i4(int64_t n_rows, int32_t n, const float *x, int64_t row_stride, uint8_t *out, int64_t out_stride,
+                           uint16_t *scales) {
+  for (int64_t row = 0; row < n_rows; row++, x += row_stride, out += out_stride / 2) {
+    uint16_t scale = sfa_row_scale(largest_magnitude(x, n), 7.0f);
+    if (scale == SFA_ROW_SCALE_OVERFLOW)
+      return row + 1;
+    scales[row] = scale;
+    float step = sfa_f32_from_f16(scale);
+    for (int32_t i = 0; i < n; i += 2) {
+      int empty = scale == 0 || scale == SFA_ROW_SCALE_NAN;
+      int low = empty ? 8 : 8 + (int)rintf(x[i] / step), high = empty ? 8 : 8 + (int)rintf(x[i + 1] / step);
+      out[i / 2] = (uint8_t)(low | high << 4);
     }
   }
-  return finite;
+  return 0;
+}
+
+static void load_rows(int64_t n_rows, int32_t n, sfa_dtype dtype, const void *in, int64_t in_stride, const uint16_t *scales, float *out,
+                      int64_t out_stride) {
+  const int scaled = scales && (dtype == SFA_I8 || dtype == SFA_I4);
+  for (int64_t row = 0; row < n_rows; row++, out += out_stride)
+    for (int32_t i = 0; i < n; i++) {
+      out[i] = sfa_stored_value(dtype, in, row * in_stride + i);
+      if (scaled)
+        out[i] *= sfa_f32_from_f16(scales[row]);
+    }
 }
 
 static void store_rows(int64_t n_rows, int32_t n, const float *in, int64_t in_stride, sfa_dtype dtype, void *out, int64_t out_stride) {
@@ -122,45 +131,48 @@ static void query_tile_codes(int32_t n_rows, const void *const *ids_rows, int32_
       Qt[(int64_t)feature_at(ids_rows[i], id_bytes, u) * W + i] = scale * value_rows[i][u];
 }
 
-static void score_codes(int32_t n_keys, int32_t K, const void *ids, int32_t id_bytes, const float *values, const float *Qt, int32_t W,
-                        float *S) {
-  memset(S, 0, (size_t)n_keys * (size_t)W * sizeof *S);
-  for (int32_t j = 0; j < n_keys; j++, S += W)
-    for (int64_t at = (int64_t)j * K; at < (int64_t)(j + 1) * K; at++) {
-      const float *q = Qt + (int64_t)feature_at(ids, id_bytes, at) * W;
-      for (int32_t i = 0; i < W; i++)
-        S[i] = fmaf(values[at], q[i], S[i]);
+/* One key's scores; ids NULL: its slots are the features. */
+static void score_key(int32_t K, const void *ids, int32_t id_bytes, const float *values, const float *key_scale, const float *Qt, int32_t W,
+                      float *S) {
+  const int32_t terms = key_scale ? SFA_EXACT_TERMS : K;
+  for (int32_t i = 0; i < W; i++) {
+    float total = 0.0f;
+    for (int32_t first = 0; first < K; first += terms) {
+      float sum = 0.0f;
+      for (int32_t u = first; u < K && u < first + terms; u++)
+        sum = fmaf(values[u], Qt[(int64_t)(ids ? feature_at(ids, id_bytes, u) : u) * W + i], sum);
+      total += sum;
     }
-}
-
-static void score_dense(int32_t n_keys, int32_t D, const float *keys, int64_t key_stride, const float *Qt, int32_t W, float *S) {
-  memset(S, 0, (size_t)n_keys * (size_t)W * sizeof *S);
-  for (int32_t j = 0; j < n_keys; j++, S += W, keys += key_stride)
-    for (int32_t u = 0; u < D; u++)
-      for (int32_t i = 0; i < W; i++)
-        S[i] = fmaf(keys[u], Qt[(int64_t)u * W + i], S[i]);
-}
-
-static float tanh_of(float x) {
-  float a = fabsf(x);
-  if (a < SFA_TANH_SPLIT) {
-    float z = x * x, q = SFA_TANH_4;
-    q = fmaf(q, z, SFA_TANH_3);
-    q = fmaf(q, z, SFA_TANH_2);
-    q = fmaf(q, z, SFA_TANH_1);
-    q = fmaf(q, z, SFA_TANH_0);
-    return fmaf(x * z, q, x);
+    S[i] = key_scale ? total * *key_scale : total;
   }
-  float doublings = a * (2.0f * SFA_LOG2E);
-  float e = sfa_exp2(doublings > SFA_TANH_LIMIT ? SFA_TANH_LIMIT : doublings); /* NaN stays */
-  return copysignf(1.0f - 2.0f / (e + 1.0f), x);
+}
+
+static void score_codes(int32_t n_keys, int32_t K, const void *ids, int32_t id_bytes, const float *values, const float *key_scale,
+                        const float *Qt, int32_t W, float *S) {
+  for (int32_t j = 0; j < n_keys; j++)
+    score_key(K, (const char *)ids + (int64_t)j * K * id_bytes, id_bytes, values + (int64_t)j * K, key_scale ? key_scale + j : NULL, Qt, W,
+              S + (int64_t)j * W);
+}
+
+static void score_dense(int32_t n_keys, int32_t D, const float *keys, int64_t key_stride, const float *key_scale, const float *Qt,
+                        int32_t W, float *S) {
+  for (int32_t j = 0; j < n_keys; j++)
+    score_key(D, NULL, 0, keys + j * key_stride, key_scale ? key_scale + j : NULL, Qt, W, S + (int64_t)j * W);
+}
+
+static void round_rows(int32_t n_rows, int32_t n, int32_t n_terms, float *x, int64_t row_stride, float *step) {
+  for (int32_t row = 0; row < n_rows; row++, x += row_stride) {
+    step[row] = sfa_query_step(largest_magnitude(x, n), n_terms);
+    for (int32_t i = 0; i < n; i++)
+      x[i] = step[row] == step[row] ? rintf(x[i] / step[row]) * step[row] : NAN;
+  }
 }
 
 static void score_adjust(int32_t n_keys, int32_t W, float softcap, const float *slope, const int32_t *pos, float *S) {
   for (int32_t j = 0; j < n_keys; j++, S += W)
     for (int32_t i = 0; i < W; i++) {
       if (softcap > 0)
-        S[i] = (softcap * SFA_LOG2E) * tanh_of(S[i]);
+        S[i] = (softcap * SFA_LOG2E) * sfa_tanh(S[i]);
       if (slope)
         S[i] = fmaf(slope[i], (float)(j - pos[i]), S[i]);
     }
@@ -223,6 +235,10 @@ static void value_product_masked(int32_t n_rows, int32_t n_keys, int32_t W, cons
         O[e] = fmaf(p, p == 0.0f && !is_finite(v[e]) ? 0.0f : v[e], O[e]);
     }
 }
+
+/* ---- lanes are keys ---- */
+
+#include "kernel/keys_scalar.c"
 
 /* ---- joining ---- */
 

@@ -12,6 +12,8 @@ const sfa_kernels *sfa_kernel_select(sfa_isa isa) {
 #if defined(SFA_KERNEL_X86)
   case SFA_ISA_AVX2: return &sfa_kernels_avx2;
   case SFA_ISA_AVX512: return &sfa_kernels_avx512;
+  case SFA_ISA_VBMI:
+  case SFA_ISA_AMX: return &sfa_kernels_vbmi; /* what AMX adds is in half precision: kernel_half.h */
 #endif
   default: return NULL;
   }

@@ -7,5 +7,6 @@
 extern const sfa_kernels sfa_kernels_scalar;
 extern const sfa_kernels sfa_kernels_avx2;
 extern const sfa_kernels sfa_kernels_avx512;
+extern const sfa_kernels sfa_kernels_vbmi;
 
 #endif

@@ -124,10 +124,10 @@ static void forward(const sfa_kernels *kernels, head *h, int K, int parts) {
     for (int key = 0; key < N_TOKENS; key += SFA_KEY_TILE) {
       int changed = 0;
       if ((parts & SCORES) && K)
-        kernels->score_codes(SFA_KEY_TILE, K, (const uint8_t *)codes->ids + key * K, 1, (const float *)codes->values + key * K, h->Qt,
+        kernels->score_codes(SFA_KEY_TILE, K, (const uint8_t *)codes->ids + key * K, 1, (const float *)codes->values + key * K, NULL, h->Qt,
                              WIDTH, h->S);
       else if (parts & SCORES)
-        kernels->score_dense(SFA_KEY_TILE, D, h->k + (int64_t)key * D, D, h->Qt, WIDTH, h->S);
+        kernels->score_dense(SFA_KEY_TILE, D, h->k + (int64_t)key * D, D, NULL, h->Qt, WIDTH, h->S);
       if (parts & WEIGHTS)
         changed = kernels->softmax_tile(SFA_KEY_TILE, WIDTH, h->S, h->m, h->l, h->alpha);
       if ((parts & VALUES) && changed)
@@ -288,7 +288,7 @@ static void bench_rows(const sfa_kernels *kernels, int n_rounds) {
 
 int check_bench(const char *isa_name, bool quick) {
   const int n_rounds = quick ? 3 : 11;
-  for (sfa_isa isa = SFA_ISA_AVX512; isa >= SFA_ISA_AVX2; isa--) {
+  for (sfa_isa isa = SFA_ISA_VBMI; isa >= SFA_ISA_AVX2; isa--) {
     const sfa_kernels *kernels = sfa_kernel_select(isa);
     if (!kernels || (isa_name && strcmp(isa_name, sfa_isa_name(isa))))
       continue;

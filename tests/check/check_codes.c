@@ -108,18 +108,14 @@ static void rows_case(check *c, check_kind kind, sfa_dtype dtype, int n_rows, in
       }
     check_bytes(c, "stored", stored, plain_stored, bytes);
   }
-  int finite = c->kernels->load_rows(n_rows, n, dtype, stored, stored_stride, scales, back, stride);
-  int plain_finite = c->plain->load_rows(n_rows, n, dtype, stored, stored_stride, scales, plain_back, stride), all = 1;
+  c->kernels->load_rows(n_rows, n, dtype, stored, stored_stride, scales, back, stride);
+  c->plain->load_rows(n_rows, n, dtype, stored, stored_stride, scales, plain_back, stride);
   check_bits(c, "loaded", back, plain_back, total);
   for (int64_t row = 0; row < n_rows; row++) {
     memcpy(expected + row * stride, x + row * stride, (size_t)n * sizeof *x);
     oracle_round(expected + row * stride, n, (int)dtype);
-    for (int i = 0; i < n; i++)
-      all &= isfinite(expected[row * stride + i]) != 0;
   }
   check_bits(c, "oracle", back, expected, total);
-  if (finite != plain_finite || finite != all)
-    check_fail(c, "finite: %d, plain C %d, oracle %d", finite, plain_finite, all);
   check_end(c);
 }
 

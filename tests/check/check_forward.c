@@ -38,9 +38,10 @@ void check_attend(check *c, const sfa_kernels *kernels, const oracle_problem *p,
         hi[i] = p->causal ? position : p->has_window && p->window_right >= 0 ? position + (int)p->window_right : INT32_MAX;
       }
       if (p->k_k)
-        kernels->score_codes(n_keys, k_k, k_ids + (int64_t)key * k_k * id_bytes, id_bytes, k_values + (int64_t)key * k_k, Qt, W, scores);
+        kernels->score_codes(n_keys, k_k, k_ids + (int64_t)key * k_k * id_bytes, id_bytes, k_values + (int64_t)key * k_k, NULL, Qt, W,
+                             scores);
       else
-        kernels->score_dense(n_keys, D, p->k + (int64_t)key * D, D, Qt, W, scores);
+        kernels->score_dense(n_keys, D, p->k + (int64_t)key * D, D, NULL, Qt, W, scores);
       kernels->score_mask(n_keys, W, lo, hi, (int)p->n_sink_tokens - key, scores);
       if (kernels->softmax_tile(n_keys, W, scores, m, l, alpha))
         kernels->rescale(n_rows, E, alpha, O);

@@ -15,7 +15,7 @@ static const struct {
               {"public", check_attention_entries}};
 enum { N_GROUPS = sizeof groups / sizeof *groups };
 
-static const char usage[] = "usage: sfa_check [--quick] [--isa scalar|avx2|avx512] [--only NAME] [--seed N] [--list] [--bench]\n"
+static const char usage[] = "usage: sfa_check [--quick] [--isa scalar|avx2|avx512|vbmi] [--only NAME] [--seed N] [--list] [--bench]\n"
                             "  --quick     fewer cases, under a minute\n"
                             "  --isa NAME  one instruction set only\n"
                             "  --only NAME one check only, as --list names them\n"
@@ -50,7 +50,7 @@ int main(int argc, char **argv) {
   if (!list)
     printf("seed %llu\n", (unsigned long long)seed);
   int64_t n_passed = 0, n_failed = 0;
-  for (sfa_isa isa = SFA_ISA_SCALAR; isa <= SFA_ISA_AVX512; isa++) {
+  for (sfa_isa isa = SFA_ISA_SCALAR; isa <= SFA_ISA_VBMI; isa++) {
     const sfa_kernels *kernels = sfa_kernel_select(isa);
     if (!kernels || (isa_name && strcmp(isa_name, sfa_isa_name(isa))))
       continue;

@@ -34,8 +34,8 @@ static void codes_case(check *c, check_kind kind, int D, int K, int W, int n_key
   void *ids = check_memory(c, (size_t)(n_keys * K * id_bytes));
   float *values = check_floats(c, (int64_t)n_keys * K), *S = check_floats(c, n), *plain = check_floats(c, n);
   c->plain->topk(n_keys, x, D, D, K, ids, values);
-  c->kernels->score_codes(n_keys, K, ids, id_bytes, values, Qt, W, S);
-  c->plain->score_codes(n_keys, K, ids, id_bytes, values, Qt, W, plain);
+  c->kernels->score_codes(n_keys, K, ids, id_bytes, values, NULL, Qt, W, S);
+  c->plain->score_codes(n_keys, K, ids, id_bytes, values, NULL, Qt, W, plain);
   check_bits(c, "S", S, plain, n);
   if (kind == CHECK_NORMAL || kind == CHECK_TIES) {
     float *kept = check_floats(c, (int64_t)n_keys * D);
@@ -49,7 +49,7 @@ static void codes_case(check *c, check_kind kind, int D, int K, int W, int n_key
     judge_scores(c, S, kept, Qt, n_keys, D, W);
   }
   if (K == D) { /* the dense twin's bits */
-    c->kernels->score_dense(n_keys, D, x, D, Qt, W, plain);
+    c->kernels->score_dense(n_keys, D, x, D, NULL, Qt, W, plain);
     check_bits(c, "dense twin", S, plain, n);
   }
   check_end(c);
@@ -72,8 +72,8 @@ static void dense_case(check *c, check_kind kind, int D, int W, int n_keys) {
   const int64_t n = (int64_t)n_keys * W, stride = D + check_pick(c, 2) * 5;
   const float *keys = check_rows(c, kind, (n_keys - 1) * stride + D), *Qt = check_rows(c, CHECK_NORMAL, (int64_t)D * W);
   float *S = check_floats(c, n), *plain = check_floats(c, n);
-  c->kernels->score_dense(n_keys, D, keys, stride, Qt, W, S);
-  c->plain->score_dense(n_keys, D, keys, stride, Qt, W, plain);
+  c->kernels->score_dense(n_keys, D, keys, stride, NULL, Qt, W, S);
+  c->plain->score_dense(n_keys, D, keys, stride, NULL, Qt, W, plain);
   check_bits(c, "S", S, plain, n);
   if (kind == CHECK_NORMAL && stride == D)
     judge_scores(c, S, keys, Qt, n_keys, D, W);

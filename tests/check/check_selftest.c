@@ -24,13 +24,13 @@ static void no_rescale(int32_t n_rows, int32_t E, const float *alpha, float *O) 
   (void)O;
 }
 
-static void one_feature_lost(int32_t n_keys, int32_t K, const void *ids, int32_t id_bytes, const float *values, const float *Qt, int32_t W,
-                             float *S) {
+static void one_feature_lost(int32_t n_keys, int32_t K, const void *ids, int32_t id_bytes, const float *values, const float *key_scale,
+                             const float *Qt, int32_t W, float *S) {
   float fewer[SFA_KEY_TILE * 512];
   memcpy(fewer, values, (size_t)n_keys * (size_t)K * sizeof *values);
   for (int32_t j = 0; j < n_keys; j++)
     fewer[j * K + K - 1] = 0.0f;
-  real->score_codes(n_keys, K, ids, id_bytes, fewer, Qt, W, S);
+  real->score_codes(n_keys, K, ids, id_bytes, fewer, key_scale, Qt, W, S);
 }
 
 static int sum_not_carried(int32_t n_keys, int32_t W, float *S, float *m, float *l, float *alpha) {

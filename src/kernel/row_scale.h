@@ -1,0 +1,49 @@
+/* kernel/row_scale.h: scales of rows of whole numbers, in integer and exact f32 steps: no rounding that an instruction set could change. */
+#ifndef SFA_ROW_SCALE_H
+#define SFA_ROW_SCALE_H
+
+#include "base/half.h"
+#include "kernel/kernel.h"
+
+#define SFA_ROW_SCALE_NAN 0x7e00u
+#define SFA_ROW_SCALE_OVERFLOW 0x7c00u
+
+/* largest: bits of max|x|; most: the largest whole number, 127 or 7. The smallest f16 that is at least max|x| / most; NAN for a row with
+ * inf or NaN, OVERFLOW if there is none. Rounding to nearest twice gives that or the f16 below it, and scale * most is exact in f32
+ * (11 + 7 bits), so one comparison decides. */
+static inline uint16_t sfa_row_scale(uint32_t largest, float most) {
+  if (largest >= 0x7f800000u)
+    return SFA_ROW_SCALE_NAN;
+  float limit = sfa_float_of(largest);
+  uint16_t scale = sfa_f16_from_f32(limit / most);
+  if (scale < SFA_ROW_SCALE_OVERFLOW && sfa_f32_from_f16(scale) * most < limit)
+    scale++;
+  return scale;
+}
+
+/* The step 2^e of round_rows. largest: bits of max|x|. NaN for a row without one. */
+static inline float sfa_query_step(uint32_t largest, int32_t n_terms) {
+  if (largest >= (uint32_t)(127 + 100) << 23)
+    return sfa_float_of(0x7fc00000u);
+  int32_t terms = n_terms < SFA_EXACT_TERMS ? n_terms : SFA_EXACT_TERMS, limit = (1 << 24) / (127 * terms), bits = 0;
+  limit = limit < 32767 ? limit : 32767;
+  while (limit >> (bits + 1))
+    bits++;
+  int32_t e = (int32_t)(largest >> 23) - 127 - bits; /* then max|x| / 2^e is in [2^bits, 2^(bits + 1)) */
+  if (e >= -100 && sfa_float_of((largest & 0x7fffffu) | (uint32_t)(127 + bits) << 23) > (float)limit)
+    e++;
+  return sfa_float_of((uint32_t)(127 + (e < -100 ? -100 : e)) << 23);
+}
+
+/* Element `at` of stored rows, before the row's scale. */
+static inline float sfa_stored_value(sfa_dtype dtype, const void *values, int64_t at) {
+  switch (dtype) {
+  case SFA_BF16: return sfa_f32_from_bf16(((const uint16_t *)values)[at]);
+  case SFA_F16: return sfa_f32_from_f16(((const uint16_t *)values)[at]);
+  case SFA_I8: return (float)((const int8_t *)values)[at];
+  case SFA_I4: return (float)((((const uint8_t *)values)[at >> 1] >> 4 * (at & 1) & 15) - 8);
+  default: return ((const float *)values)[at];
+  }
+}
+
+#endif
