@@ -37,7 +37,8 @@ enum {
   SFA_LANES = 16,    /* query tile widths are multiples of this on every instruction set */
   SFA_MAX_WIDTH = 128,
   SFA_EXACT_TERMS = 32, /* slots whose products with an int8 key are summed exactly */
-  SFA_KEYS_ROWS = 16    /* most query rows of the slots whose lanes are keys */
+  SFA_KEYS_ROWS = 16,   /* most query rows of the slots whose lanes are keys */
+  SFA_EXPAND_SLACK = 16 /* bytes behind the values of expand_add */
 };
 
 /* Bytes of one row's table for score_keys. */
@@ -137,6 +138,14 @@ typedef struct sfa_kernels {
   /* O [n_rows][E] += P V with V as it is stored: the bits of load_rows + value_product_masked (up to the sign of a zero). A key whose P
    * is 0 in every row is not read. */
   void (*value_keys)(const sfa_stored_rows *values, int32_t n_rows, const float *P, int32_t E, float *O);
+
+  /* ---- an inverted index: keys of a feature are the set bits of its bitmap ---- */
+
+  /* sums [64 n_words] += q * value, exactly: bit b of words[w] is key 64 w + b, and values [n_values] are those of the set bits in rising
+   * order; SFA_EXPAND_SLACK bytes behind them can be read. |q| <= 32767. */
+  void (*expand_add)(int64_t n_words, const uint64_t *words, int64_t n_values, const int8_t *values, int32_t q, int32_t *sums);
+  /* S[j] = sums[j] * step * (scales[j] * query_scale), rounding as score_keys does. scales: f16. n: a multiple of SFA_KEY_TILE. */
+  void (*scale_sums)(int64_t n, const int32_t *sums, float step, const uint16_t *scales, float query_scale, float *S);
 
   /* ---- joining ---- */
 

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "kernel/convert_tmpl.c"
+#include "kernel/expand_tmpl.c"
 #include "kernel/keys_scalar.c"
 #include "kernel/score_tmpl.c"
 #include "kernel/softmax_tmpl.c"

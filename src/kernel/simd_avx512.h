@@ -12,6 +12,7 @@
 
 #define V_INLINE static inline __attribute__((always_inline, unused))
 #define V_LANES 16
+#define V_EXPAND /* has vi_expand_i8 */
 /* Register blocks of the products: 24 accumulators of 32 registers. */
 #define V_SCORE_KEYS(columns) ((columns) == 4 ? 6 : (columns) == 3 ? 8 : (columns) == 2 ? 8 : 16)
 #define V_SCORE_COLUMNS 4
@@ -46,11 +47,20 @@ V_INLINE vi vf_bits(vf x) { return _mm512_castps_si512(x); }
 
 V_INLINE vi vi_load(const int32_t *p) { return _mm512_loadu_si512(p); }
 V_INLINE vi vi_set(int32_t x) { return _mm512_set1_epi32(x); }
+V_INLINE vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
+V_INLINE void vi_store(int32_t *p, vi x) { _mm512_storeu_si512(p, x); }
 V_INLINE vi vi_sub(vi a, vi b) { return _mm512_sub_epi32(a, b); }
 V_INLINE vi vi_max(vi a, vi b) { return _mm512_max_epi32(a, b); }
 V_INLINE vi vi_and(vi a, vi b) { return _mm512_and_si512(a, b); }
 V_INLINE vf vi_to_float(vi x) { return _mm512_cvtepi32_ps(x); }
 V_INLINE int32_t vi_reduce_max(vi x) { return _mm512_reduce_max_epi32(x); }
+
+/* Products of the low 16 bits of both, the high ones of b being 0. */
+V_INLINE vi vi_mul_i16(vi a, vi b) { return _mm512_madd_epi16(a, b); }
+/* The next values at the lanes of a mask, 0 elsewhere; reads 16. */
+V_INLINE vi vi_expand_i8(vm m, const int8_t *values) {
+  return _mm512_maskz_expand_epi32(m, _mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)values)));
+}
 
 V_INLINE vm vi_gt(vi a, vi b) { return _mm512_cmpgt_epi32_mask(a, b); }
 V_INLINE vm vf_eq(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }

@@ -44,6 +44,13 @@ static void tie_to_the_higher(int64_t n_rows, const float *x, int64_t row_stride
     ((uint8_t *)ids)[K - 1]++;
 }
 
+static void last_posting_lost(int64_t n_words, const uint64_t *words, int64_t n_values, const int8_t *values, int32_t q, int32_t *sums) {
+  uint64_t fewer[64];
+  memcpy(fewer, words, (size_t)n_words * sizeof *words);
+  fewer[n_words - 1] &= ~(uint64_t)0 >> 1;
+  real->expand_add(n_words, fewer, n_values, values, q, sums);
+}
+
 static const struct bug {
   const char *name;
   const check_entry *entries;
@@ -60,6 +67,7 @@ static const struct bug {
     {"no rescale", check_forward_entries, "forward", {.rescale = no_rescale}},
     {"one feature lost", check_scores_entries, "score_codes", {.score_codes = one_feature_lost}},
     {"one feature lost", check_forward_entries, "forward", {.score_codes = one_feature_lost}},
+    {"last posting lost", check_postings_entries, "expand_add", {.expand_add = last_posting_lost}},
     {"sum not carried over", check_values_entries, "softmax_tile", {.softmax_tile = sum_not_carried}},
     {"sum not carried over", check_forward_entries, "forward", {.softmax_tile = sum_not_carried}},
     {"tie to the higher feature", check_codes_entries, "topk", {.topk = tie_to_the_higher}},
