@@ -40,7 +40,22 @@ SFA_API int64_t sfa_cache_len(const sfa_cache *cache, int32_t sequence, int32_t 
 SFA_API sfa_status sfa_cache_truncate(sfa_cache *cache, int32_t sequence, int64_t new_len);
 /* Makes slot `to` (emptied first) a copy of the first prefix_len tokens of slot `from`; full pages are shared, not copied. */
 SFA_API sfa_status sfa_cache_fork(sfa_cache *cache, int32_t from, int32_t to, int64_t prefix_len);
-/* Bytes of the pages in use, shared ones counted once. */
+
+/* ---- Pages as bytes: saving them, and using saved ones where they lie ---- */
+
+/* Bytes of a page of a layer: docs/LAYOUTS.md. 0 for a wrong layer. */
+SFA_API size_t sfa_cache_page_bytes(const sfa_cache *cache, int32_t layer);
+/* Copies page `index` (tokens 64 index .. 64 index + 63) of a layer of a sequence to image [sfa_cache_page_bytes]. Every byte is defined:
+ * the header, rows beyond the sequence's length and unused bytes are 0. */
+SFA_API sfa_status sfa_cache_page_save(const sfa_cache *cache, int32_t sequence, int32_t layer, int64_t index, void *image);
+/* Makes an empty layer of a sequence hold `len` tokens that lie in such images: pages [ceil(len / 64)], each 64-byte aligned. The array is
+ * copied, the images are used where they are: never written nor freed, so they may be read-only and shared by processes. They must stay
+ * until no sequence uses them: after the cache's end, or the truncation of every sequence that has them. Appending, truncating and forking
+ * work as ever; a last page that is not full is copied when something is appended to it. Ids must ascend and be below D, as they do in
+ * every image that sfa_cache_page_save made: the bytes are not looked at. */
+SFA_API sfa_status sfa_cache_map(sfa_cache *cache, int32_t sequence, int32_t layer, int64_t len, const void *const *pages);
+
+/* Bytes of the cache's own pages in use, shared ones counted once; mapped pages are not among them. */
 SFA_API size_t sfa_cache_bytes(const sfa_cache *cache);
 /* Bytes that one token takes over all layers: codes, scales and values, without the unused rest of a page. */
 SFA_API size_t sfa_cache_token_bytes(const sfa_cache *cache);

@@ -85,6 +85,45 @@ sfa_status sfa_cache_fork(sfa_cache *cache, int32_t from, int32_t to, int64_t pr
   return sfa_cache_pages_fork(cache, from, to, prefix_len);
 }
 
+static sfa_status check_layer(const sfa_cache *cache, int32_t layer) {
+  SFA_REQUIRE(cache->ctx, layer >= 0 && layer < cache->n_layers, "layer is %d: the cache has %d", layer, cache->n_layers);
+  return SFA_OK;
+}
+
+size_t sfa_cache_page_bytes(const sfa_cache *cache, int32_t layer) {
+  return cache && layer >= 0 && layer < cache->n_layers ? cache->layers[layer].page_bytes : 0;
+}
+
+sfa_status sfa_cache_page_save(const sfa_cache *cache, int32_t sequence, int32_t layer, int64_t index, void *image) {
+  if (!cache)
+    return SFA_ERROR_ARGUMENT;
+  SFA_TRY(check_slot(cache, "sequence", sequence));
+  SFA_TRY(check_layer(cache, layer));
+  int64_t n_pages = sfa_page_count(sfa_cache_table_of(cache, sequence, layer)->len);
+  SFA_REQUIRE(cache->ctx, index >= 0 && index < n_pages, "index is %lld: layer %d of sequence %d has %lld pages", (long long)index, layer,
+              sequence, (long long)n_pages);
+  SFA_REQUIRE(cache->ctx, image, "image is NULL");
+  sfa_cache_pages_save(cache, sequence, layer, index, image);
+  return SFA_OK;
+}
+
+sfa_status sfa_cache_map(sfa_cache *cache, int32_t sequence, int32_t layer, int64_t len, const void *const *pages) {
+  if (!cache)
+    return SFA_ERROR_ARGUMENT;
+  sfa_context *ctx = cache->ctx;
+  SFA_TRY(check_slot(cache, "sequence", sequence));
+  SFA_TRY(check_layer(cache, layer));
+  SFA_REQUIRE(ctx, len >= 0 && len <= INT32_MAX, "len is %lld: it must be from 0 to 2^31 - 1", (long long)len);
+  int64_t held = sfa_cache_table_of(cache, sequence, layer)->len;
+  SFA_REQUIRE(ctx, held == 0, "layer %d of sequence %d holds %lld tokens: pages are mapped into an empty one, truncate it to 0 first",
+              layer, sequence, (long long)held);
+  SFA_REQUIRE(ctx, pages || len == 0, "pages is NULL");
+  for (int64_t p = 0; p < sfa_page_count(len); p++)
+    SFA_REQUIRE(ctx, pages[p] && (uintptr_t)pages[p] % 64 == 0, "page %lld lies at %p: a page begins at a multiple of 64", (long long)p,
+                pages[p]);
+  return sfa_cache_pages_map(cache, sequence, layer, len, pages);
+}
+
 size_t sfa_cache_bytes(const sfa_cache *cache) { return cache ? cache->bytes : 0; }
 
 size_t sfa_cache_token_bytes(const sfa_cache *cache) {

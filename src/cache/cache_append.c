@@ -67,15 +67,19 @@ sfa_status sfa_cache_pages_append(sfa_cache *cache, int32_t sequence, int32_t la
   SFA_TRY(sfa_cache_table_reserve(cache, table, new_pages));
   SFA_TRY(take_pages(cache, layer, table->pages, old_pages, new_pages));
   sfa_status status = SFA_OK;
-  /* The last page has room but other users as well: from here on this table has its own copy. */
+  /* The last page has room but is mapped, or has other users as well: from here on this table has its own copy. */
   unsigned char **last = &table->pages[old_pages - (old_pages > 0)];
-  if (table->len % SFA_PAGE_LEN && ((sfa_page *)(void *)*last)->n_users > 1) {
+  bool mapped = table->n_mapped == old_pages;
+  if (table->len % SFA_PAGE_LEN && (mapped || ((sfa_page *)(void *)*last)->n_users > 1)) {
     unsigned char *copy;
     status = sfa_cache_page_take(cache, layer, &copy);
     if (status == SFA_OK) {
       cache->backend->memory_copy(cache->ctx, copy + SFA_PAGE_HEADER, *last + SFA_PAGE_HEADER,
                                   cache->layers[layer].page_bytes - SFA_PAGE_HEADER);
-      sfa_cache_page_release(cache, layer, *last);
+      if (mapped)
+        table->n_mapped--;
+      else
+        sfa_cache_page_release(cache, layer, *last);
       *last = copy;
     }
   }

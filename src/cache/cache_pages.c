@@ -48,8 +48,9 @@ sfa_status sfa_cache_table_reserve(sfa_cache *cache, sfa_cache_table *table, int
 void sfa_cache_table_cut(sfa_cache *cache, int32_t layer, sfa_cache_table *table, int64_t new_len) {
   if (new_len >= table->len)
     return;
-  for (int64_t p = sfa_page_count(new_len); p < sfa_page_count(table->len); p++)
+  for (int64_t p = sfa_max64(sfa_page_count(new_len), table->n_mapped); p < sfa_page_count(table->len); p++)
     sfa_cache_page_release(cache, layer, table->pages[p]);
+  table->n_mapped = sfa_min64(table->n_mapped, sfa_page_count(new_len));
   table->len = new_len;
 }
 
@@ -61,13 +62,44 @@ sfa_status sfa_cache_pages_fork(sfa_cache *cache, int32_t from, int32_t to, int6
     const sfa_cache_table *source = sfa_cache_table_of(cache, from, layer);
     sfa_cache_table *target = sfa_cache_table_of(cache, to, layer);
     sfa_cache_table_cut(cache, layer, target, 0);
+    target->n_mapped = sfa_min64(source->n_mapped, sfa_page_count(prefix_len));
     for (int64_t p = 0; p < sfa_page_count(prefix_len); p++) {
       target->pages[p] = source->pages[p];
-      ((sfa_page *)(void *)source->pages[p])->n_users++;
+      if (p >= target->n_mapped)
+        ((sfa_page *)(void *)source->pages[p])->n_users++;
     }
     target->len = prefix_len;
   }
   return SFA_OK;
+}
+
+sfa_status sfa_cache_pages_map(sfa_cache *cache, int32_t sequence, int32_t layer, int64_t len, const void *const *pages) {
+  sfa_cache_table *table = sfa_cache_table_of(cache, sequence, layer);
+  SFA_TRY(sfa_cache_table_reserve(cache, table, sfa_page_count(len)));
+  for (int64_t p = 0; p < sfa_page_count(len); p++)
+    table->pages[p] = (unsigned char *)(uintptr_t)pages[p];
+  table->n_mapped = sfa_page_count(len);
+  table->len = len;
+  return SFA_OK;
+}
+
+void sfa_cache_pages_save(const sfa_cache *cache, int32_t sequence, int32_t layer_index, int64_t index, void *image) {
+  const sfa_cache_table *table = sfa_cache_table_of(cache, sequence, layer_index);
+  const sfa_cache_layer *layer = &cache->layers[layer_index];
+  const struct {
+    size_t offset, row_bytes;
+  } streams[] = {{layer->k_ids, sfa_row_ids_bytes(&layer->k)},
+                 {layer->k_values, sfa_row_values_bytes(&layer->k)},
+                 {layer->k_scales, sfa_row_scale_bytes(&layer->k)},
+                 {layer->v_values, sfa_row_values_bytes(&layer->v)},
+                 {layer->v_scales, sfa_row_scale_bytes(&layer->v)}};
+  size_t n_rows = (size_t)sfa_min64(SFA_PAGE_LEN, table->len - index * SFA_PAGE_LEN);
+  memset(image, 0, layer->page_bytes);
+  for (int32_t g = 0; g < cache->n_kv_heads; g++)
+    for (size_t i = 0; i < sizeof streams / sizeof *streams; i++) {
+      size_t at = SFA_PAGE_HEADER + (size_t)g * layer->head_bytes + streams[i].offset;
+      cache->backend->memory_copy(cache->ctx, (unsigned char *)image + at, table->pages[index] + at, n_rows * streams[i].row_bytes);
+    }
 }
 
 /* ---- Create ------------------------------------------------------------------------------------------------------------------------ */

@@ -25,9 +25,11 @@ typedef struct sfa_cache_layer {
   sfa_page *free_pages;
 } sfa_cache_layer;
 
-/* The pages of one layer of one sequence. */
+/* The pages of one layer of one sequence. Mapped pages are somebody else's memory: never written (so they have no users) nor freed. They
+ * come first, because what is appended goes into pages of the cache; a mapped last page that has room is copied before that. */
 typedef struct sfa_cache_table {
   unsigned char **pages; /* [capacity], the first ceil(len / 64) in use */
+  int64_t n_mapped;      /* of these, from the first */
   int64_t capacity;
   int64_t len;
 } sfa_cache_table;
@@ -63,6 +65,10 @@ void sfa_cache_pages_destroy(sfa_cache *cache);
 sfa_status sfa_cache_pages_append(sfa_cache *cache, int32_t sequence, int32_t layer, int64_t n_tokens, const sfa_rows *k,
                                   const sfa_rows *v);
 sfa_status sfa_cache_pages_fork(sfa_cache *cache, int32_t from, int32_t to, int64_t prefix_len);
+/* Makes an empty table of a layer `len` tokens of mapped pages. */
+sfa_status sfa_cache_pages_map(sfa_cache *cache, int32_t sequence, int32_t layer, int64_t len, const void *const *pages);
+/* Page `index` of a table with zeros where it is undefined. */
+void sfa_cache_pages_save(const sfa_cache *cache, int32_t sequence, int32_t layer, int64_t index, void *image);
 /* The keys and values of a layer of a sequence, as attention reads them; valid until the cache changes. */
 void sfa_cache_pages_view(const sfa_cache *cache, int32_t sequence, int32_t layer, sfa_kv_view *view);
 

@@ -9,6 +9,7 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include <sfa/cache.h>
 
@@ -275,6 +276,86 @@ static void sizes(void **state) {
   free_fixture(&f);
 }
 
+/* The first `len` tokens of a slot as images in memory that nobody can write. */
+typedef struct saved_pages {
+  unsigned char *memory;
+  size_t bytes;
+  const void *pages[LAYERS][LEN / 64 + 1];
+} saved_pages;
+
+static saved_pages save_pages(const fixture *f, int32_t sequence, int64_t len) {
+  saved_pages s = {.bytes = 0};
+  int64_t n_pages = (len + 63) / 64;
+  for (int32_t layer = 0; layer < LAYERS; layer++)
+    s.bytes += (size_t)n_pages * sfa_cache_page_bytes(f->cache, layer);
+  s.memory = mmap(NULL, s.bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  assert_true(s.memory != MAP_FAILED);
+  unsigned char *at = s.memory;
+  for (int32_t layer = 0; layer < LAYERS; layer++)
+    for (int64_t p = 0; p < n_pages; p++, at += sfa_cache_page_bytes(f->cache, layer)) {
+      memset(at, 0xee, sfa_cache_page_bytes(f->cache, layer));
+      assert_int_equal(sfa_cache_page_save(f->cache, sequence, layer, p, at), SFA_OK);
+      s.pages[layer][p] = at;
+    }
+  assert_int_equal(mprotect(s.memory, s.bytes, PROT_READ), 0);
+  return s;
+}
+
+static void map_pages(fixture *f, int32_t sequence, int64_t len, const saved_pages *s) {
+  for (int32_t layer = 0; layer < LAYERS; layer++)
+    if (sfa_cache_map(f->cache, sequence, layer, len, s->pages[layer]) != SFA_OK)
+      fail_msg("%s", sfa_context_error(f->ctx));
+}
+
+/* Saved pages, mapped read-only into other caches: attention, append, truncate, fork and the cache's end leave them as they are (a write
+ * would end the process), and every slot answers as if its tokens had been appended there. */
+static void mapping(void **state) {
+  (void)state;
+  static const int64_t lens[] = {1, 63, 64, 65, 130, 192};
+  for (size_t i = 0; i < sizeof lens / sizeof *lens; i++) {
+    int64_t len = lens[i];
+    fixture maker = new_fixture(1, SFA_DTYPE_DEFAULT, SFA_DTYPE_DEFAULT), f = new_fixture(2, SFA_DTYPE_DEFAULT, SFA_DTYPE_DEFAULT);
+    append(&maker, 0, -1, 0, len);
+    saved_pages s = save_pages(&maker, 0, len);
+    map_pages(&f, 0, len, &s);
+    assert_int_equal(sfa_cache_bytes(f.cache), 0);
+    if (len >= 3)
+      expect_contents(&f, 0, len, 0, 0);
+    assert_int_equal(sfa_cache_fork(f.cache, 0, 1, len), SFA_OK);
+    append(&f, 0, -1, 200, 290);
+    expect_contents(&f, 0, len + 90, 90, 200);
+    append(&f, 1, -1, 250, 260);
+    expect_contents(&f, 1, len + 10, 10, 250);
+    assert_int_equal(sfa_cache_fork(f.cache, 0, 2, len + 5), SFA_OK); /* mapped pages and own ones */
+    append(&f, 2, -1, 205, 235);
+    expect_contents(&f, 2, len + 35, 35, 200);
+    for (int64_t cut = len; cut > 40; cut -= 37) { /* into the mapped pages, and on */
+      assert_int_equal(sfa_cache_truncate(f.cache, 0, cut), SFA_OK);
+      append(&f, 0, -1, 280, 290);
+      expect_contents(&f, 0, cut + 10, 10, 280);
+      assert_int_equal(sfa_cache_truncate(f.cache, 0, cut), SFA_OK);
+    }
+    expect_contents(&f, 1, len + 10, 10, 250);
+    /* Saved again, from mapped and own pages: the same bytes. */
+    sfa_cache_truncate(f.cache, 1, len);
+    saved_pages again = save_pages(&f, 1, len);
+    assert_int_equal(again.bytes, s.bytes);
+    assert_memory_equal(again.memory, s.memory, s.bytes);
+    sfa_cache_truncate(f.cache, 0, 0);
+    sfa_cache_truncate(f.cache, 1, 0);
+    sfa_cache_truncate(f.cache, 2, 0);
+    assert_int_equal(sfa_cache_bytes(f.cache), 0);
+    map_pages(&f, 1, len, &s);
+    free_fixture(&f); /* leaves the pages */
+    map_pages(&maker, 1, len, &s);
+    if (len >= 3)
+      expect_contents(&maker, 1, len, 0, 0);
+    free_fixture(&maker);
+    munmap(s.memory, s.bytes);
+    munmap(again.memory, again.bytes);
+  }
+}
+
 /* ---- Failures
  * ---------------------------------------------------------------------------------------------------------------------------------- */
 
@@ -414,14 +495,39 @@ static void wrong_arguments(void **state) {
     free(workspace);
     sfa_attention_plan_destroy(plan);
   }
+
+  _Alignas(64) static unsigned char image[1 << 16];
+  const void *whole[] = {image, image}, *crooked[] = {image + 8, image}, *absent[] = {image, NULL};
+  assert_true(sfa_cache_page_bytes(f.cache, 0) > 64 && sfa_cache_page_bytes(f.cache, 0) <= sizeof image);
+  assert_int_equal(sfa_cache_page_bytes(f.cache, LAYERS), 0);
+  assert_int_equal(sfa_cache_page_bytes(NULL, 0), 0);
+  assert_int_equal(sfa_cache_page_save(f.cache, 0, 0, 1, image), SFA_ERROR_ARGUMENT);
+  assert_int_equal(sfa_cache_page_save(f.cache, 0, 0, -1, image), SFA_ERROR_ARGUMENT);
+  assert_int_equal(sfa_cache_page_save(f.cache, 0, LAYERS, 0, image), SFA_ERROR_ARGUMENT);
+  assert_int_equal(sfa_cache_page_save(f.cache, 3, 0, 0, image), SFA_ERROR_ARGUMENT);
+  assert_int_equal(sfa_cache_page_save(f.cache, 0, 0, 0, NULL), SFA_ERROR_ARGUMENT);
+  assert_int_equal(sfa_cache_page_save(NULL, 0, 0, 0, image), SFA_ERROR_ARGUMENT);
+  assert_int_equal(sfa_cache_page_save(f.cache, 0, 0, 0, image), SFA_OK);
+  assert_int_equal(sfa_cache_map(f.cache, 0, 0, 100, whole), SFA_ERROR_ARGUMENT); /* not empty */
+  assert_int_equal(sfa_cache_map(f.cache, 1, 0, 100, crooked), SFA_ERROR_ARGUMENT);
+  assert_int_equal(sfa_cache_map(f.cache, 1, 0, 100, absent), SFA_ERROR_ARGUMENT);
+  assert_int_equal(sfa_cache_map(f.cache, 1, 0, 100, NULL), SFA_ERROR_ARGUMENT);
+  assert_int_equal(sfa_cache_map(f.cache, 1, 0, -1, whole), SFA_ERROR_ARGUMENT);
+  assert_int_equal(sfa_cache_map(f.cache, 1, 0, (int64_t)INT32_MAX + 1, whole), SFA_ERROR_ARGUMENT);
+  assert_int_equal(sfa_cache_map(f.cache, 1, LAYERS, 100, whole), SFA_ERROR_ARGUMENT);
+  assert_int_equal(sfa_cache_map(f.cache, 3, 0, 100, whole), SFA_ERROR_ARGUMENT);
+  assert_int_equal(sfa_cache_map(NULL, 1, 0, 100, whole), SFA_ERROR_ARGUMENT);
+  assert_int_equal(sfa_cache_len(f.cache, 1, 0), 0);
+  assert_int_equal(sfa_cache_map(f.cache, 1, 0, 0, NULL), SFA_OK);
   sfa_cache_destroy(NULL);
   free_fixture(&f);
 }
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(chunks), cmocka_unit_test(company),      cmocka_unit_test(forks),     cmocka_unit_test(truncation),
-      cmocka_unit_test(sizes),  cmocka_unit_test(range_errors), cmocka_unit_test(no_memory), cmocka_unit_test(wrong_arguments),
+      cmocka_unit_test(chunks),       cmocka_unit_test(company),   cmocka_unit_test(forks),
+      cmocka_unit_test(truncation),   cmocka_unit_test(mapping),   cmocka_unit_test(sizes),
+      cmocka_unit_test(range_errors), cmocka_unit_test(no_memory), cmocka_unit_test(wrong_arguments),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
