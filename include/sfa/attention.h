@@ -5,7 +5,12 @@
  *
  * What is promised about bits: the output of a query row depends on its own query, on the keys and values that it may see and on the
  * options; not on the other rows of the call, on how a prompt is cut into calls, on the batch, on n_threads or on the instruction set.
- * With k_k = 0 or D (and k_q = 0 or D) the result is that of the dense twin, bit for bit.
+ * With k_k = 0 or D (and k_q = 0 or D) the result is that of the dense twin, bit for bit. Two things are outside of the promise, and both
+ * can be turned off: the 16-bit arithmetic of AMX machines (SFA_PRECISION_F32 turns it off; it still does not depend on n_threads or on
+ * the batch), and eps > 0, which leaves values out.
+ *
+ * Against keys stored as SFA_I8 a query row is rounded as well, to a grid so fine that every score is a sum of whole numbers below 2^24,
+ * exact in any order (docs/NUMERICS.md): at K = 16 to 1/4128 of its largest entry or better, a hundredth of the keys' own rounding.
  */
 #ifndef SFA_ATTENTION_H
 #define SFA_ATTENTION_H
@@ -50,7 +55,48 @@ SFA_API sfa_status sfa_codes_to_csr(sfa_context *ctx, const sfa_codes *codes, in
  * column, val [n_rows * K]. */
 SFA_API sfa_status sfa_codes_to_csc(sfa_context *ctx, const sfa_codes *codes, int64_t *col_ptr, int64_t *row, float *val);
 
+/* ---- Dense rows ------------------------------------------------------------------------------------------------------------ */
+
+/* Rotary position embedding, applied to dense rows as they are read, before top-k (docs/MATH.md 1). Row t of a sequence (counted from its
+ * first query, or from the first token appended) takes line t of the tables. With angle a of pair p: x' = x cos a - y sin a,
+ * y' = y cos a + x sin a. */
+typedef struct sfa_rope {
+  const float *cos, *sin; /* [n_tokens][n_rotated / 2] */
+  int32_t n_rotated;      /* the first features of a row; even, at most D; the others stay */
+  int32_t interleaved;    /* 0: pair p is features p and p + n_rotated / 2; 1: features 2 p and 2 p + 1 */
+} sfa_rope;
+
+/* One dense operand [token][head][dim]; the last dimension is contiguous. */
+typedef struct sfa_rows {
+  const void *data;
+  sfa_dtype dtype;      /* SFA_F32 or SFA_BF16; 0: SFA_F32 */
+  int64_t batch_stride; /* elements between sequences; 0: max_seqlen * token_stride. Unused with cu_seqlens */
+  int64_t token_stride; /* 0: heads * dim */
+  int64_t head_stride;  /* 0: dim */
+  const sfa_rope *rope; /* NULL: none. Of queries, and of keys that a cache takes; with cu_seqlens its lines are the packed tokens' */
+} sfa_rows;
+
 /* ---- Attention forward: plan, then run (paper section 3.2, docs/MATH.md 2 and 3) -------------------------------------------- */
+
+/* Ways to the same result, which the planner chooses among; asking for one that the call excludes is SFA_ERROR_UNSUPPORTED. */
+typedef enum sfa_policy {
+  SFA_POLICY_AUTO = 0,       /* the planner's choice by shape, k, instruction set and costs (sfa_attention_plan_report tells it) */
+  SFA_POLICY_TILES = 1,      /* f32, lanes are queries: 64-key tiles, feature-major query tile */
+  SFA_POLICY_KEYS = 2,       /* f32 and whole numbers, lanes are keys: few query rows. The same bits as TILES */
+  SFA_POLICY_HALF_CODES = 3, /* f16 scores from codes, exp by table, values by AMX (16-bit precision) */
+  SFA_POLICY_HALF_DENSE = 4, /* scores of the densified operands by AMX, the rest as HALF_CODES */
+  SFA_POLICY_PAPER = 5,      /* Algorithm 1 of the paper: CSR queries, posting lists of a key tile, scatter-add; for comparison */
+  SFA_POLICY_POSTINGS = 6    /* decode with sparse q over an inverted index (sfa/postings.h); the same bits as KEYS over SFA_I8 codes */
+} sfa_policy;
+
+typedef enum sfa_precision {
+  SFA_PRECISION_DEFAULT = 0, /* 16-bit where it is faster and k_dtype and v_dtype have 16 bits or less; else f32 */
+  SFA_PRECISION_F32 = 1,     /* f32 throughout: the same bits on every machine */
+  SFA_PRECISION_HALF = 2     /* 16-bit also where keys or values are stored in f32 */
+} sfa_precision;
+
+/* What operations cost on a machine, in nanoseconds on one thread: what the planner compares (sfa/plan.h). */
+typedef struct sfa_costs sfa_costs;
 
 typedef struct sfa_attention_options {
   size_t struct_size; /* sizeof(sfa_attention_options) */
@@ -71,7 +117,7 @@ typedef struct sfa_attention_options {
   /* Storage of keys and values that the result is defined on: they are rounded to it before use, as a cache would.
    * Ignored by sfa_attention_run_cached (the cache has its own). */
   sfa_dtype k_dtype; /* SFA_F32 (default), SFA_BF16, SFA_F16 or SFA_I8 */
-  sfa_dtype v_dtype; /* the same choices */
+  sfa_dtype v_dtype; /* the same choices, or SFA_I4 */
 
   /* Scores: s = softmax_scale * q.k, then softcap * tanh(s / softcap), then + alibi_slope[h] * (j - i). */
   float softmax_scale; /* 0: 1 / sqrt(D) */
@@ -82,6 +128,16 @@ typedef struct sfa_attention_options {
   int32_t has_window;     /* 1: window_size holds; 0: unlimited */
   int64_t window_size[2]; /* left and right, both inclusive: i - left <= j <= i + right; -1: unlimited */
   int64_t n_sink_tokens;  /* the first keys stay visible however far left of a window they are */
+
+  /* How. */
+  sfa_policy policy;
+  sfa_precision precision;
+  const sfa_costs *costs; /* NULL: those of the instruction set in the source. Copied */
+
+  /* Mass of the softmax that decode may leave out, with a certificate (docs/MATH.md 7): 0 (exact) to 0.5. A row leaves out the keys of
+   * the smallest weights, whose sum rho <= eps is returned in args.dropped, and is renormalised over the others; then
+   * |o - o_exact| <= 2 rho max|v|. lse stays that of all keys. Used by SFA_POLICY_KEYS and POSTINGS; the others are exact (rho = 0). */
+  float eps;
 } sfa_attention_options;
 
 typedef struct sfa_attention_plan sfa_attention_plan;
@@ -91,15 +147,6 @@ SFA_API sfa_status sfa_attention_plan_create(sfa_context *ctx, const sfa_attenti
 SFA_API void sfa_attention_plan_destroy(sfa_attention_plan *plan);
 /* Bytes that run wants; linear in max_seqlen_q + max_seqlen_k. */
 SFA_API size_t sfa_attention_workspace_bytes(const sfa_attention_plan *plan);
-
-/* One dense operand [token][head][dim]; the last dimension is contiguous. */
-typedef struct sfa_rows {
-  const void *data;
-  sfa_dtype dtype;      /* SFA_F32 or SFA_BF16; 0: SFA_F32 */
-  int64_t batch_stride; /* elements between sequences; 0: max_seqlen * token_stride. Unused with cu_seqlens */
-  int64_t token_stride; /* 0: heads * dim */
-  int64_t head_stride;  /* 0: dim */
-} sfa_rows;
 
 typedef struct sfa_attention_args {
   size_t struct_size; /* sizeof(sfa_attention_args) */
@@ -120,8 +167,13 @@ typedef struct sfa_attention_args {
   const float *sink_logit;   /* [H] a logit that joins the softmax sum without a value; NULL: none */
   const float *alibi_slopes; /* [H]; NULL: none */
 
-  float *out; /* [B][T][H][E] f32, contiguous. A row that sees no key gives 0 */
-  float *lse; /* [B][T][H] natural log of the softmax sum, -inf where no key is seen; NULL: not wanted */
+  float *out;     /* [B][T][H][E] f32, contiguous. A row that sees no key gives 0 */
+  float *lse;     /* [B][T][H] natural log of the softmax sum, -inf where no key is seen; NULL: not wanted */
+  float *dropped; /* [B][T][H] rho, the mass really left out; NULL: not wanted */
+
+  /* [B] indices over the layer of the cache (sfa/postings.h), one a sequence, entries may be NULL; NULL: none. SFA_POLICY_POSTINGS scores
+   * by them whatever they cover, AUTO where that is faster; the bits are the same. */
+  const struct sfa_postings *const *postings;
 
   void *workspace; /* 64-byte aligned, sfa_attention_workspace_bytes */
 

@@ -1,6 +1,8 @@
 /* Plan, run, merge: arguments are checked here, the work is the backend's. */
 #include "api/api_check.h"
 #include "attn/attn.h"
+#include "attn/attn_cost.h"
+#include "attn/attn_policy.h"
 #include "cache/cache_pages.h"
 
 #include <math.h>
@@ -34,7 +36,7 @@ static sfa_status check_options(sfa_context *ctx, const sfa_attention_options *g
   o->k_dtype = o->k_dtype ? o->k_dtype : SFA_F32;
   o->v_dtype = o->v_dtype ? o->v_dtype : SFA_F32;
   SFA_TRY(sfa_check_dtype(ctx, "k_dtype", o->k_dtype));
-  SFA_TRY(sfa_check_dtype(ctx, "v_dtype", o->v_dtype));
+  SFA_TRY(sfa_check_value_dtype(ctx, "v_dtype", o->v_dtype));
   SFA_REQUIRE(ctx, isfinite(o->softmax_scale), "softmax_scale is %g: it must be finite, or 0 for 1 / sqrt(head_dim)",
               (double)o->softmax_scale);
   if (o->softmax_scale == 0)
@@ -50,6 +52,24 @@ static sfa_status check_options(sfa_context *ctx, const sfa_attention_options *g
   }
   SFA_REQUIRE(ctx, o->n_sink_tokens >= 0, "n_sink_tokens is %lld: it must not be negative", (long long)o->n_sink_tokens);
   o->n_sink_tokens = sfa_min64(o->n_sink_tokens, INT32_MAX);
+  SFA_REQUIRE(ctx, (unsigned)o->policy <= SFA_POLICY_POSTINGS, "policy is %d: it must be one of SFA_POLICY_AUTO to SFA_POLICY_POSTINGS",
+              (int)o->policy);
+  SFA_REQUIRE(ctx, (unsigned)o->precision <= SFA_PRECISION_HALF,
+              "precision is %d: it must be SFA_PRECISION_DEFAULT, SFA_PRECISION_F32 or SFA_PRECISION_HALF", (int)o->precision);
+  SFA_REQUIRE(ctx, o->eps >= 0 && o->eps <= 0.5f, "eps is %g: it must be from 0 to 0.5", (double)o->eps);
+  return SFA_OK;
+}
+
+/* The costs that the plan compares with: the caller's, or those in the source. */
+static sfa_status check_costs(sfa_context *ctx, const sfa_costs *given, sfa_isa isa, sfa_costs *costs) {
+  if (given) {
+    SFA_REQUIRE(ctx, given->struct_size == sizeof *given, "costs.struct_size is %zu: this library's is %zu, measure the costs again",
+                given->struct_size, sizeof *given);
+    SFA_REQUIRE(ctx, given->isa == isa, "the costs are of %s, the context uses %s: measure them under it, or pass NULL",
+                sfa_isa_name(given->isa), sfa_isa_name(isa));
+    SFA_REQUIRE(ctx, sfa_attn_costs_usable(given), "an entry of the costs is not a positive time: measure them again, or pass NULL");
+  }
+  *costs = given ? *given : *sfa_attn_costs_of(isa);
   return SFA_OK;
 }
 
@@ -59,11 +79,17 @@ sfa_status sfa_attention_plan_create(sfa_context *ctx, const sfa_attention_optio
   SFA_REQUIRE(ctx, plan, "plan is NULL");
   *plan = NULL;
   sfa_attention_plan filled = {.ctx = ctx, .kernels = sfa_kernel_select(ctx->isa)};
+  char why[SFA_ATTN_WHY_BYTES];
   if (!filled.kernels)
     return sfa_fail(ctx, SFA_ERROR_UNSUPPORTED, "this build has no kernels for %s", sfa_isa_name(ctx->isa));
   SFA_TRY(check_options(ctx, options, &filled.options));
-  SFA_REQUIRE(ctx, sfa_attn_plan_fill(&filled), "%d sequences of %lld keys and %d heads do not fit an address", filled.options.n_sequences,
-              (long long)filled.options.max_seqlen_k, filled.options.n_kv_heads);
+  SFA_TRY(check_costs(ctx, options->costs, ctx->isa, &filled.costs));
+  filled.options.costs = NULL;
+  sfa_attn_plan_shape(&filled);
+  if (!sfa_attn_policy_choose(&filled, why))
+    return sfa_fail(ctx, SFA_ERROR_UNSUPPORTED, "policy %s: %s", sfa_policy_name(options->policy), why);
+  SFA_REQUIRE(ctx, sfa_attn_plan_workspace(&filled), "%d sequences of %lld keys and %d heads do not fit an address",
+              filled.options.n_sequences, (long long)filled.options.max_seqlen_k, filled.options.n_kv_heads);
   SFA_TRY(sfa_alloc(ctx, sizeof filled, "an attention plan", (void **)plan));
   **plan = filled;
   return SFA_OK;
@@ -125,8 +151,7 @@ static sfa_status check_args(const sfa_attention_plan *plan, const sfa_attention
 }
 
 static void attend(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_kv_view *views) {
-  const sfa_backend *backend = sfa_backend_of(plan->ctx);
-  (plan->split ? backend->decode : backend->prefill)(plan, args, views);
+  sfa_backend_of(plan->ctx)->attend(plan, args, views);
   sfa_attn_stages_add(plan, args);
 }
 

@@ -8,7 +8,10 @@
  * SFA_ERROR_RANGE: a value that the storage type cannot hold. */
 sfa_status sfa_attn_prepare(const sfa_attention_plan *plan, const sfa_attention_args *args, sfa_kv_view *views);
 
-/* Contracts: sfa_backend. */
+/* The policy of the plan. Contract: sfa_backend.attend. */
+void sfa_attn_attend(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_kv_view *views);
+/* SFA_POLICY_TILES: many rows, an item all keys of a few blocks; few rows over many keys, an item a span, joined afterwards. */
+void sfa_attn_tiles(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_kv_view *views);
 void sfa_attn_prefill(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_kv_view *views);
 void sfa_attn_decode(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_kv_view *views);
 

@@ -1,5 +1,5 @@
 /* Tiles, splits, workspace. */
-#include "attn/attn_plan.h"
+#include "attn/attn_policy.h"
 
 #include "code/code.h"
 
@@ -21,7 +21,7 @@ static bool add_array(size_t *total, size_t count, size_t bytes, size_t *offset)
   return sfa_mul_size(count, bytes, &size) && sfa_add_size(size, 63, &size) && sfa_add_size(*total, size & ~(size_t)63, total);
 }
 
-bool sfa_attn_plan_fill(sfa_attention_plan *plan) {
+void sfa_attn_plan_shape(sfa_attention_plan *plan) {
   const sfa_attention_options *o = &plan->options;
   plan->group = o->n_heads / o->n_kv_heads;
   int64_t n_rows = o->max_seqlen_q * plan->group;
@@ -39,7 +39,12 @@ bool sfa_attn_plan_fill(sfa_attention_plan *plan) {
   plan->v_format = (sfa_row_format){o->head_dim_v, 0, o->v_dtype};
   plan->encode_k = plan->k_format.k || o->k_dtype != SFA_F32;
   plan->encode_v = o->v_dtype != SFA_F32;
+}
 
+bool sfa_attn_plan_workspace(sfa_attention_plan *plan) {
+  const sfa_attention_options *o = &plan->options;
+  const sfa_attn_way *way = sfa_attn_way_of(plan->policy);
+  int64_t n_blocks = (int64_t)o->n_sequences * o->n_kv_heads * plan->n_blocks;
   sfa_attn_state state;
   sfa_attn_scratch scratch;
   plan->part_bytes = sfa_attn_state_place(plan, NULL, &state);
@@ -54,6 +59,7 @@ bool sfa_attn_plan_fill(sfa_attention_plan *plan) {
       add_array(&total, (size_t)o->n_sequences, sizeof(sfa_kv_view), &plan->views) &&
       add_array(&total, n_parts * (size_t)plan->n_spans, plan->part_bytes, &plan->parts) &&
       add_array(&total, (size_t)plan->ctx->n_threads, plan->scratch_bytes, &plan->scratch) &&
+      add_array(&total, way->workspace_bytes ? way->workspace_bytes(plan) : 0, 1, &plan->way_memory) &&
       add_array(&total, n_k, sfa_row_ids_bytes(k), &plan->k_ids) && add_array(&total, n_k, sfa_row_values_bytes(k), &plan->k_values) &&
       add_array(&total, n_k, sfa_row_scale_bytes(k), &plan->k_scales) && add_array(&total, n_v, sfa_row_values_bytes(v), &plan->v_values) &&
       add_array(&total, n_v, sfa_row_scale_bytes(v), &plan->v_scales);
@@ -96,14 +102,18 @@ size_t sfa_attn_scratch_place(const sfa_attention_plan *plan, void *memory, int3
   size_t k_width = (size_t)(o->k_k ? o->k_k : o->head_dim);
   s->stage_ns = take(memory, &used, SFA_STAGE_COUNT, sizeof(int64_t));
   s->q_rows = take(memory, &used, W * D, sizeof(float));
+  s->q_step = take(memory, &used, W, sizeof(float));
+  s->q_table = take(memory, &used, plan->policy == SFA_POLICY_KEYS ? W : 0, sfa_query_table_bytes(o->head_dim));
   s->q_values = take(memory, &used, W * (size_t)o->k_q, sizeof(float));
   s->q_ids = take(memory, &used, W * (size_t)o->k_q, id_bytes);
   s->id_rows = take(memory, &used, W, sizeof(void *));
   s->value_rows = take(memory, &used, W, sizeof(float *));
   s->k_rows = take(memory, &used, SFA_KEY_TILE * k_width, sizeof(float));
   s->k_ids = take(memory, &used, SFA_KEY_TILE * (size_t)o->k_k, id_bytes);
+  s->k_dense = take(memory, &used, plan->densify ? SFA_KEY_TILE * D : 0, sizeof(float));
   s->v_rows = take(memory, &used, SFA_KEY_TILE * E, sizeof(float));
   s->scales = take(memory, &used, SFA_KEY_TILE, sizeof(uint16_t));
+  s->k_scale = take(memory, &used, SFA_KEY_TILE, sizeof(float));
   s->scores = take(memory, &used, SFA_KEY_TILE * W, sizeof(float));
   s->alpha = take(memory, &used, W, sizeof(float));
   s->tile_position = take(memory, &used, W, sizeof(int32_t));

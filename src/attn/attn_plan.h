@@ -3,6 +3,8 @@
 #ifndef SFA_ATTN_PLAN_H
 #define SFA_ATTN_PLAN_H
 
+#include <sfa/plan.h>
+
 #include "backend/backend.h"
 #include "kernel/kernel.h"
 
@@ -16,7 +18,12 @@ enum {
 struct sfa_attention_plan {
   sfa_context *ctx;
   const sfa_kernels *kernels;
-  sfa_attention_options options; /* defaults filled in; k_q and k_k as given */
+  sfa_attention_options options; /* defaults filled in; k_q and k_k as given; costs is NULL, they are here: */
+  sfa_costs costs;
+
+  sfa_policy policy; /* never AUTO */
+  bool densify;      /* TILES scores codes as dense rows: where that is cheaper; the same bits */
+  char reason[224];  /* why: one line */
 
   int32_t group;                     /* H / G: query heads that share a kv head */
   int32_t width;                     /* W: query rows of a block. Row r of a kv head is token r / group, head r % group of the group */
@@ -31,12 +38,16 @@ struct sfa_attention_plan {
   /* Offsets into the workspace. */
   size_t views, parts, scratch;
   size_t part_bytes, scratch_bytes;                     /* of one part, of one thread */
+  size_t way_memory;                                    /* what the policy wants beside these: attn_policy.h */
   size_t k_ids, k_values, k_scales, v_values, v_scales; /* last: calls that need none never touch the memory */
   size_t workspace_bytes;
 };
 
-/* Fills all but ctx, kernels and options, which must be checked. False if the workspace does not fit an address. */
-bool sfa_attn_plan_fill(sfa_attention_plan *plan);
+/* From ctx, kernels, options and costs, which must be checked: group to encode_v. Then comes the choice of the policy (attn_policy.h), then
+ * the workspace. */
+void sfa_attn_plan_shape(sfa_attention_plan *plan);
+/* False if the workspace does not fit an address. */
+bool sfa_attn_plan_workspace(sfa_attention_plan *plan);
 
 /* Softmax state of a block's rows over some keys: unnormalised, m in units of log2. */
 typedef struct sfa_attn_state {
@@ -48,14 +59,18 @@ typedef struct sfa_attn_state {
 typedef struct sfa_attn_scratch {
   int64_t *stage_ns;                /* [SFA_STAGE_COUNT] */
   float *q_rows;                    /* [W][D] */
+  float *q_step;                    /* [W] of rows rounded to meet int8 keys */
+  void *q_table;                    /* [W] tables of score_keys, with SFA_POLICY_KEYS */
   float *q_values;                  /* [W][K_q] */
   unsigned char *q_ids;             /* [W][K_q] */
   const void **id_rows;             /* [W] */
   const float **value_rows;         /* [W] */
   float *k_rows;                    /* [64][K_k or D] */
   unsigned char *k_ids;             /* [64][K_k] */
+  float *k_dense;                   /* [64][D], with densify */
   float *v_rows;                    /* [64][E] */
   uint16_t *scales;                 /* [64] */
+  float *k_scale;                   /* [64] */
   float *scores;                    /* [64][W] */
   float *alpha;                     /* [W] */
   int32_t *tile_position, *lo, *hi; /* [W] place of the query, first and last key that it sees, relative to a tile */

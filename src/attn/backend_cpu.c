@@ -21,8 +21,7 @@ static const sfa_backend backend_cpu = {
     .memory_copy = copy_memory,
     .encode_scratch_bytes = sfa_code_scratch_bytes,
     .encode = encode_rows,
-    .prefill = sfa_attn_prefill,
-    .decode = sfa_attn_decode,
+    .attend = sfa_attn_attend,
 };
 
 const sfa_backend *sfa_backend_of(const sfa_context *ctx) {

@@ -1,0 +1,23 @@
+/* attn/attn_cost.h: what a call should cost, from a table of costs. Pure functions: nothing is run and nothing is timed. */
+#ifndef SFA_ATTN_COST_H
+#define SFA_ATTN_COST_H
+
+#include "attn/attn_plan.h"
+
+/* Predicted nanoseconds of a whole call on one thread, by stage. */
+typedef struct sfa_attn_times {
+  double topk, pack, score, softmax, value, call;
+} sfa_attn_times;
+
+static inline double sfa_attn_times_total(const sfa_attn_times *t) {
+  return t->topk + t->pack + t->score + t->softmax + t->value + t->call;
+}
+
+/* The plan's shape must be filled in (sfa_attn_plan_shape); its own policy does not matter. densify: see plan->densify. */
+void sfa_attn_predict(const sfa_attention_plan *plan, sfa_policy policy, bool densify, sfa_attn_times *times);
+/* The table of an instruction set in the source; SFA_ISA_DEFAULT is not one. */
+const sfa_costs *sfa_attn_costs_of(sfa_isa isa);
+/* Whether every entry is a finite time that the model can use: positive, or 0 where the instruction set has no such kernels. */
+bool sfa_attn_costs_usable(const sfa_costs *costs);
+
+#endif

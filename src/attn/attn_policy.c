@@ -1,0 +1,127 @@
+/* Which way a plan takes. */
+#include "attn/attn_policy.h"
+
+#include "attn/attn.h"
+#include "attn/attn_cost.h"
+
+#include <stdio.h>
+
+static const sfa_attn_way ways[] = {
+    [SFA_POLICY_AUTO] = {.name = "auto"},
+    [SFA_POLICY_TILES] = {"tiles", NULL, NULL, sfa_attn_tiles},
+    [SFA_POLICY_KEYS] = {.name = "keys"},
+    [SFA_POLICY_HALF_CODES] = {.name = "half-codes"},
+    [SFA_POLICY_HALF_DENSE] = {.name = "half-dense"},
+    [SFA_POLICY_PAPER] = {.name = "paper"},
+    [SFA_POLICY_POSTINGS] = {.name = "postings"},
+};
+enum { N_WAYS = sizeof ways / sizeof *ways };
+
+const sfa_attn_way *sfa_attn_way_of(sfa_policy policy) {
+  static const sfa_attn_way none = {.name = "unknown"};
+  return (unsigned)policy < N_WAYS ? &ways[policy] : &none;
+}
+
+const char *sfa_policy_name(sfa_policy policy) { return sfa_attn_way_of(policy)->name; }
+
+static bool fits(const sfa_attention_plan *plan, sfa_policy policy, char why[SFA_ATTN_WHY_BYTES]) {
+  const sfa_attn_way *way = sfa_attn_way_of(policy);
+  if (way->run)
+    return !way->fits || way->fits(plan, why);
+  snprintf(why, SFA_ATTN_WHY_BYTES, "this build cannot: choose SFA_POLICY_AUTO");
+  return false;
+}
+
+/* Dense scores of codes have the bits of sparse ones: the zeros between add nothing. Int8 sums do while a row has no more slots than are
+ * summed exactly. */
+static bool may_densify(const sfa_attention_options *o) {
+  return o->k_k > 0 && o->k_k < o->head_dim && (o->k_dtype != SFA_I8 || o->k_k <= SFA_EXACT_TERMS);
+}
+
+/* What AUTO chooses among, of equals the first. The 16-bit ways only where the precision admits them. */
+typedef struct candidate {
+  sfa_policy policy;
+  bool densify, half;
+} candidate;
+
+static const candidate candidates[] = {
+    {SFA_POLICY_KEYS, false, false},      {SFA_POLICY_TILES, false, false},     {SFA_POLICY_TILES, true, false},
+    {SFA_POLICY_HALF_CODES, false, true}, {SFA_POLICY_HALF_DENSE, false, true},
+};
+enum { N_CANDIDATES = sizeof candidates / sizeof *candidates };
+
+static bool is_half(sfa_policy policy) { return policy == SFA_POLICY_HALF_CODES || policy == SFA_POLICY_HALF_DENSE; }
+
+/* Whether AUTO may round to 16 bits. */
+static bool admits_half(const sfa_attention_options *o) {
+  bool stored_short = o->k_dtype != SFA_F32 && o->v_dtype != SFA_F32;
+  return o->precision == SFA_PRECISION_HALF || (o->precision == SFA_PRECISION_DEFAULT && stored_short);
+}
+
+static bool is_candidate(const sfa_attention_plan *plan, const candidate *c) {
+  const sfa_attention_options *o = &plan->options;
+  char why[SFA_ATTN_WHY_BYTES];
+  if (o->policy != SFA_POLICY_AUTO && o->policy != c->policy)
+    return false;
+  if (o->policy == SFA_POLICY_AUTO && o->eps > 0 && c->policy != SFA_POLICY_KEYS && fits(plan, SFA_POLICY_KEYS, why))
+    return false; /* only KEYS leaves values out */
+  if ((c->half && o->policy == SFA_POLICY_AUTO && !admits_half(o)) || (c->densify && !may_densify(o)))
+    return false;
+  return fits(plan, c->policy, why);
+}
+
+/* Why the winner won, for people. */
+static void explain(sfa_attention_plan *plan, const candidate *other, double other_ns, double best_ns) {
+  const sfa_attention_options *o = &plan->options;
+  const char *name = sfa_policy_name(plan->policy), *form = plan->densify ? ", codes written out as dense rows" : "";
+  if (o->policy != SFA_POLICY_AUTO)
+    snprintf(plan->reason, sizeof plan->reason, "asked for%s", form);
+  else if (!other)
+    snprintf(plan->reason, sizeof plan->reason, "no other way fits %lld query rows a kv head on %s",
+             (long long)o->max_seqlen_q * plan->group, sfa_isa_name(plan->kernels->isa));
+  else
+    snprintf(plan->reason, sizeof plan->reason, "%s%s: %.3g ms predicted; next is %s%s with %.3g ms", name, form, 1e-6 * best_ns,
+             sfa_policy_name(other->policy), other->densify ? " with codes written out as dense rows" : "", 1e-6 * other_ns);
+}
+
+bool sfa_attn_policy_choose(sfa_attention_plan *plan, char why[SFA_ATTN_WHY_BYTES]) {
+  const sfa_attention_options *o = &plan->options;
+  if (o->precision == SFA_PRECISION_F32 && is_half(o->policy)) {
+    snprintf(why, SFA_ATTN_WHY_BYTES, "it rounds to 16 bits, which options.precision = SFA_PRECISION_F32 excludes: change one of the two");
+    return false;
+  }
+  if (o->policy != SFA_POLICY_AUTO && !fits(plan, o->policy, why))
+    return false;
+  const candidate *best = NULL, *second = NULL;
+  double best_ns = 0, second_ns = 0;
+  for (const candidate *c = candidates; c < candidates + N_CANDIDATES; c++) {
+    if (!is_candidate(plan, c))
+      continue;
+    sfa_attn_times times;
+    sfa_attn_predict(plan, c->policy, c->densify, &times);
+    double ns = sfa_attn_times_total(&times);
+    if (!best || ns < best_ns) {
+      second = best;
+      second_ns = best_ns;
+      best = c;
+      best_ns = ns;
+    } else if (!second || ns < second_ns) {
+      second = c;
+      second_ns = ns;
+    }
+  }
+  plan->policy = best ? best->policy : o->policy; /* none: a way that is only ever asked for */
+  plan->densify = best && best->densify;
+  explain(plan, second, second_ns, best_ns);
+  return true;
+}
+
+/* ---- Running it -------------------------------------------------------------------------------------------------------------- */
+
+void sfa_attn_attend(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_kv_view *views) {
+  ways[plan->policy].run(plan, args, views);
+}
+
+void sfa_attn_tiles(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_kv_view *views) {
+  (plan->split ? sfa_attn_decode : sfa_attn_prefill)(plan, args, views);
+}
