@@ -1,23 +1,9 @@
 /* A session: one timeline of tokens. Prompts run through the model in chunks; the rows of a chunk either end in the logits of the last
  * token or in the score of every token. Whatever fails, the timeline goes back to where the call found it. */
-#include "model/model.h"
+#include "engine/session.h"
 
 #include <math.h>
 #include <string.h>
-
-struct sfa_session {
-  sfa_context *ctx;
-  const sfa_model *model;
-  sfa_forward *forward;
-  int64_t context_len;
-  int32_t chunk_len, hidden_dim, vocab_size;
-  sfa_progress_fn progress;
-  void *progress_user;
-  float *hidden;      /* [chunk_len][hidden_dim] */
-  float *logits;      /* [score_rows][vocab_size]; NULL until something is scored */
-  int32_t score_rows; /* rows whose logits are held at once */
-  sfa_session_stats stats;
-};
 
 enum { DEFAULT_CHUNK_LEN = 512, MAX_SCORE_ROWS = 64, SCORE_FLOATS = 1 << 22 };
 
@@ -73,6 +59,7 @@ void sfa_session_destroy(sfa_session *session) {
   sfa_forward_destroy(session->forward);
   sfa_free(ctx, session->hidden);
   sfa_free(ctx, session->logits);
+  sfa_free(ctx, session->tokens);
   sfa_free(ctx, session);
 }
 
@@ -109,15 +96,32 @@ static sfa_status run_chunks(sfa_session *s, const int32_t *tokens, int64_t n_to
   return SFA_OK;
 }
 
+/* Room for the tokens of the timeline. */
+static sfa_status reserve_tokens(sfa_session *s, int64_t n) {
+  if (n <= s->capacity)
+    return SFA_OK;
+  int64_t capacity = sfa_max64(n, sfa_min64(2 * s->capacity, s->context_len));
+  int32_t *more;
+  SFA_TRY(sfa_alloc_zero(s->ctx, (size_t)capacity, sizeof *more, "the tokens of a session", (void **)&more));
+  if (s->tokens)
+    memcpy(more, s->tokens, (size_t)sfa_session_len(s) * sizeof *more);
+  sfa_free(s->ctx, s->tokens);
+  s->tokens = more;
+  s->capacity = capacity;
+  return SFA_OK;
+}
+
 /* run_chunks with time kept, undone on failure. */
 static sfa_status run_tokens(sfa_session *s, const int32_t *tokens, int64_t n_tokens, chunk_fn consume, void *arg) {
   SFA_TRY(check_tokens(s, tokens, n_tokens));
+  SFA_TRY(reserve_tokens(s, sfa_session_len(s) + n_tokens));
   int64_t len = sfa_session_len(s), start = sfa_now_ns(), attention_ns = 0;
   sfa_status status = run_chunks(s, tokens, n_tokens, consume, arg, &attention_ns);
   if (status != SFA_OK) { /* the truncation cannot fail for a length that was there; the first error is the one to tell */
     sfa_forward_truncate(s->forward, len);
     return status;
   }
+  memcpy(s->tokens + len, tokens, (size_t)n_tokens * sizeof *tokens);
   bool decode = n_tokens == 1;
   *(decode ? &s->stats.decode_tokens : &s->stats.prefill_tokens) += n_tokens;
   *(decode ? &s->stats.decode_ns : &s->stats.prefill_ns) += sfa_now_ns() - start;
