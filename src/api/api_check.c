@@ -20,6 +20,12 @@ sfa_status sfa_check_dtype(sfa_context *ctx, const char *name, sfa_dtype dtype) 
   return SFA_OK;
 }
 
+sfa_status sfa_check_value_dtype(sfa_context *ctx, const char *name, sfa_dtype dtype) {
+  SFA_REQUIRE(ctx, dtype >= SFA_F32 && dtype <= SFA_I4, "%s is %d: it must be SFA_F32, SFA_BF16, SFA_F16, SFA_I8 or SFA_I4", name,
+              (int)dtype);
+  return SFA_OK;
+}
+
 static bool aligned(const void *pointer, size_t bytes) { return (uintptr_t)pointer % bytes == 0; }
 
 sfa_status sfa_check_codes(sfa_context *ctx, const char *name, const sfa_codes *codes) {

@@ -6,6 +6,13 @@
 
 void sfa_costs_default(sfa_isa isa, sfa_costs *costs) { *costs = *sfa_attn_costs_of(isa == SFA_ISA_DEFAULT ? sfa_isa_best() : isa); }
 
+sfa_status sfa_costs_measure(sfa_context *ctx, sfa_costs *costs) {
+  if (!ctx)
+    return SFA_ERROR_ARGUMENT;
+  SFA_REQUIRE(ctx, costs, "costs is NULL");
+  return sfa_attn_costs_measure(ctx, costs);
+}
+
 /* The plan of the same call with dense rows, as far as the prediction looks at it; *ns what AUTO would come to. */
 static double dense_prediction(const sfa_attention_plan *plan) {
   sfa_attention_plan dense = *plan;

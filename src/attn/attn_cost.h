@@ -1,4 +1,4 @@
-/* attn/attn_cost.h: what a call should cost, from a table of costs. Pure functions: nothing is run and nothing is timed. */
+/* attn/attn_cost.h: what a call should cost, from a table of costs. Pure functions, but for the last, which times the kernels. */
 #ifndef SFA_ATTN_COST_H
 #define SFA_ATTN_COST_H
 
@@ -19,5 +19,8 @@ void sfa_attn_predict(const sfa_attention_plan *plan, sfa_policy policy, bool de
 const sfa_costs *sfa_attn_costs_of(sfa_isa isa);
 /* Whether every entry is a finite time that the model can use: positive, or 0 where the instruction set has no such kernels. */
 bool sfa_attn_costs_usable(const sfa_costs *costs);
+
+/* Contract: sfa_costs_measure (attn_measure.c). */
+sfa_status sfa_attn_costs_measure(sfa_context *ctx, sfa_costs *costs);
 
 #endif

@@ -5,10 +5,20 @@
 #include "backend/backend.h"
 #include "kernel/kernel.h"
 
+#include <string.h>
+
 /* Contract: sfa_backend.encode. */
 size_t sfa_code_scratch_bytes(const sfa_row_format *format, int64_t n_rows);
 int64_t sfa_code_rows(const sfa_kernels *kernels, int64_t n_rows, const void *x, sfa_dtype x_dtype, int64_t row_stride,
                       const sfa_row_format *format, const sfa_row_store *out, void *scratch, int64_t *stage_ns);
+
+/* Codes as dense rows: rows [n_rows][D] become zero but for values [n_rows][K] at ids [n_rows][K]. */
+static inline void sfa_code_write_out(int64_t n_rows, int32_t D, int32_t K, const void *ids, const float *values, float *rows) {
+  memset(rows, 0, (size_t)n_rows * (size_t)D * sizeof *rows);
+  for (int64_t i = 0; i < n_rows; i++)
+    for (int64_t at = i * K; at < (i + 1) * K; at++)
+      rows[i * D + (D <= 256 ? ((const uint8_t *)ids)[at] : ((const uint16_t *)ids)[at])] = values[at];
+}
 
 /* Value u of a row in f32, and its feature. */
 float sfa_code_value(const sfa_codes *codes, int64_t row, int32_t u);
