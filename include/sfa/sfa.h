@@ -10,6 +10,7 @@
  *     codes     the kept features of rows, as arrays: select, densify, export as CSR or CSC                   sfa/attention.h
  *     plan      one shape and one choice of masks, sparsity and storage; then run it, as often as wanted      sfa/attention.h
  *     cache     keys as codes and values of earlier tokens, in pages: append, truncate, fork, attend          sfa/cache.h
+ * and beside the cache postings, an inverted index over its codes, and the search for a query's best keys     sfa/postings.h
  * Language models on top of these (files, tokenizers, sessions) are another library: sfa/engine.h, libsfa_engine.
  *
  * A whole program, examples/01_attention.c:
@@ -81,5 +82,6 @@
 #include <sfa/attention.h>
 #include <sfa/base.h>
 #include <sfa/cache.h>
+#include <sfa/postings.h>
 
 #endif

@@ -2,7 +2,7 @@
 #ifndef SFA_API_CHECK_H
 #define SFA_API_CHECK_H
 
-#include <sfa/cache.h>
+#include <sfa/postings.h>
 
 #include "base/context.h"
 
@@ -10,9 +10,8 @@
 sfa_status sfa_check_head_dim(sfa_context *ctx, const char *name, int32_t dim);
 /* 0..dim. */
 sfa_status sfa_check_kept(sfa_context *ctx, const char *name, int32_t k, int32_t dim);
-/* A storage type of keys; of values, which may be SFA_I4 as well. */
+/* One of the four storage types. */
 sfa_status sfa_check_dtype(sfa_context *ctx, const char *name, sfa_dtype dtype);
-sfa_status sfa_check_value_dtype(sfa_context *ctx, const char *name, sfa_dtype dtype);
 /* A view of codes: shape, type, pointers, alignment; not the ids. */
 sfa_status sfa_check_codes(sfa_context *ctx, const char *name, const sfa_codes *codes);
 /* Ids of codes that came from outside: features of the head, ascending. */
@@ -20,5 +19,7 @@ sfa_status sfa_check_code_ids(sfa_context *ctx, const char *name, const sfa_code
 /* Dense rows of max_seqlen tokens a sequence: *out is *rows with its defaults filled in. */
 sfa_status sfa_check_rows(sfa_context *ctx, const char *name, const sfa_rows *rows, int32_t n_heads, int32_t dim, int64_t max_seqlen,
                           sfa_rows *out);
+/* An index over this layer of the cache; NULL is one. */
+sfa_status sfa_check_postings(const sfa_postings *postings, const sfa_cache *cache, int32_t layer);
 
 #endif

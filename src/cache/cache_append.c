@@ -94,9 +94,12 @@ sfa_status sfa_cache_pages_append(sfa_cache *cache, int32_t sequence, int32_t la
                    "the input, or make the cache with k_dtype and v_dtype bf16 or f32",
                    layer, (long long)table->len, (long long)(table->len + n_tokens - 1));
   }
-  if (status == SFA_OK)
+  if (status == SFA_OK) {
+    cache->n_stamps++;
+    for (int64_t p = table->len / SFA_PAGE_LEN; p < new_pages; p++)
+      table->stamps[p] = cache->n_stamps;
     table->len += n_tokens;
-  else
+  } else
     for (int64_t p = old_pages; p < new_pages; p++)
       sfa_cache_page_release(cache, layer, table->pages[p]);
   return status;
@@ -111,7 +114,7 @@ static sfa_kv_stream stream_at(const sfa_cache_layer *layer, size_t offset, int6
 void sfa_cache_pages_view(const sfa_cache *cache, int32_t sequence, int32_t layer_index, sfa_kv_view *view) {
   const sfa_cache_table *table = sfa_cache_table_of(cache, sequence, layer_index);
   const sfa_cache_layer *layer = &cache->layers[layer_index];
-  *view = (sfa_kv_view){.n_keys = table->len, .pages = (const unsigned char *const *)table->pages};
+  *view = (sfa_kv_view){.n_keys = table->len, .pages = (const unsigned char *const *)table->pages, .stamps = table->stamps};
   view->k = (sfa_kv_side){.format = layer->k,
                           .ids = stream_at(layer, layer->k_ids, layer->k.k),
                           .values = stream_at(layer, layer->k_values, sfa_row_width(&layer->k)),

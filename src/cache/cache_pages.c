@@ -35,12 +35,16 @@ sfa_status sfa_cache_table_reserve(sfa_cache *cache, sfa_cache_table *table, int
   if (n_pages <= table->capacity)
     return SFA_OK;
   int64_t capacity = sfa_max64(n_pages, 2 * table->capacity);
-  unsigned char **pages;
-  SFA_TRY(sfa_alloc_zero(cache->ctx, (size_t)capacity, sizeof *pages, "a page table", (void **)&pages));
-  if (table->pages)
+  unsigned char **pages; /* and the stamps behind them */
+  SFA_TRY(sfa_alloc_zero(cache->ctx, (size_t)capacity, sizeof *pages + sizeof *table->stamps, "a page table", (void **)&pages));
+  uint64_t *stamps = (uint64_t *)(void *)(pages + capacity);
+  if (table->pages) {
     memcpy(pages, table->pages, (size_t)sfa_page_count(table->len) * sizeof *pages);
+    memcpy(stamps, table->stamps, (size_t)sfa_page_count(table->len) * sizeof *stamps);
+  }
   sfa_free(cache->ctx, table->pages);
   table->pages = pages;
+  table->stamps = stamps;
   table->capacity = capacity;
   return SFA_OK;
 }
@@ -65,6 +69,7 @@ sfa_status sfa_cache_pages_fork(sfa_cache *cache, int32_t from, int32_t to, int6
     target->n_mapped = sfa_min64(source->n_mapped, sfa_page_count(prefix_len));
     for (int64_t p = 0; p < sfa_page_count(prefix_len); p++) {
       target->pages[p] = source->pages[p];
+      target->stamps[p] = source->stamps[p];
       if (p >= target->n_mapped)
         ((sfa_page *)(void *)source->pages[p])->n_users++;
     }
@@ -76,8 +81,11 @@ sfa_status sfa_cache_pages_fork(sfa_cache *cache, int32_t from, int32_t to, int6
 sfa_status sfa_cache_pages_map(sfa_cache *cache, int32_t sequence, int32_t layer, int64_t len, const void *const *pages) {
   sfa_cache_table *table = sfa_cache_table_of(cache, sequence, layer);
   SFA_TRY(sfa_cache_table_reserve(cache, table, sfa_page_count(len)));
-  for (int64_t p = 0; p < sfa_page_count(len); p++)
+  cache->n_stamps++;
+  for (int64_t p = 0; p < sfa_page_count(len); p++) {
     table->pages[p] = (unsigned char *)(uintptr_t)pages[p];
+    table->stamps[p] = cache->n_stamps;
+  }
   table->n_mapped = sfa_page_count(len);
   table->len = len;
   return SFA_OK;

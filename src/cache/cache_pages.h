@@ -29,7 +29,9 @@ typedef struct sfa_cache_layer {
  * come first, because what is appended goes into pages of the cache; a mapped last page that has room is copied before that. */
 typedef struct sfa_cache_table {
   unsigned char **pages; /* [capacity], the first ceil(len / 64) in use */
-  int64_t n_mapped;      /* of these, from the first */
+  uint64_t *stamps;      /* [capacity] number of the append that last wrote into the page. Pages only change from the end on, so that a
+                          * page's stamp tells its content and that of all pages before it, whichever tables share them */
+  int64_t n_mapped;      /* of the pages, from the first */
   int64_t capacity;
   int64_t len;
 } sfa_cache_table;
@@ -42,7 +44,8 @@ struct sfa_cache {
   sfa_cache_table *tables; /* [n_sequences][n_layers] */
   unsigned char *scratch;  /* [n_threads] of scratch_bytes, for encoding */
   size_t scratch_bytes;
-  size_t bytes; /* of pages with users */
+  size_t bytes;      /* of pages with users */
+  uint64_t n_stamps; /* given so far */
 };
 
 static inline sfa_cache_table *sfa_cache_table_of(const sfa_cache *cache, int32_t sequence, int32_t layer) {
