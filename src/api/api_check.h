@@ -10,8 +10,9 @@
 sfa_status sfa_check_head_dim(sfa_context *ctx, const char *name, int32_t dim);
 /* 0..dim. */
 sfa_status sfa_check_kept(sfa_context *ctx, const char *name, int32_t k, int32_t dim);
-/* One of the four storage types. */
+/* A storage type of keys; of values, which may be SFA_I4 as well. */
 sfa_status sfa_check_dtype(sfa_context *ctx, const char *name, sfa_dtype dtype);
+sfa_status sfa_check_value_dtype(sfa_context *ctx, const char *name, sfa_dtype dtype);
 /* A view of codes: shape, type, pointers, alignment; not the ids. */
 sfa_status sfa_check_codes(sfa_context *ctx, const char *name, const sfa_codes *codes);
 /* Ids of codes that came from outside: features of the head, ascending. */
