@@ -23,7 +23,7 @@ sfa_status sfa_cache_create(sfa_context *ctx, const sfa_cache_options *options, 
   if (o.k_dtype)
     SFA_TRY(sfa_check_dtype(ctx, "k_dtype", o.k_dtype));
   if (o.v_dtype)
-    SFA_TRY(sfa_check_dtype(ctx, "v_dtype", o.v_dtype));
+    SFA_TRY(sfa_check_value_dtype(ctx, "v_dtype", o.v_dtype));
   return sfa_cache_pages_create(ctx, &o, cache);
 }
 

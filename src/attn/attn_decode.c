@@ -57,7 +57,7 @@ static void join_item(void *arg, int64_t number, int32_t thread) {
   }
   if (first)
     sfa_attn_state_clear(call->plan, &total);
-  sfa_attn_block_finish(&block, &total);
+  sfa_attn_block_finish(&block, &total, NULL);
   sfa_attn_clock_stop(&block, start);
 }
 

@@ -3,13 +3,14 @@
 
 #include "attn/attn.h"
 #include "attn/attn_cost.h"
+#include "attn/attn_keys.h"
 
 #include <stdio.h>
 
 static const sfa_attn_way ways[] = {
     [SFA_POLICY_AUTO] = {.name = "auto"},
     [SFA_POLICY_TILES] = {"tiles", NULL, NULL, sfa_attn_tiles},
-    [SFA_POLICY_KEYS] = {.name = "keys"},
+    [SFA_POLICY_KEYS] = {"keys", sfa_attn_keys_fits, sfa_attn_keys_workspace, sfa_attn_keys},
     [SFA_POLICY_HALF_CODES] = {.name = "half-codes"},
     [SFA_POLICY_HALF_DENSE] = {.name = "half-dense"},
     [SFA_POLICY_PAPER] = {.name = "paper"},

@@ -44,7 +44,7 @@ static void prefill_item(void *arg, int64_t item, int32_t thread) {
   for (int32_t i = 0; i < n_blocks; i++) {
     if (!started[i])
       sfa_attn_state_clear(call->plan, &blocks[i].scratch.total);
-    sfa_attn_block_finish(&blocks[i], &blocks[i].scratch.total);
+    sfa_attn_block_finish(&blocks[i], &blocks[i].scratch.total, NULL);
   }
   sfa_attn_clock_stop(&blocks[0], start);
 }

@@ -11,25 +11,24 @@ void sfa_attn_token_range(const int32_t *cu_seqlens, int64_t max_seqlen, int32_t
   *n_tokens = cu_seqlens ? cu_seqlens[b + 1] - cu_seqlens[b] : max_seqlen;
 }
 
-/* Strides count elements. */
-static sfa_kv_stream stream_over(const void *base, int64_t first, size_t element_bytes, int64_t head_stride, int64_t token_stride) {
+/* Rows number first + g * head_rows + j * token_rows of an array, row_bytes each, of `width` elements. */
+static sfa_kv_stream stream_over(const void *base, size_t row_bytes, int64_t width, int64_t first, int64_t head_rows, int64_t token_rows) {
   if (!base)
     return (sfa_kv_stream){0};
-  return (sfa_kv_stream){.base = (const unsigned char *)base + (size_t)first * element_bytes,
-                         .head_bytes = (size_t)head_stride * element_bytes,
-                         .tile_bytes = (size_t)token_stride * element_bytes * SFA_KEY_TILE,
-                         .row_stride = token_stride};
+  return (sfa_kv_stream){.base = (const unsigned char *)base + (size_t)first * row_bytes,
+                         .head_bytes = (size_t)head_rows * row_bytes,
+                         .tile_bytes = (size_t)token_rows * row_bytes * SFA_KEY_TILE,
+                         .row_stride = token_rows * width};
 }
 
-/* Stored rows, row number `first` + g * head_rows + j * token_rows. */
 static sfa_kv_side side_over(const sfa_row_format *format, const sfa_row_store *store, int64_t first, int64_t head_rows,
                              int64_t token_rows) {
-  int64_t width = sfa_row_width(format), k = format->k;
+  int64_t width = sfa_row_width(format);
   return (sfa_kv_side){
       .format = *format,
-      .ids = stream_over(k ? store->ids : NULL, first * k, sfa_id_bytes(format->dim), head_rows * k, token_rows * k),
-      .values = stream_over(store->values, first * width, sfa_dtype_bytes(format->dtype), head_rows * width, token_rows * width),
-      .scales = stream_over(format->dtype == SFA_I8 ? store->scales : NULL, first, sizeof(uint16_t), head_rows, token_rows)};
+      .ids = stream_over(format->k ? store->ids : NULL, sfa_row_ids_bytes(format), format->k, first, head_rows, token_rows),
+      .values = stream_over(store->values, sfa_row_values_bytes(format), width, first, head_rows, token_rows),
+      .scales = stream_over(sfa_has_scales(format->dtype) ? store->scales : NULL, sizeof(uint16_t), 1, first, head_rows, token_rows)};
 }
 
 /* ---- Storing dense arguments ---------------------------------------------------------------------------------------------------- */
@@ -83,7 +82,7 @@ static sfa_status encode_side(encode_job *job, const char *name, size_t side_off
   if (bad < INT64_MAX) {
     int64_t pair = bad / job->n_chunks;
     return sfa_fail(plan->ctx, SFA_ERROR_RANGE,
-                    "%s of sequence %lld, head %lld has a value beyond 65504, which neither f16 nor the int8 row scale can hold: scale the "
+                    "%s of sequence %lld, head %lld has a value beyond 65504, which neither f16 nor a row scale can hold: scale the "
                     "input, or store %s as bf16 or f32",
                     name, (long long)(pair / o->n_kv_heads), (long long)(pair % o->n_kv_heads), name);
   }
@@ -104,7 +103,7 @@ static bool readable_in_place(const sfa_rows *rows, const sfa_row_format *format
 static sfa_kv_side dense_side(const sfa_rows *rows, int32_t dim, int64_t first_element) {
   return (sfa_kv_side){.format = {dim, 0, rows->dtype},
                        .values =
-                           stream_over(rows->data, first_element, sfa_dtype_bytes(rows->dtype), rows->head_stride, rows->token_stride)};
+                           stream_over(rows->data, sfa_dtype_bytes(rows->dtype), 1, first_element, rows->head_stride, rows->token_stride)};
 }
 
 sfa_status sfa_attn_prepare(const sfa_attention_plan *plan, const sfa_attention_args *args, sfa_kv_view *views) {

@@ -12,9 +12,18 @@
 #include "attn/attn_tile.h"
 
 #include "base/half.h"
+#include "code/code.h"
 
 #include <math.h>
 #include <string.h>
+
+/* An inf or NaN has all exponent bits set: one more carries into the sign. */
+static bool all_finite(const float *x, int64_t n) {
+  uint32_t carry = 0;
+  for (int64_t i = 0; i < n; i++)
+    carry |= (sfa_bits_of(x[i]) & 0x7fffffffu) + 0x00800000u;
+  return carry < 0x80000000u;
+}
 
 /* ---- The block ------------------------------------------------------------------------------------------------------------- */
 
@@ -92,21 +101,47 @@ static void load_query_codes(const sfa_attn_block *block) {
   }
 }
 
+/* scratch.q_rows [n_rows][D] from the codes of load_query_codes. */
+static void write_out_codes(const sfa_attn_block *block) {
+  const sfa_attention_options *o = &block->call->plan->options;
+  const sfa_attn_scratch *s = &block->scratch;
+  int32_t D = o->head_dim, K = o->k_q;
+  memset(s->q_rows, 0, (size_t)block->n_rows * (size_t)D * sizeof *s->q_rows);
+  for (int32_t i = 0; i < block->n_rows; i++)
+    for (int32_t u = 0; u < K; u++)
+      s->q_rows[(int64_t)i * D + (D <= 256 ? ((const uint8_t *)s->id_rows[i])[u] : ((const uint16_t *)s->id_rows[i])[u])] =
+          s->value_rows[i][u];
+}
+
 void sfa_attn_block_load(sfa_attn_block *block) {
   const sfa_attention_plan *plan = block->call->plan;
+  const sfa_kernels *kernels = plan->kernels;
   const sfa_attn_scratch *s = &block->scratch;
-  int32_t D = plan->options.head_dim, W = plan->width, K = plan->options.k_q;
-  bool sparse = block->call->args->q_codes || (K && K < D);
-  if (sparse) {
+  const sfa_row_format *k_format = &block->view->k.format;
+  int32_t D = plan->options.head_dim, W = plan->width, K = plan->options.k_q, n_rows = block->n_rows;
+  bool sparse = block->call->args->q_codes || (K && K < D), whole = k_format->dtype == SFA_I8, keys = plan->policy == SFA_POLICY_KEYS;
+  if (sparse)
     load_query_codes(block);
-    plan->kernels->query_tile_codes(block->n_rows, s->id_rows, (int32_t)sfa_id_bytes(D), s->value_rows, K, D, W, plan->query_scale,
-                                    s->q_tile);
-  } else {
+  else
     load_query_rows(block);
-    for (int32_t i = 0; i < block->n_rows; i++)
+  if (sparse && !whole && !keys) {
+    kernels->query_tile_codes(n_rows, s->id_rows, (int32_t)sfa_id_bytes(D), s->value_rows, K, D, W, plan->query_scale, s->q_tile);
+  } else {
+    if (sparse)
+      write_out_codes(block);
+    if (whole) /* the scale joins each key's own: see kernel.h */
+      kernels->round_rows(n_rows, D, sfa_row_width(k_format), s->q_rows, D, s->q_step);
+    else if (keys)
+      for (int64_t i = 0; i < (int64_t)n_rows * D; i++)
+        s->q_rows[i] *= plan->query_scale;
+    for (int32_t i = 0; i < n_rows; i++)
       s->value_rows[i] = s->q_rows + (int64_t)i * D;
-    plan->kernels->query_tile(block->n_rows, s->value_rows, D, W, plan->query_scale, s->q_tile);
+    if (keys)
+      kernels->query_table(n_rows, D, s->q_rows, D, whole ? s->q_step : NULL, s->q_table);
+    else
+      kernels->query_tile(n_rows, s->value_rows, D, W, whole ? 1.0f : plan->query_scale, s->q_tile);
   }
+  block->finite = !plan->densify || all_finite(s->q_tile, (int64_t)D * W);
 }
 
 /* ---- Visibility ------------------------------------------------------------------------------------------------------------- */
@@ -141,15 +176,30 @@ static bool block_sees_all(const sfa_attn_block *block, int64_t first_key, int64
 
 static int32_t within_tile(int64_t key) { return (int32_t)sfa_min64(sfa_max64(key, -1), SFA_KEY_TILE); }
 
-static void mask_scores(sfa_attn_block *block, int64_t first_key, int32_t n_keys) {
+bool sfa_attn_block_bounds(const sfa_attn_block *block, int64_t first_key, int32_t n_keys, int32_t *n_always) {
   const sfa_attention_plan *plan = block->call->plan;
-  sfa_attn_scratch *s = &block->scratch;
+  const sfa_attn_scratch *s = &block->scratch;
+  if (block_sees_all(block, first_key, first_key + n_keys))
+    return false;
   for (int32_t i = 0; i < plan->width; i++) {
     s->lo[i] = within_tile(leftmost_key(block, s->position[i]) - first_key);
     s->hi[i] = within_tile(rightmost_key(block, s->position[i]) - first_key);
   }
-  int32_t n_always = (int32_t)sfa_min64(sfa_max64(plan->options.n_sink_tokens - first_key, 0), SFA_KEY_TILE);
-  plan->kernels->score_mask(n_keys, plan->width, s->lo, s->hi, n_always, s->scores);
+  *n_always = (int32_t)sfa_min64(sfa_max64(plan->options.n_sink_tokens - first_key, 0), SFA_KEY_TILE);
+  return true;
+}
+
+/* Over the tiles between the sink tokens and the window of a block's first row, which is the leftmost. */
+static int64_t skip_to_window(const sfa_attn_block *block, int64_t tile) {
+  int64_t sink_tiles = (block->call->plan->options.n_sink_tokens + SFA_KEY_TILE - 1) / SFA_KEY_TILE;
+  return tile < sink_tiles ? tile : sfa_max64(tile, leftmost_key(block, block->scratch.position[0]) / SFA_KEY_TILE);
+}
+
+int64_t sfa_attn_block_next_tile(const sfa_attn_block *block, int64_t tile) {
+  tile = skip_to_window(block, tile);
+  int64_t first_key = tile * SFA_KEY_TILE;
+  bool sees = first_key < block->view->n_keys && sfa_attn_block_sees(block, first_key, first_key + SFA_KEY_TILE);
+  return sees ? tile : INT64_MAX;
 }
 
 /* ---- One tile --------------------------------------------------------------------------------------------------------------- */
@@ -160,30 +210,50 @@ typedef struct key_tile {
   int32_t n_keys;
   const void *ids;     /* [n_keys][K], NULL where keys are dense */
   const float *keys;   /* [n_keys][K or D] */
+  const float *scale;  /* [n_keys] of int8 keys, whose `keys` are whole numbers; else NULL */
+  const float *dense;  /* [n_keys][D] codes written out; NULL where they are scored as they are */
   const float *values; /* [n_keys][E] */
 } key_tile;
 
-/* A tile's rows of keys or values as f32: in place where they are that, one after the other; else converted into buffer. */
-static const float *load_rows(const sfa_attn_block *block, const sfa_kv_side *side, int64_t tile, int32_t n_keys, float *buffer) {
+/* The f16 scales of a tile's rows, one after the other; NULL where there are none. */
+static const uint16_t *load_scales(const sfa_attn_block *block, const sfa_kv_side *side, int64_t tile, int32_t n_keys) {
+  if (!sfa_has_scales(side->format.dtype))
+    return NULL;
+  const uint16_t *scales = (const uint16_t *)sfa_kv_at(block->view, &side->scales, block->kv_head, tile);
+  if (side->scales.row_stride == 1)
+    return scales;
+  for (int32_t j = 0; j < n_keys; j++)
+    block->scratch.scales[j] = scales[j * side->scales.row_stride];
+  return block->scratch.scales;
+}
+
+/* A tile's rows of keys or values as f32, times their scales if those are given: in place where they are that, one after the other; else
+ * converted into buffer. */
+static const float *load_rows(const sfa_attn_block *block, const sfa_kv_side *side, int64_t tile, int32_t n_keys, const uint16_t *scales,
+                              float *buffer) {
   const sfa_kernels *kernels = block->call->plan->kernels;
   int32_t width = sfa_row_width(&side->format);
   const unsigned char *values = sfa_kv_at(block->view, &side->values, block->kv_head, tile);
   if (side->format.dtype == SFA_F32 && side->values.row_stride == width)
     return (const float *)values;
-  const uint16_t *scales = NULL;
-  if (side->format.dtype == SFA_I8) {
-    scales = (const uint16_t *)sfa_kv_at(block->view, &side->scales, block->kv_head, tile);
-    if (side->scales.row_stride != 1) {
-      for (int32_t j = 0; j < n_keys; j++)
-        block->scratch.scales[j] = scales[j * side->scales.row_stride];
-      scales = block->scratch.scales;
-    }
-  }
   if (!scales && side->values.row_stride == width) /* one long row is faster than 64 short ones */
     kernels->load_rows(1, n_keys * width, side->format.dtype, values, 0, NULL, buffer, 0);
   else
     kernels->load_rows(n_keys, width, side->format.dtype, values, side->values.row_stride, scales, buffer, width);
   return buffer;
+}
+
+/* The last factor of int8 keys' scores: each key's scale times that of the query. */
+static const float *load_key_scale(const sfa_attn_block *block, int64_t tile, int32_t n_keys) {
+  const sfa_attention_plan *plan = block->call->plan;
+  const uint16_t *scales = load_scales(block, &block->view->k, tile, n_keys);
+  float *out = block->scratch.k_scale;
+  if (!scales)
+    return NULL;
+  plan->kernels->load_rows(1, n_keys, SFA_F16, scales, 0, NULL, out, 0);
+  for (int32_t j = 0; j < n_keys; j++)
+    out[j] *= plan->query_scale;
+  return out;
 }
 
 /* The ids of a tile's keys, one key after the other. */
@@ -197,15 +267,28 @@ static const void *load_ids(const sfa_attn_block *block, const sfa_kv_side *side
   return block->scratch.k_ids;
 }
 
-static key_tile load_tile(const sfa_attn_block *block, int64_t tile) {
+/* Codes of a tile as dense rows, where the plan found those cheaper to score. Not where int8 sums would be cut in other places. */
+static const float *densify(const sfa_attn_block *block, const sfa_row_format *format, const key_tile *tile) {
+  const sfa_attention_plan *plan = block->call->plan;
+  int32_t D = plan->options.head_dim, K = format->k;
+  if (!plan->densify || (format->dtype == SFA_I8 && K > SFA_EXACT_TERMS))
+    return NULL;
+  sfa_code_write_out(tile->n_keys, D, K, tile->ids, tile->keys, block->scratch.k_dense);
+  return block->scratch.k_dense;
+}
+
+static key_tile load_tile(const sfa_attn_block *block, int64_t number) {
   const sfa_kv_side *k = &block->view->k, *v = &block->view->v;
-  int64_t first_key = tile * SFA_KEY_TILE;
+  int64_t first_key = number * SFA_KEY_TILE;
   int32_t n_keys = (int32_t)sfa_min64(SFA_KEY_TILE, block->view->n_keys - first_key);
-  return (key_tile){.first_key = first_key,
-                    .n_keys = n_keys,
-                    .ids = k->format.k ? load_ids(block, k, tile, n_keys) : NULL,
-                    .keys = load_rows(block, k, tile, n_keys, block->scratch.k_rows),
-                    .values = load_rows(block, v, tile, n_keys, block->scratch.v_rows)};
+  key_tile tile = {.first_key = first_key,
+                   .n_keys = n_keys,
+                   .ids = k->format.k ? load_ids(block, k, number, n_keys) : NULL,
+                   .keys = load_rows(block, k, number, n_keys, NULL, block->scratch.k_rows),
+                   .scale = load_key_scale(block, number, n_keys),
+                   .values = load_rows(block, v, number, n_keys, load_scales(block, v, number, n_keys), block->scratch.v_rows)};
+  tile.dense = tile.ids ? densify(block, &k->format, &tile) : NULL;
+  return tile;
 }
 
 static void attend_tile(sfa_attn_block *block, const key_tile *tile, bool careful) {
@@ -216,18 +299,22 @@ static void attend_tile(sfa_attn_block *block, const key_tile *tile, bool carefu
   const sfa_attn_state *state = block->state;
   int32_t n_keys = tile->n_keys, n_rows = block->n_rows, W = plan->width, D = o->head_dim, E = o->head_dim_v;
 
-  if (tile->ids)
-    kernels->score_codes(n_keys, block->view->k.format.k, tile->ids, (int32_t)sfa_id_bytes(D), tile->keys, NULL, s->q_tile, W, s->scores);
+  if (tile->dense && block->finite)
+    kernels->score_dense(n_keys, D, tile->dense, D, tile->scale, s->q_tile, W, s->scores);
+  else if (tile->ids)
+    kernels->score_codes(n_keys, block->view->k.format.k, tile->ids, (int32_t)sfa_id_bytes(D), tile->keys, tile->scale, s->q_tile, W,
+                         s->scores);
   else
-    kernels->score_dense(n_keys, D, tile->keys, D, NULL, s->q_tile, W, s->scores);
+    kernels->score_dense(n_keys, D, tile->keys, D, tile->scale, s->q_tile, W, s->scores);
   const float *slope = block->call->args->alibi_slopes ? s->slope : NULL;
   if (o->softcap > 0 || slope) {
     for (int32_t i = 0; i < W; i++)
       s->tile_position[i] = s->position[i] - (int32_t)tile->first_key;
     kernels->score_adjust(n_keys, W, o->softcap, slope, s->tile_position, s->scores);
   }
-  if (!block_sees_all(block, tile->first_key, tile->first_key + n_keys))
-    mask_scores(block, tile->first_key, n_keys);
+  int32_t n_always;
+  if (sfa_attn_block_bounds(block, tile->first_key, n_keys, &n_always))
+    kernels->score_mask(n_keys, W, s->lo, s->hi, n_always, s->scores);
 
   if (kernels->softmax_tile(n_keys, W, s->scores, state->m, state->l, s->alpha))
     for (int32_t i = 0; i < n_rows; i++) /* the maximum of few rows rises: 1 in t at tile t of keys in no order */
@@ -245,25 +332,14 @@ void sfa_attn_state_clear(const sfa_attention_plan *plan, const sfa_attn_state *
   memset(state->o, 0, (size_t)plan->width * (size_t)plan->options.head_dim_v * sizeof(float));
 }
 
-/* An inf or NaN has all exponent bits set: one more carries into the sign. */
-static bool all_finite(const float *x, int64_t n) {
-  uint32_t carry = 0;
-  for (int64_t i = 0; i < n; i++)
-    carry |= (sfa_bits_of(x[i]) & 0x7fffffffu) + 0x00800000u;
-  return carry < 0x80000000u;
-}
-
 /* The blocks over the tiles of a span. */
 static void attend_span(sfa_attn_block *const *blocks, int32_t n_blocks, int64_t span, bool careful) {
   const sfa_attention_plan *plan = blocks[0]->call->plan;
   int64_t end_key = sfa_min64((span + 1) * SFA_KEY_SPAN, blocks[0]->view->n_keys);
-  int64_t window_tile = leftmost_key(blocks[0], blocks[0]->scratch.position[0]) / SFA_KEY_TILE; /* the first row's is the leftmost */
-  int64_t sink_tiles = (plan->options.n_sink_tokens + SFA_KEY_TILE - 1) / SFA_KEY_TILE;
   for (int32_t i = 0; i < n_blocks; i++)
     sfa_attn_state_clear(plan, blocks[i]->state);
   for (int64_t number = span * (SFA_KEY_SPAN / SFA_KEY_TILE); number * SFA_KEY_TILE < end_key; number++) {
-    if (number >= sink_tiles && number < window_tile)
-      number = window_tile;
+    number = skip_to_window(blocks[0], number);
     int64_t first_key = number * SFA_KEY_TILE;
     key_tile tile = {.n_keys = 0};
     for (int32_t i = 0; i < n_blocks && first_key < end_key; i++)
@@ -290,7 +366,7 @@ void sfa_attn_block_join(const sfa_attn_block *block, const sfa_attn_state *into
   plan->kernels->merge(block->n_rows, plan->options.head_dim_v, into->m, into->l, into->o, part->m, part->l, part->o);
 }
 
-void sfa_attn_block_finish(sfa_attn_block *block, const sfa_attn_state *total) {
+void sfa_attn_block_finish(sfa_attn_block *block, const sfa_attn_state *total, const double *rho) {
   const sfa_attention_plan *plan = block->call->plan;
   const sfa_attention_args *args = block->call->args;
   int32_t E = plan->options.head_dim_v;
@@ -307,9 +383,12 @@ void sfa_attn_block_finish(sfa_attn_block *block, const sfa_attn_state *total) {
     int64_t row = block->scratch.row[i];
     float l = total->l[i], *out = args->out + row * E;
     const float *o = total->o + (int64_t)i * E;
-    float divisor = l == 0 ? 1 : l; /* no key seen: o is 0 */
+    double dropped = rho ? rho[i] : 0;
+    float divisor = l == 0 ? 1 : (float)((double)l * (1 - dropped)); /* no key seen: o is 0 */
     for (int32_t e = 0; e < E; e++)
       out[e] = o[e] / divisor + 0.0f; /* -0 becomes 0: which one underflow leaves depends on how many masked keys came after */
+    if (args->dropped)
+      args->dropped[row] = (float)dropped;
     if (args->lse)
       args->lse[row] = (float)((double)total->m[i] * M_LN2 + log((double)l));
   }

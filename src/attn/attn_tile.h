@@ -18,6 +18,7 @@ typedef struct sfa_attn_block {
   sfa_attn_scratch scratch;
   const sfa_attn_state *state; /* that the next span sets: total, part, or one elsewhere */
   int32_t kv_head, n_rows;
+  bool finite;             /* q_tile holds no inf or NaN, which a zero between kept features would turn into NaN; known with densify */
   int64_t first_row;       /* among the rows of the kv head */
   int64_t first_token;     /* the sequence's, in out */
   int64_t q_offset;        /* elements to the sequence's first query */
@@ -27,16 +28,21 @@ typedef struct sfa_attn_block {
 /* Names block `block` of (sequence b, kv head g). False if the sequence has no such block. */
 bool sfa_attn_block_find(const sfa_attn_call *call, int32_t b, int32_t g, int64_t block, int32_t thread, int32_t strip,
                          sfa_attn_block *out);
-/* Codes and lays out its queries: scratch.q_tile. */
+/* Codes and lays out its queries: scratch.q_tile, or q_table with SFA_POLICY_KEYS. */
 void sfa_attn_block_load(sfa_attn_block *block);
 /* Whether any row sees a key of [first, end). */
 bool sfa_attn_block_sees(const sfa_attn_block *block, int64_t first_key, int64_t end_key);
+/* The first tile from `tile` on that any row sees, or INT64_MAX. */
+int64_t sfa_attn_block_next_tile(const sfa_attn_block *block, int64_t tile);
+/* What rows see of a tile, for score_mask: scratch.lo and hi, *n_always. False if every row sees all of it. */
+bool sfa_attn_block_bounds(const sfa_attn_block *block, int64_t first_key, int32_t n_keys, int32_t *n_always);
 /* Attention of blocks of one kv head, which all see it, over one span of keys: sets their states. */
 void sfa_attn_blocks_span(sfa_attn_block *const *blocks, int32_t n_blocks, int64_t span);
 /* *into becomes the state of the keys of both. */
 void sfa_attn_block_join(const sfa_attn_block *block, const sfa_attn_state *into, const sfa_attn_state *part);
-/* Sink, division, lse: writes the rows of args.out and args.lse. total is used up. */
-void sfa_attn_block_finish(sfa_attn_block *block, const sfa_attn_state *total);
+/* Sink, division, lse: writes the rows of args.out, args.lse and args.dropped. total is used up. rho [n_rows]: the share of each row's mass
+ * whose values total.o lacks; NULL: none. */
+void sfa_attn_block_finish(sfa_attn_block *block, const sfa_attn_state *total, const double *rho);
 
 /* The state of no keys. */
 void sfa_attn_state_clear(const sfa_attention_plan *plan, const sfa_attn_state *state);

@@ -49,11 +49,13 @@ int64_t sfa_code_rows(const sfa_kernels *kernels, int64_t n_rows, const void *x,
     }
   }
   int64_t bad_row = -1;
-  if (!stored && (format->dtype == SFA_I8 || format->dtype == SFA_F16))
+  if (!stored && (sfa_has_scales(format->dtype) || format->dtype == SFA_F16))
     bad_row = first_beyond_f16(n_rows, width, rows, row_stride);
   if (bad_row < 0 && !stored) {
     if (format->dtype == SFA_I8)
       kernels->quantize_i8(n_rows, width, rows, row_stride, out->values, width, out->scales);
+    else if (format->dtype == SFA_I4)
+      kernels->quantize_i4(n_rows, width, rows, row_stride, out->values, width, out->scales);
     else
       kernels->store_rows(n_rows, width, rows, row_stride, format->dtype, out->values, width);
   }

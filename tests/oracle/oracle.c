@@ -43,7 +43,9 @@ double oracle_f16(unsigned bits) {
   return bits >> 15 ? -x : x;
 }
 
-double oracle_i8(const float *x, int n, int *values) {
+double oracle_i8(const float *x, int n, int *values) { return oracle_whole(x, n, 127, values); }
+
+double oracle_whole(const float *x, int n, int most, int *values) {
   double largest = 0, scale;
   int odd = 0;
   for (int i = 0; i < n; i++) {
@@ -56,8 +58,8 @@ double oracle_i8(const float *x, int n, int *values) {
     return NAN;
   if (largest == 0)
     return 0;
-  scale = round_f16(largest / 127);
-  if (scale * 127 < largest) /* up */
+  scale = round_f16(largest / most);
+  if (scale * most < largest) /* up */
     scale = round_f16(scale + (scale < 0x1p-14 ? 0x1p-24 : ldexp(1, ilogb(scale) - 10)));
   if (!isfinite(scale))
     return -1;
@@ -67,9 +69,9 @@ double oracle_i8(const float *x, int n, int *values) {
 }
 
 void oracle_round(float *x, int n, int storage) {
-  if (storage == ORACLE_I8) {
+  if (storage == ORACLE_I8 || storage == ORACLE_I4) {
     int *values = malloc((size_t)n * sizeof *values);
-    double scale = oracle_i8(x, n, values);
+    double scale = oracle_whole(x, n, storage == ORACLE_I8 ? 127 : 7, values);
     for (int i = 0; i < n; i++)
       x[i] = (float)(values[i] * scale);
     free(values);
@@ -77,6 +79,18 @@ void oracle_round(float *x, int n, int storage) {
   }
   for (int i = 0; i < n; i++)
     x[i] = storage == ORACLE_BF16 ? (float)round_bf16(x[i]) : storage == ORACLE_F16 ? (float)round_f16(x[i]) : x[i];
+}
+
+void oracle_round_query(float *x, int n, int n_terms) {
+  double most = floor(0x1p24 / (127.0 * (n_terms < 32 ? n_terms : 32))), step = 0x1p-100, largest = 0;
+  if (most > 32767)
+    most = 32767;
+  for (int i = 0; i < n; i++)
+    largest = !(fabs((double)x[i]) <= largest) ? fabs((double)x[i]) : largest;
+  while (largest / step > most && step < 0x1p100)
+    step *= 2;
+  for (int i = 0; i < n; i++)
+    x[i] = largest < 0x1p100 ? (float)(nearbyint(x[i] / step) * step) : NAN;
 }
 
 /* A copy of rows [n][d] as attention reads them: kept features, rounded to the storage type, zeros elsewhere. */

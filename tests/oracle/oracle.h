@@ -6,22 +6,28 @@
 
 #include <stdint.h>
 
-enum { ORACLE_F32 = 1, ORACLE_BF16 = 2, ORACLE_F16 = 3, ORACLE_I8 = 4 };
+enum { ORACLE_F32 = 1, ORACLE_BF16 = 2, ORACLE_F16 = 3, ORACLE_I8 = 4, ORACLE_I4 = 5 };
 
 /* The k features of largest magnitude of x [d], ascending: NaN above all, ties to the lower feature. */
 void oracle_topk(const float *x, int d, int k, int *ids);
 
 /* x [n] rounded in place to a storage type and back. */
 void oracle_round(float *x, int n, int storage);
-/* One row to int8: returns the scale (NaN for a row with inf or NaN, -1 where f16 has none). values may be NULL. */
+/* One row to whole numbers of at most `most` (127, or 7 for int4): returns the scale (NaN for a row with inf or NaN, -1 where f16 has
+ * none). values may be NULL. */
+double oracle_whole(const float *x, int n, int most, int *values);
 double oracle_i8(const float *x, int n, int *values);
+/* One query row that meets int8 keys of n_terms slots, in place: rounded to multiples of the least 2^e, e >= -100, of which it takes no
+ * more than 32767, and so few that 32 slots' products with int8 numbers add up to 2^24 at most. NaN where an entry is NaN or reaches 2^100.
+ */
+void oracle_round_query(float *x, int n, int n_terms);
 /* An f16 number from its bits. */
 double oracle_f16(unsigned bits);
 
 typedef struct oracle_problem {
   int n_queries, n_keys, n_heads, n_kv_heads, head_dim, head_dim_v;
-  int k_q, k_k; /* kept features; 0: all */
-  int k_storage, v_storage;
+  int k_q, k_k;                  /* kept features; 0: all */
+  int k_storage, v_storage;      /* with ORACLE_I8 keys the kept features of a query are rounded too */
   double softmax_scale, softcap; /* 0: 1 / sqrt(head_dim); 0: none */
   int causal, has_window;
   long window_left, window_right, n_sink_tokens;

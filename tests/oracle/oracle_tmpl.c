@@ -50,6 +50,8 @@ static void NAME(oracle_head)(const oracle_problem *problem, const float *q, con
 void NAME(oracle_attention)(const oracle_problem *problem, REAL *out, REAL *lse) {
   const long rows_q = (long)problem->n_queries * problem->n_heads, rows_k = (long)problem->n_keys * problem->n_kv_heads;
   float *q = oracle_stored(problem->q, rows_q, problem->head_dim, problem->k_q, ORACLE_F32);
+  for (long row = 0; row < rows_q && problem->k_storage == ORACLE_I8; row++)
+    oracle_round_query(q + row * problem->head_dim, problem->head_dim, problem->k_k ? problem->k_k : problem->head_dim);
   float *k = oracle_stored(problem->k, rows_k, problem->head_dim, problem->k_k, problem->k_storage);
   float *v = oracle_stored(problem->v, rows_k, problem->head_dim_v, 0, problem->v_storage);
   REAL *score = malloc(((size_t)problem->n_keys + 1) * sizeof *score);

@@ -1,0 +1,213 @@
+/* Few query rows: lanes are keys, and every stored byte of a tile is read once for all rows. Per tile of 64 keys:
+ *
+ *     S [rows][64] = scores      score_keys, over codes or dense rows as they are stored
+ *     S += softcap, ALiBi; S = -inf where masked
+ *     P, m, l, alpha = softmax(S, m, l)
+ *     O [rows][E] = alpha O + P V     value_keys, likewise
+ *
+ * The formulas and their order are those of attn_tile.c, and so are the bits. */
+#include "attn/attn_keys.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+/* ---- The work ---------------------------------------------------------------------------------------------------------------- */
+
+bool sfa_attn_keys_fits(const sfa_attention_plan *plan, char why[SFA_ATTN_WHY_BYTES]) {
+  int64_t n_rows = plan->options.max_seqlen_q * plan->group;
+  if (n_rows <= SFA_KEYS_ROWS)
+    return true;
+  snprintf(why, SFA_ATTN_WHY_BYTES,
+           "it takes max_seqlen_q * n_heads / n_kv_heads = %lld query rows of a kv head, at most %d: choose "
+           "SFA_POLICY_TILES",
+           (long long)n_rows, SFA_KEYS_ROWS);
+  return false;
+}
+
+/* Lays a call over its part of the workspace; NULL counts only. Returns the bytes. */
+static size_t place(const sfa_attention_plan *plan, unsigned char *memory, sfa_attn_keys_call *keys, int32_t **numbers) {
+  const sfa_attention_options *o = &plan->options;
+  size_t n_sequences = (size_t)o->n_sequences, n_blocks = n_sequences * (size_t)o->n_kv_heads, n_spans = (size_t)plan->n_spans;
+  size_t pending = sfa_align64((n_sequences + 1) * sizeof *keys->spans);
+  size_t spans = pending + sfa_align64(n_blocks * sizeof *keys->pending);
+  size_t parts = spans + sfa_align64(n_sequences * n_spans * sizeof **numbers);
+  size_t drop = parts + n_blocks * n_spans * plan->part_bytes;
+  if (memory) {
+    keys->spans = (sfa_attn_spans *)(void *)memory;
+    keys->pending = (_Atomic int32_t *)(void *)(memory + pending);
+    *numbers = (int32_t *)(void *)(memory + spans);
+    keys->parts = memory + parts;
+    keys->drop = memory + drop;
+  }
+  return drop + (o->eps > 0 ? sfa_attn_drop_workspace(plan) : 0);
+}
+
+size_t sfa_attn_keys_workspace(const sfa_attention_plan *plan) {
+  sfa_attn_keys_call keys;
+  int32_t *numbers = NULL;
+  return place(plan, NULL, &keys, &numbers);
+}
+
+/* Lists the spans that each sequence sees, so that short ones and windows cost no items. */
+static void share_out(sfa_attn_keys_call *keys, int32_t *numbers) {
+  const sfa_attention_plan *plan = keys->call.plan;
+  int32_t G = plan->options.n_kv_heads;
+  int64_t n_items = 0;
+  for (int32_t b = 0; b < plan->options.n_sequences; b++, numbers += plan->n_spans) {
+    sfa_attn_spans *spans = &keys->spans[b];
+    sfa_attn_block block;
+    *spans = (sfa_attn_spans){.first_item = n_items, .numbers = numbers};
+    if (!sfa_attn_block_find(&keys->call, b, 0, 0, 0, 0, &block))
+      continue;
+    for (int64_t span = 0; span * SFA_KEY_SPAN < block.view->n_keys; span++)
+      if (sfa_attn_block_sees(&block, span * SFA_KEY_SPAN, (span + 1) * SFA_KEY_SPAN))
+        numbers[spans->n++] = (int32_t)span;
+    int64_t n = sfa_max64(spans->n, 1); /* somebody has to write the rows */
+    for (int32_t g = 0; g < G; g++)
+      atomic_init(&keys->pending[(int64_t)b * G + g], (int32_t)n);
+    n_items += G * n;
+  }
+  keys->spans[plan->options.n_sequences] = (sfa_attn_spans){.first_item = n_items};
+}
+
+int64_t sfa_attn_keys_n_items(const sfa_attn_keys_call *keys) { return keys->spans[keys->call.plan->options.n_sequences].first_item; }
+
+void sfa_attn_keys_find(const sfa_attn_keys_call *keys, int64_t item, int32_t thread, sfa_attn_keys_item *out) {
+  int32_t G = keys->call.plan->options.n_kv_heads, b = 0, end = keys->call.plan->options.n_sequences;
+  while (end - b > 1) { /* the last sequence that begins at or before the item */
+    int32_t middle = b + (end - b) / 2;
+    if (keys->spans[middle].first_item <= item)
+      b = middle;
+    else
+      end = middle;
+  }
+  const sfa_attn_spans *spans = &keys->spans[b];
+  int64_t n = sfa_max64(spans->n, 1), rest = item - spans->first_item;
+  int32_t g = (int32_t)(rest / n);
+  sfa_attn_block_find(&keys->call, b, g, 0, thread, 0, &out->block);
+  out->spans = spans;
+  out->number = (int64_t)b * G + g;
+  out->span = spans->n ? spans->numbers[rest % n] : -1;
+}
+
+sfa_attn_state sfa_attn_keys_part(const sfa_attn_keys_call *keys, int64_t number, int64_t span) {
+  const sfa_attention_plan *plan = keys->call.plan;
+  sfa_attn_state part;
+  sfa_attn_state_place(plan, keys->parts + (size_t)(number * plan->n_spans + span) * plan->part_bytes, &part);
+  return part;
+}
+
+bool sfa_attn_keys_arrive(const sfa_attn_keys_call *keys, const sfa_attn_keys_item *item) {
+  _Atomic int32_t *pending = &keys->pending[item->number];
+  if (atomic_fetch_sub_explicit(pending, 1, memory_order_acq_rel) > 1)
+    return false;
+  atomic_store_explicit(pending, (int32_t)sfa_max64(item->spans->n, 1), memory_order_relaxed);
+  return true;
+}
+
+/* ---- One tile ----------------------------------------------------------------------------------------------------------------- */
+
+static sfa_stored_rows stored_rows(const sfa_attn_block *block, const sfa_kv_side *side, int64_t tile, int32_t n_keys) {
+  const sfa_row_format *format = &side->format;
+  const sfa_kv_view *view = block->view;
+  return (sfa_stored_rows){
+      .n = n_keys,
+      .width = sfa_row_width(format),
+      .dtype = format->dtype,
+      .ids = format->k ? sfa_kv_at(view, &side->ids, block->kv_head, tile) : NULL,
+      .values = sfa_kv_at(view, &side->values, block->kv_head, tile),
+      .ids_stride = side->ids.row_stride,
+      .values_stride = side->values.row_stride,
+      .scales = sfa_has_scales(format->dtype) ? (const uint16_t *)(const void *)sfa_kv_at(view, &side->scales, block->kv_head, tile) : NULL,
+      .scales_stride = side->scales.row_stride};
+}
+
+int32_t sfa_attn_keys_weigh(const sfa_attn_block *block, int64_t tile, const sfa_attn_state *state, float *P, float *alpha,
+                            bool *rescaled) {
+  const sfa_attention_plan *plan = block->call->plan;
+  const sfa_kernels *kernels = plan->kernels;
+  const sfa_attn_scratch *s = &block->scratch;
+  int64_t first_key = tile * SFA_KEY_TILE;
+  int32_t n_keys = (int32_t)sfa_min64(SFA_KEY_TILE, block->view->n_keys - first_key), n_rows = block->n_rows;
+  sfa_stored_rows keys = stored_rows(block, &block->view->k, tile, n_keys);
+  kernels->score_keys(&keys, n_rows, plan->options.head_dim, s->q_table, plan->query_scale, P);
+  const float *slope = block->call->args->alibi_slopes ? s->slope : NULL;
+  if (plan->options.softcap > 0 || slope) {
+    for (int32_t i = 0; i < n_rows; i++)
+      s->tile_position[i] = s->position[i] - (int32_t)first_key;
+    kernels->adjust_keys(n_rows, n_keys, plan->options.softcap, slope, s->tile_position, P);
+  }
+  int32_t n_always;
+  if (sfa_attn_block_bounds(block, first_key, n_keys, &n_always))
+    for (int32_t i = 0; i < n_rows; i++)
+      for (int32_t j = 0; j < n_keys; j++)
+        if (!((s->lo[i] <= j || j < n_always) && j <= s->hi[i]))
+          P[i * SFA_KEY_TILE + j] = -INFINITY;
+  *rescaled = kernels->softmax_keys(n_rows, n_keys, P, state->m, state->l, alpha);
+  for (int32_t i = 0; i < n_rows && n_keys < SFA_KEY_TILE; i++)
+    memset(P + i * SFA_KEY_TILE + n_keys, 0, (size_t)(SFA_KEY_TILE - n_keys) * sizeof *P);
+  return n_keys;
+}
+
+void sfa_attn_keys_values(const sfa_attn_block *block, int64_t tile, int32_t n_keys, const float *P, const float *alpha, bool rescaled,
+                          const sfa_attn_state *state) {
+  const sfa_kernels *kernels = block->call->plan->kernels;
+  int32_t E = block->call->plan->options.head_dim_v;
+  sfa_stored_rows values = stored_rows(block, &block->view->v, tile, n_keys);
+  if (rescaled)
+    kernels->rescale(block->n_rows, E, alpha, state->o);
+  kernels->value_keys(&values, block->n_rows, P, E, state->o);
+}
+
+/* ---- A span, and the end ------------------------------------------------------------------------------------------------------- */
+
+void sfa_attn_keys_join(const sfa_attn_keys_call *keys, sfa_attn_keys_item *item, const double *rho) {
+  sfa_attn_block *block = &item->block;
+  sfa_attn_state total = block->scratch.total;
+  if (!item->spans->n)
+    sfa_attn_state_clear(keys->call.plan, &total);
+  for (int64_t i = 0; i < item->spans->n; i++) {
+    sfa_attn_state part = sfa_attn_keys_part(keys, item->number, item->spans->numbers[i]);
+    if (i == 0)
+      total = part;
+    else
+      sfa_attn_block_join(block, &total, &part);
+  }
+  sfa_attn_block_finish(block, &total, rho);
+}
+
+static void span_item(void *arg, int64_t number, int32_t thread) {
+  const sfa_attn_keys_call *keys = arg;
+  sfa_attn_keys_item item;
+  sfa_attn_keys_find(keys, number, thread, &item);
+  sfa_attn_block *block = &item.block;
+  int64_t start = sfa_attn_clock(block);
+  if (item.span >= 0) {
+    const sfa_attn_scratch *s = &block->scratch;
+    sfa_attn_state part = sfa_attn_keys_part(keys, item.number, item.span);
+    sfa_attn_state_clear(keys->call.plan, &part);
+    sfa_attn_block_load(block);
+    int64_t end = (item.span + 1) * (SFA_KEY_SPAN / SFA_KEY_TILE);
+    for (int64_t tile = sfa_attn_block_next_tile(block, item.span * (SFA_KEY_SPAN / SFA_KEY_TILE)); tile < end;
+         tile = sfa_attn_block_next_tile(block, tile + 1)) {
+      bool rescaled;
+      int32_t n_keys = sfa_attn_keys_weigh(block, tile, &part, s->scores, s->alpha, &rescaled);
+      sfa_attn_keys_values(block, tile, n_keys, s->scores, s->alpha, rescaled, &part);
+    }
+  }
+  if (sfa_attn_keys_arrive(keys, &item))
+    sfa_attn_keys_join(keys, &item, NULL);
+  sfa_attn_clock_stop(block, start);
+}
+
+void sfa_attn_keys(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_kv_view *views) {
+  sfa_attn_keys_call keys = {.call = {plan, args, views}};
+  int32_t *numbers = NULL;
+  place(plan, (unsigned char *)args->workspace + plan->way_memory, &keys, &numbers);
+  share_out(&keys, numbers);
+  if (plan->options.eps > 0)
+    sfa_attn_drop(&keys);
+  else
+    sfa_parallel(plan->ctx, sfa_attn_keys_n_items(&keys), span_item, &keys);
+}
