@@ -114,8 +114,12 @@ typedef struct sfa_attention_options {
   int32_t k_q;
   int32_t k_k;
 
+  /* 1: the plan is for sfa_attention_run_cached alone: k_dtype and v_dtype are what the cache stores, top-k of keys is not part of the
+   * call, and the workspace has no room for storing keys and values. 0: for sfa_attention_run; run_cached may use it too. */
+  int32_t from_cache;
+
   /* Storage of keys and values that the result is defined on: they are rounded to it before use, as a cache would.
-   * Ignored by sfa_attention_run_cached (the cache has its own). */
+   * Ignored by sfa_attention_run_cached unless from_cache (the cache has its own). */
   sfa_dtype k_dtype; /* SFA_F32 (default), SFA_BF16, SFA_F16 or SFA_I8 */
   sfa_dtype v_dtype; /* the same choices, or SFA_I4 */
 

@@ -37,6 +37,7 @@ static sfa_status check_options(sfa_context *ctx, const sfa_attention_options *g
   o->v_dtype = o->v_dtype ? o->v_dtype : SFA_F32;
   SFA_TRY(sfa_check_dtype(ctx, "k_dtype", o->k_dtype));
   SFA_TRY(sfa_check_value_dtype(ctx, "v_dtype", o->v_dtype));
+  SFA_REQUIRE(ctx, o->from_cache == 0 || o->from_cache == 1, "from_cache is %d: it must be 0 or 1", o->from_cache);
   SFA_REQUIRE(ctx, isfinite(o->softmax_scale), "softmax_scale is %g: it must be finite, or 0 for 1 / sqrt(head_dim)",
               (double)o->softmax_scale);
   if (o->softmax_scale == 0)
@@ -165,6 +166,7 @@ sfa_status sfa_attention_run(const sfa_attention_plan *plan, const sfa_attention
   sfa_context *ctx = plan->ctx;
   const sfa_attention_options *o = &plan->options;
   sfa_attention_args checked;
+  SFA_REQUIRE(ctx, !o->from_cache, "the plan is for sfa_attention_run_cached: make one with from_cache = 0");
   SFA_TRY(check_args(plan, args, &checked));
   int64_t n_keys;
   SFA_TRY(check_seqlens(ctx, "cu_seqlens_k", args->cu_seqlens_k, o->n_sequences, o->max_seqlen_k, &n_keys));
@@ -198,6 +200,9 @@ sfa_status sfa_attention_run_cached(const sfa_attention_plan *plan, const sfa_at
               cache->n_kv_heads == o->n_kv_heads && stored->k.dim == o->head_dim && stored->v.dim == o->head_dim_v && stored->k.k == k_k,
               "layer %d of the cache has %d kv heads, head_dim %d, head_dim_v %d, k %d; the plan has %d, %d, %d, %d: they must be the same",
               layer, cache->n_kv_heads, stored->k.dim, stored->v.dim, stored->k.k, o->n_kv_heads, o->head_dim, o->head_dim_v, k_k);
+  SFA_REQUIRE(ctx, !o->from_cache || (stored->k.dtype == o->k_dtype && stored->v.dtype == o->v_dtype),
+              "layer %d of the cache stores keys as dtype %d and values as %d, the plan has %d and %d: they must be the same", layer,
+              (int)stored->k.dtype, (int)stored->v.dtype, (int)o->k_dtype, (int)o->v_dtype);
   sfa_kv_view *views = views_of(plan, &checked);
   for (int32_t b = 0; b < o->n_sequences; b++) {
     SFA_REQUIRE(ctx, sequences[b] >= 0 && sequences[b] < cache->n_sequences, "sequences[%d] is %d: the cache has %d", b, sequences[b],

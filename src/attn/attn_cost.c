@@ -184,11 +184,11 @@ void sfa_attn_predict(const sfa_attention_plan *plan, sfa_policy policy, bool de
   *times = (sfa_attn_times){0};
   if (o->k_q && o->k_q < o->head_dim)
     times->topk += u.q_rows * topk_row(c, o->head_dim, o->k_q);
-  if (plan->k_format.k)
+  if (plan->k_format.k && !o->from_cache)
     times->topk += u.keys * topk_row(c, o->head_dim, plan->k_format.k);
-  if (o->k_dtype != SFA_F32)
+  if (plan->encode_k && o->k_dtype != SFA_F32)
     times->pack += u.keys * sfa_row_width(&plan->k_format) * c->pack_value[o->k_dtype];
-  if (o->v_dtype != SFA_F32)
+  if (plan->encode_v)
     times->pack += u.keys * o->head_dim_v * c->pack_value[o->v_dtype];
   switch (policy) {
   case SFA_POLICY_KEYS: keys_times(plan, &u, times); break;

@@ -37,8 +37,8 @@ void sfa_attn_plan_shape(sfa_attention_plan *plan) {
   plan->query_scale = o->softcap > 0 ? o->softmax_scale / o->softcap : o->softmax_scale * (float)M_LOG2E;
   plan->k_format = (sfa_row_format){o->head_dim, o->k_k == o->head_dim ? 0 : o->k_k, o->k_dtype};
   plan->v_format = (sfa_row_format){o->head_dim_v, 0, o->v_dtype};
-  plan->encode_k = plan->k_format.k || o->k_dtype != SFA_F32;
-  plan->encode_v = o->v_dtype != SFA_F32;
+  plan->encode_k = !o->from_cache && (plan->k_format.k || o->k_dtype != SFA_F32);
+  plan->encode_v = !o->from_cache && o->v_dtype != SFA_F32;
 }
 
 bool sfa_attn_plan_workspace(sfa_attention_plan *plan) {
