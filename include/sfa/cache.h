@@ -40,6 +40,12 @@ SFA_API int64_t sfa_cache_len(const sfa_cache *cache, int32_t sequence, int32_t 
 SFA_API sfa_status sfa_cache_truncate(sfa_cache *cache, int32_t sequence, int64_t new_len);
 /* Makes slot `to` (emptied first) a copy of the first prefix_len tokens of slot `from`; full pages are shared, not copied. */
 SFA_API sfa_status sfa_cache_fork(sfa_cache *cache, int32_t from, int32_t to, int64_t prefix_len);
+/* Reads stored keys back as numbers: tokens first .. first + n_tokens - 1 of a kv head. ids [n][K] as in sfa_codes and values [n][K] f32
+ * (value times scale); of a dense layer values [n][D], ids is not written. ids may be NULL. */
+SFA_API sfa_status sfa_cache_read_keys(const sfa_cache *cache, int32_t sequence, int32_t layer, int32_t kv_head, int64_t first,
+                                       int64_t n_tokens, void *ids, float *values);
+/* Kept features of a key of this layer, 0: all, dense. -1 for a wrong layer. */
+SFA_API int32_t sfa_cache_k(const sfa_cache *cache, int32_t layer);
 
 /* ---- Pages as bytes: saving them, and using saved ones where they lie ---- */
 

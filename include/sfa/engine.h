@@ -163,6 +163,58 @@ typedef struct sfa_session_stats {
 
 SFA_API void sfa_session_stats_read(const sfa_session *session, sfa_session_stats *stats);
 
+/* ---- Looking inside (docs/MATH.md 2: with codes, a score is a sum over few features, each with a name) -------------------------- */
+
+enum { SFA_MAX_REASONS = 8 };
+
+/* A feature that a query and a key share, and its part of their score: softmax_scale * q_u * k_u. */
+typedef struct sfa_reason {
+  int32_t feature;
+  float part;
+} sfa_reason;
+
+/* A token that the explained one attends to. */
+typedef struct sfa_explained_token {
+  int64_t position;
+  float mass;                          /* softmax weight, mean over the heads asked for */
+  int32_t layer, head;                 /* of these the one that gives it most weight */
+  float weight, score;                 /* there; the score before a softcap */
+  int32_t n_shared;                    /* features that the two share there */
+  int32_t n_reasons;                   /* min(n_shared, SFA_MAX_REASONS) */
+  sfa_reason reasons[SFA_MAX_REASONS]; /* the largest parts, by magnitude */
+} sfa_explained_token;
+
+typedef struct sfa_explain_options {
+  size_t struct_size;            /* sizeof(sfa_explain_options) */
+  const int32_t *layers, *heads; /* [n_layers], [n_heads] numbers from 0; NULL: all */
+  int32_t n_layers, n_heads;
+} sfa_explain_options;
+
+/* Why the session's last token looks where it looks: its attention, read from the stored keys. (For an earlier token truncate first.) The
+ * last token is run once more; the timeline stays as it is. tokens [n_top]: the largest masses, falling, ties to the earlier;
+ * *n_tokens = min(n_top, length). mass: [length] of every token, adding up to 1, or NULL. options may be NULL. Cost: a decode step, and for
+ * every head the scores of all keys; 12 bytes a token while it runs. From 65536 tokens on, layers with sparse queries over int8 codes keep
+ * an inverted index (sfa/postings.h) in the session for the next question. */
+SFA_API sfa_status sfa_session_explain(sfa_session *session, const sfa_explain_options *options, int64_t n_top, sfa_explained_token *tokens,
+                                       int64_t *n_tokens, float *mass);
+
+/* How a kv head uses its features, over a text. */
+typedef struct sfa_head_report {
+  int32_t layer, kv_head;
+  int32_t k_keys, k_queries; /* kept features; D where dense */
+  int32_t n_dead;            /* features that no key keeps */
+  int32_t hottest;           /* the feature that most keys keep */
+  float hottest_share;       /* and their share */
+  float effective;           /* features used, as participation ratio (sum n_u)^2 / sum n_u^2 */
+  float overlap;     /* features that a query and a key share, mean over sampled queries and all keys; k_queries k_keys / D if even */
+  float keys_for[3]; /* share of the keys that hold 0.9, 0.99, 0.999 of the softmax, mean over sampled queries */
+} sfa_head_report;
+
+/* Reads a text into an empty session and reports on every layer and kv head. n_queries: tokens sampled evenly from the second half whose
+ * queries are followed; 0: 16. heads: [n_layers][G]. use: [n_layers][G][D] keys that keep each feature, or NULL. */
+SFA_API sfa_status sfa_session_inspect(sfa_session *session, const int32_t *tokens, int64_t n_tokens, int32_t n_queries,
+                                       sfa_head_report *heads, int32_t *use);
+
 /* ---- Sampler ----------------------------------------------------------------------------------------------------------------- */
 
 typedef struct sfa_sampler_options {

@@ -124,6 +124,26 @@ sfa_status sfa_cache_map(sfa_cache *cache, int32_t sequence, int32_t layer, int6
   return sfa_cache_pages_map(cache, sequence, layer, len, pages);
 }
 
+sfa_status sfa_cache_read_keys(const sfa_cache *cache, int32_t sequence, int32_t layer, int32_t kv_head, int64_t first, int64_t n_tokens,
+                               void *ids, float *values) {
+  if (!cache)
+    return SFA_ERROR_ARGUMENT;
+  SFA_TRY(check_slot(cache, "sequence", sequence));
+  SFA_TRY(check_layer(cache, layer));
+  SFA_REQUIRE(cache->ctx, kv_head >= 0 && kv_head < cache->n_kv_heads, "kv_head is %d: the cache has %d", kv_head, cache->n_kv_heads);
+  int64_t len = sfa_cache_table_of(cache, sequence, layer)->len;
+  SFA_REQUIRE(cache->ctx, first >= 0 && n_tokens >= 0 && first <= len && n_tokens <= len - first,
+              "tokens %lld and the %lld after it: layer %d of sequence %d holds %lld", (long long)first, (long long)n_tokens, layer,
+              sequence, (long long)len);
+  SFA_REQUIRE(cache->ctx, values, "values is NULL");
+  sfa_cache_pages_read_keys(cache, sequence, layer, kv_head, first, n_tokens, ids, values);
+  return SFA_OK;
+}
+
+int32_t sfa_cache_k(const sfa_cache *cache, int32_t layer) {
+  return cache && layer >= 0 && layer < cache->n_layers ? cache->layers[layer].k.k : -1;
+}
+
 size_t sfa_cache_bytes(const sfa_cache *cache) { return cache ? cache->bytes : 0; }
 
 size_t sfa_cache_token_bytes(const sfa_cache *cache) {

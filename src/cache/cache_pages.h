@@ -75,4 +75,8 @@ void sfa_cache_pages_save(const sfa_cache *cache, int32_t sequence, int32_t laye
 /* The keys and values of a layer of a sequence, as attention reads them; valid until the cache changes. */
 void sfa_cache_pages_view(const sfa_cache *cache, int32_t sequence, int32_t layer, sfa_kv_view *view);
 
+/* sfa_cache_read_keys of checked arguments. */
+void sfa_cache_pages_read_keys(const sfa_cache *cache, int32_t sequence, int32_t layer, int32_t kv_head, int64_t first, int64_t n_tokens,
+                               void *ids, float *values);
+
 #endif

@@ -56,6 +56,9 @@ void sfa_session_destroy(sfa_session *session) {
   if (!session)
     return;
   sfa_context *ctx = session->ctx;
+  for (int32_t layer = 0; session->postings && layer < sfa_model_heads_of(session->model).n_layers; layer++)
+    sfa_postings_destroy(session->postings[layer]);
+  sfa_free(ctx, session->postings);
   sfa_forward_destroy(session->forward);
   sfa_free(ctx, session->hidden);
   sfa_free(ctx, session->logits);
@@ -207,4 +210,34 @@ sfa_status sfa_session_score(sfa_session *session, const int32_t *tokens, int64_
 void sfa_session_stats_read(const sfa_session *session, sfa_session_stats *stats) {
   *stats = session->stats;
   stats->kv_bytes = (int64_t)sfa_forward_kv_bytes(session->forward);
+}
+
+/* ---- Looking inside ---------------------------------------------------------------------------------------------------------- */
+
+sfa_postings **sfa_session_postings(sfa_session *session, int32_t layer) {
+  if (!session->postings && sfa_alloc_zero(session->ctx, (size_t)sfa_model_heads_of(session->model).n_layers, sizeof *session->postings,
+                                           "the list of inverted indexes", (void **)&session->postings) != SFA_OK)
+    return NULL;
+  return &session->postings[layer];
+}
+
+sfa_status sfa_session_append_probed(sfa_session *session, const int32_t *tokens, int64_t n_tokens, sfa_probe_fn probe, void *user) {
+  sfa_forward_probe(session->forward, probe, user);
+  sfa_status status = sfa_session_append(session, tokens, n_tokens, NULL);
+  sfa_forward_probe(session->forward, NULL, NULL);
+  return status;
+}
+
+sfa_status sfa_session_rerun_last(sfa_session *session, sfa_probe_fn probe, void *user) {
+  int64_t len = sfa_session_len(session);
+  SFA_TRY(sfa_forward_truncate(session->forward, len - 1));
+  sfa_forward_probe(session->forward, probe, user);
+  int64_t attention_ns = 0;
+  sfa_status status = sfa_forward_run(session->forward, session->tokens + len - 1, 1, session->hidden, &attention_ns);
+  sfa_forward_probe(session->forward, NULL, NULL);
+  if (status != SFA_OK) { /* what the probe refused is no fault of the step: without it the token goes back to its place */
+    sfa_status again = sfa_forward_run(session->forward, session->tokens + len - 1, 1, session->hidden, &attention_ns);
+    status = again == SFA_OK ? status : again;
+  }
+  return status;
 }

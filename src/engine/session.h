@@ -2,6 +2,8 @@
 #ifndef SFA_SESSION_H
 #define SFA_SESSION_H
 
+#include <sfa/postings.h>
+
 #include "model/model.h"
 
 struct sfa_session {
@@ -17,7 +19,15 @@ struct sfa_session {
   int32_t score_rows; /* rows whose logits are held at once */
   int32_t *tokens;    /* [capacity], the first sfa_session_len of them are the timeline */
   int64_t capacity;
+  sfa_postings **postings; /* [n_layers] inverted indexes that explanations made; NULL until the first */
   sfa_session_stats stats;
 };
+
+/* Where a layer's inverted index is kept; NULL if there is no memory for the list. */
+sfa_postings **sfa_session_postings(sfa_session *session, int32_t layer);
+/* Runs the last token once more with a probe; the timeline, and whatever fails, as before. */
+sfa_status sfa_session_rerun_last(sfa_session *session, sfa_probe_fn probe, void *user);
+/* sfa_session_append with a probe. */
+sfa_status sfa_session_append_probed(sfa_session *session, const int32_t *tokens, int64_t n_tokens, sfa_probe_fn probe, void *user);
 
 #endif

@@ -87,6 +87,19 @@ static sfa_status attend(sfa_forward *f, int32_t index, int32_t n, const qkv_vie
   const sfa_rows v = {view->v, SFA_F32, 0, view->stride, c->head_dim};
   const int32_t cu_seqlens_q[2] = {0, n}, slot = 0;
   SFA_TRY(sfa_cache_append(route->cache, slot, route->cache_layer, n, &k, &v));
+  if (f->probe) {
+    bool local = c->layer_kinds[index] == SFA_LAYER_LOCAL;
+    const sfa_probe probe = {.layer = index,
+                             .n_tokens = n,
+                             .first = sfa_cache_len(route->cache, slot, route->cache_layer) - n,
+                             .queries = view->q,
+                             .query_stride = view->stride,
+                             .cache = route->cache,
+                             .cache_layer = route->cache_layer,
+                             .k_queries = route->attention->k_queries,
+                             .window_len = local ? c->window_len : 0};
+    SFA_TRY(f->probe(f->probe_user, &probe));
+  }
   sfa_attention_args args = {
       .struct_size = sizeof args, .q = q, .cu_seqlens_q = n == 1 ? NULL : cu_seqlens_q, .out = f->attended, .workspace = f->workspace};
   const sfa_attention_plan *plan = n == 1 ? route->attention->one : route->attention->chunk;

@@ -221,3 +221,13 @@ size_t sfa_forward_kv_bytes(const sfa_forward *f) {
     bytes += f->caches[kind] ? sfa_cache_bytes(f->caches[kind]) : 0;
   return bytes;
 }
+
+void sfa_forward_probe(sfa_forward *f, sfa_probe_fn probe, void *user) {
+  f->probe = probe;
+  f->probe_user = user;
+}
+
+const sfa_cache *sfa_forward_cache(const sfa_forward *f, int32_t layer, int32_t *cache_layer) {
+  *cache_layer = f->routes[layer].cache_layer;
+  return f->routes[layer].cache;
+}

@@ -35,6 +35,29 @@ size_t sfa_forward_kv_bytes(const sfa_forward *forward);
 /* Appends n_tokens (1..chunk_len) and runs all blocks. hidden: [n_tokens][hidden_dim] after the final norm. attention_ns is added to. On
  * failure the timeline is as before. */
 sfa_status sfa_forward_run(sfa_forward *forward, const int32_t *tokens, int32_t n_tokens, float *hidden, int64_t *attention_ns);
+/* For looking inside: called for each layer of a step with its queries after QK-norm and RoPE, before top-k; the keys are in the cache
+ * (sequence 0) by then. A failure ends the step like any other. */
+typedef struct sfa_probe {
+  int32_t layer, n_tokens;
+  int64_t first;        /* position of the first */
+  const float *queries; /* [n_tokens][H][D], tokens query_stride apart */
+  int64_t query_stride;
+  const sfa_cache *cache;
+  int32_t cache_layer;
+  int32_t k_queries;  /* kept of a query, 0: dense */
+  int64_t window_len; /* keys that a query sees, itself included; 0: all before */
+} sfa_probe;
+typedef sfa_status (*sfa_probe_fn)(void *user, const sfa_probe *probe);
+/* NULL: none any more. */
+void sfa_forward_probe(sfa_forward *forward, sfa_probe_fn probe, void *user);
+/* What explanations want to know of a model. */
+typedef struct sfa_model_heads {
+  int32_t n_layers, n_heads, n_kv_heads, head_dim;
+  float softmax_scale, softcap;
+} sfa_model_heads;
+sfa_model_heads sfa_model_heads_of(const sfa_model *model);
+/* The cache of a layer, and its number there. */
+const sfa_cache *sfa_forward_cache(const sfa_forward *forward, int32_t layer, int32_t *cache_layer);
 /* logits [n][vocab_size] = head(hidden [n][hidden_dim]), final softcap included. */
 sfa_status sfa_model_logits(const sfa_model *model, int32_t n, const float *hidden, float *logits);
 

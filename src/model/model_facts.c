@@ -50,3 +50,8 @@ int sfa_model_tensor(const sfa_model *model, int64_t index, sfa_tensor_info *inf
   memcpy(info->shape, t->shape, sizeof info->shape);
   return 1;
 }
+
+sfa_model_heads sfa_model_heads_of(const sfa_model *model) {
+  const sfa_model_config *c = &model->config;
+  return (sfa_model_heads){c->n_layers, c->n_heads, c->n_kv_heads, c->head_dim, c->softmax_scale, c->attention_softcap};
+}

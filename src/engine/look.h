@@ -1,0 +1,30 @@
+/* engine/look.h: a query of a running step and its softmax over the stored keys; what explain.c and inspect.c share. */
+#ifndef SFA_LOOK_H
+#define SFA_LOOK_H
+
+#include <sfa/postings.h>
+
+#include "model/model.h"
+
+/* Room for one query at a time. */
+typedef struct sfa_look {
+  sfa_context *ctx;
+  sfa_model_heads heads;
+  void *memory;   /* of codes */
+  sfa_codes code; /* of the query that was loaded last: one row, k features (D where it is dense) */
+} sfa_look;
+
+sfa_status sfa_look_open(sfa_look *look, const sfa_model *model);
+void sfa_look_close(sfa_look *look);
+/* Codes query head `head` of token `token` (of the step) as attention does: look->code. */
+sfa_status sfa_look_query(sfa_look *look, const sfa_probe *probe, int32_t token, int32_t head);
+/* Scores (without softcap) and softmax weights of that query over the keys 0 .. position of its token: both [position + 1]. postings: of
+ * the layer, or NULL. */
+sfa_status sfa_look_weights(sfa_look *look, const sfa_probe *probe, int32_t token, int32_t head, const sfa_postings *postings,
+                            float *scores, float *weights);
+/* The features that it shares with a key, by falling |part|; reasons [SFA_MAX_REASONS]. Returns how many are shared. ids, values: room
+ * for one key, 2 D and 4 D bytes. */
+sfa_status sfa_look_reasons(const sfa_look *look, const sfa_probe *probe, int32_t head, int64_t key, void *ids, float *values,
+                            sfa_explained_token *out);
+
+#endif
