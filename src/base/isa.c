@@ -1,7 +1,4 @@
 /* What the processor and the operating system together offer. */
-#if defined(__linux__)
-#define _GNU_SOURCE
-#endif
 #include <sfa/base.h>
 
 #if defined(__x86_64__)

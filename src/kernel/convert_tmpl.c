@@ -71,7 +71,7 @@ static void round_rows(int32_t n_rows, int32_t n, int32_t n_terms, float *x, int
     for (int32_t i = 0; i < whole; i += V_LANES)
       vf_store(x + i, vf_mul(vf_sub(vf_add(vf_div(vf_load(x + i), size), shift), shift), size));
     for (int32_t i = whole; i < n; i++)
-      x[i] = rintf(x[i] / step[row]) * step[row];
+      x[i] = rintf(x[i] / step[row]) * step[row] + 0.0f;
   }
 }
 
@@ -127,4 +127,15 @@ static void store_rows(int64_t n_rows, int32_t n, const float *in, int64_t in_st
     default: STORE_ROW(float, vf_store, +);
     }
   }
+}
+
+/* The scales of a tile's rows; 1 where there are none, or no row. */
+static void load_scales(const sfa_stored_rows *rows, float out[SFA_KEY_TILE]) {
+  if (rows->scales && rows->n == SFA_KEY_TILE && rows->scales_stride == 1) {
+    for (int32_t j = 0; j < SFA_KEY_TILE; j += V_LANES)
+      vf_store(out + j, v_load_f16(rows->scales + j));
+    return;
+  }
+  for (int32_t j = 0; j < SFA_KEY_TILE; j++)
+    out[j] = rows->scales && j < rows->n ? sfa_f32_from_f16(rows->scales[j * rows->scales_stride]) : 1.0f;
 }

@@ -42,7 +42,7 @@ enum {
 };
 
 /* Bytes of one row's table for score_keys. */
-static inline size_t sfa_query_table_bytes(int32_t D) { return ((size_t)D * 8 + 64 + 63) & ~(size_t)63; }
+static inline size_t sfa_query_table_bytes(int32_t D) { return ((size_t)D * 8 + 192 + 63) & ~(size_t)63; }
 
 /* Rows as a cache stores them, for the slots that read them so. */
 typedef struct sfa_stored_rows {
@@ -122,7 +122,7 @@ typedef struct sfa_kernels {
   void (*value_product_masked)(int32_t n_rows, int32_t n_keys, int32_t W, const float *P, int32_t E, const float *V, int64_t v_stride,
                                float *O);
 
-  /* ---- few queries: lanes are keys. Rows of S are SFA_KEY_TILE apart ---- */
+  /* ---- few queries: lanes are keys. Rows of S and P are SFA_KEY_TILE apart; what lies beyond n_keys is anything, before and after ---- */
 
   /* Prepares n_rows query rows q [n_rows][D] for score_keys: zeros outside the support; times query_scale already, or for SFA_I8 keys
    * rounded by round_rows to step[row]. table: n_rows * sfa_query_table_bytes(D), 64-byte aligned; its content is the table's own affair.

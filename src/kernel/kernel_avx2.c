@@ -1,17 +1,20 @@
 /* The kernels in AVX2 with FMA and F16C: the shared texts over simd_avx2.h. */
 #include "kernel/kernel_table.h"
-#include "kernel/row_scale.h"
 #include "kernel/simd_avx2.h"
+#include "kernel/stored_rows.h"
 #include <math.h>
 #include <string.h>
 
 #include "kernel/convert_tmpl.c"
 #include "kernel/expand_tmpl.c"
-#include "kernel/keys_scalar.c"
 #include "kernel/score_tmpl.c"
 #include "kernel/softmax_tmpl.c"
 #include "kernel/topk_tmpl.c"
 #include "kernel/value_tmpl.c"
+
+#include "kernel/keys_avx2.c"
+#include "kernel/keys_tmpl.c"
+#include "kernel/value_keys_tmpl.c"
 
 #define SFA_SLOT(name) .name = name,
 const sfa_kernels sfa_kernels_avx2 = {

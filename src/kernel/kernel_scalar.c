@@ -3,7 +3,7 @@
 #include "base/half.h"
 #include "kernel/exp2.h"
 #include "kernel/kernel_table.h"
-#include "kernel/row_scale.h"
+#include "kernel/stored_rows.h"
 #include <math.h>
 #include <string.h>
 
@@ -141,7 +141,7 @@ static void score_key(int32_t K, const void *ids, int32_t id_bytes, const float 
       float sum = 0.0f;
       for (int32_t u = first; u < K && u < first + terms; u++)
         sum = fmaf(values[u], Qt[(int64_t)(ids ? feature_at(ids, id_bytes, u) : u) * W + i], sum);
-      total += sum;
+      total = first ? total + sum : sum;
     }
     S[i] = key_scale ? total * *key_scale : total;
   }
@@ -164,7 +164,7 @@ static void round_rows(int32_t n_rows, int32_t n, int32_t n_terms, float *x, int
   for (int32_t row = 0; row < n_rows; row++, x += row_stride) {
     step[row] = sfa_query_step(largest_magnitude(x, n), n_terms);
     for (int32_t i = 0; i < n; i++)
-      x[i] = step[row] == step[row] ? rintf(x[i] / step[row]) * step[row] : NAN;
+      x[i] = step[row] == step[row] ? rintf(x[i] / step[row]) * step[row] + 0.0f : NAN; /* one zero */
   }
 }
 

@@ -5,6 +5,7 @@
 #include "kernel/exp2.h"
 #include <immintrin.h>
 #include <stdint.h>
+#include <string.h>
 
 #define V_INLINE static inline __attribute__((always_inline, unused))
 #define V_LANES 8
@@ -38,9 +39,17 @@ V_INLINE vi vf_bits(vf x) { return _mm256_castps_si256(x); }
 
 V_INLINE vi vi_load(const int32_t *p) { return _mm256_loadu_si256((const void *)p); }
 V_INLINE vi vi_set(int32_t x) { return _mm256_set1_epi32(x); }
+V_INLINE void vi_store(int32_t *p, vi x) { _mm256_storeu_si256((void *)p, x); }
 V_INLINE vi vi_sub(vi a, vi b) { return _mm256_sub_epi32(a, b); }
 V_INLINE vi vi_max(vi a, vi b) { return _mm256_max_epi32(a, b); }
 V_INLINE vi vi_and(vi a, vi b) { return _mm256_and_si256(a, b); }
+V_INLINE vi vi_or(vi a, vi b) { return _mm256_or_si256(a, b); }
+V_INLINE vi vi_shift_left(vi x, const int n) { return _mm256_slli_epi32(x, n); }
+/* The exponent of 2^n (or -2^31) as a float. */
+V_INLINE vi vi_bit_number(vi bit) {
+  const __m256i power = _mm256_and_si256(_mm256_srli_epi32(_mm256_castps_si256(_mm256_cvtepi32_ps(bit)), 23), _mm256_set1_epi32(255));
+  return _mm256_sub_epi32(power, _mm256_set1_epi32(127));
+}
 V_INLINE vf vi_to_float(vi x) { return _mm256_cvtepi32_ps(x); }
 V_INLINE int32_t vi_reduce_max(vi x) {
   __m128i half = _mm_max_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
@@ -48,7 +57,18 @@ V_INLINE int32_t vi_reduce_max(vi x) {
   return _mm_cvtsi128_si32(_mm_max_epi32(half, _mm_shuffle_epi32(half, 0xb1)));
 }
 
+V_INLINE vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
+V_INLINE vi vi_iota(void) { return _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7); }
+V_INLINE float vf_reduce_max(vf x) {
+  __m128 half = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  half = _mm_max_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
+}
+V_INLINE vf vf_gather(const float *p, vi at) { return _mm256_i32gather_ps(p, at, 4); }
+
 V_INLINE vm vi_gt(vi a, vi b) { return _mm256_castsi256_ps(_mm256_cmpgt_epi32(a, b)); }
+V_INLINE vm vi_ne(vi a, vi b) { return _mm256_castsi256_ps(_mm256_xor_si256(_mm256_cmpeq_epi32(a, b), _mm256_set1_epi32(-1))); }
+V_INLINE vi vi_select(vm m, vi yes, vi no) { return _mm256_blendv_epi8(no, yes, _mm256_castps_si256(m)); }
 V_INLINE vm vf_eq(vf a, vf b) { return _mm256_cmp_ps(a, b, _CMP_EQ_OQ); }
 V_INLINE vm vf_ne(vf a, vf b) { return _mm256_cmp_ps(a, b, _CMP_NEQ_UQ); }
 V_INLINE vm vf_lt(vf a, vf b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
@@ -83,18 +103,45 @@ V_INLINE void vf_turn(const float *const rows[V_LANES], int64_t at, vf out[8]) {
   }
 }
 
+V_INLINE void vf_fold(const int step, vf a, vf b, vf *x, vf *y) {
+  const __m256d a2 = _mm256_castps_pd(a), b2 = _mm256_castps_pd(b);
+  switch (step) {
+  case 0: *x = _mm256_unpacklo_ps(a, b), *y = _mm256_unpackhi_ps(a, b); break;
+  case 1: *x = _mm256_castpd_ps(_mm256_unpacklo_pd(a2, b2)), *y = _mm256_castpd_ps(_mm256_unpackhi_pd(a2, b2)); break;
+  default: *x = _mm256_permute2f128_ps(a, b, 0x20), *y = _mm256_permute2f128_ps(a, b, 0x31);
+  }
+}
+
 V_INLINE uint64_t v_above(const float *x, int32_t n, int32_t limit) {
   uint64_t bits = 0;
   for (int32_t u = 0; u < n; u += 8)
     bits |= (uint64_t)vm_bits(vi_gt(vf_bits(vf_abs(vf_load(x + u))), vi_set(limit))) << u;
   return bits;
 }
+V_INLINE void v_mark32(const float *x, int32_t limit, uint32_t *bits) { *bits = (uint32_t)v_above(x, 32, limit); }
 
 V_INLINE vf v_load_bf16(const uint16_t *p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)p)), 16));
 }
 V_INLINE vf v_load_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const void *)p)); }
 V_INLINE vf v_load_i8(const int8_t *p) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)p))); }
+V_INLINE vf v_low_bf16(vf x) { return _mm256_castsi256_ps(_mm256_slli_epi32(vf_bits(x), 16)); }
+V_INLINE vf v_high_bf16(vf x) { return _mm256_castsi256_ps(_mm256_and_si256(vf_bits(x), _mm256_set1_epi32(INT32_MIN >> 15))); }
+V_INLINE void v_load_i4(const uint8_t *p, vf scale, vf out[2]) {
+  const vi pairs = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)p));
+  out[0] = vf_mul(vi_to_float(vi_sub(vi_and(pairs, vi_set(15)), vi_set(8))), scale);
+  out[1] = vf_mul(vi_to_float(vi_sub(_mm256_srli_epi32(pairs, 4), vi_set(8))), scale);
+}
+V_INLINE void v_split(vf x[2]) {
+  const vf low = _mm256_permute2f128_ps(x[0], x[1], 0x20), high = _mm256_permute2f128_ps(x[0], x[1], 0x31);
+  x[0] = _mm256_shuffle_ps(low, high, 0x88);
+  x[1] = _mm256_shuffle_ps(low, high, 0xdd);
+}
+V_INLINE void v_join(vf x[2]) {
+  const vf low = _mm256_unpacklo_ps(x[0], x[1]), high = _mm256_unpackhi_ps(x[0], x[1]);
+  x[0] = _mm256_permute2f128_ps(low, high, 0x20);
+  x[1] = _mm256_permute2f128_ps(low, high, 0x31);
+}
 V_INLINE void v_store_f16(uint16_t *p, vf x) { _mm_storeu_si128((void *)p, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT)); }
 V_INLINE void v_store_bf16(uint16_t *p, vf x) {
   __m256i bits = vf_bits(x), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), vi_set(1));

@@ -9,6 +9,7 @@
 #include "kernel/exp2.h"
 #include <immintrin.h>
 #include <stdint.h>
+#include <string.h>
 
 #define V_INLINE static inline __attribute__((always_inline, unused))
 #define V_LANES 16
@@ -52,6 +53,10 @@ V_INLINE void vi_store(int32_t *p, vi x) { _mm512_storeu_si512(p, x); }
 V_INLINE vi vi_sub(vi a, vi b) { return _mm512_sub_epi32(a, b); }
 V_INLINE vi vi_max(vi a, vi b) { return _mm512_max_epi32(a, b); }
 V_INLINE vi vi_and(vi a, vi b) { return _mm512_and_si512(a, b); }
+V_INLINE vi vi_or(vi a, vi b) { return _mm512_or_si512(a, b); }
+V_INLINE vi vi_shift_left(vi x, const int n) { return _mm512_slli_epi32(x, (unsigned)n); }
+/* Of the only bit of each lane. */
+V_INLINE vi vi_bit_number(vi bit) { return _mm512_sub_epi32(_mm512_set1_epi32(31), _mm512_lzcnt_epi32(bit)); }
 V_INLINE vf vi_to_float(vi x) { return _mm512_cvtepi32_ps(x); }
 V_INLINE int32_t vi_reduce_max(vi x) { return _mm512_reduce_max_epi32(x); }
 
@@ -62,7 +67,14 @@ V_INLINE vi vi_expand_i8(vm m, const int8_t *values) {
   return _mm512_maskz_expand_epi32(m, _mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)values)));
 }
 
+/* 0, 1, 2, ... */
+V_INLINE vi vi_iota(void) { return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
+V_INLINE float vf_reduce_max(vf x) { return _mm512_reduce_max_ps(x); }
+V_INLINE vf vf_gather(const float *p, vi at) { return _mm512_i32gather_ps(at, p, 4); }
+
 V_INLINE vm vi_gt(vi a, vi b) { return _mm512_cmpgt_epi32_mask(a, b); }
+V_INLINE vm vi_ne(vi a, vi b) { return _mm512_cmpneq_epi32_mask(a, b); }
+V_INLINE vi vi_select(vm m, vi yes, vi no) { return _mm512_mask_blend_epi32(m, no, yes); }
 V_INLINE vm vf_eq(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 V_INLINE vm vf_ne(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ); }
 V_INLINE vm vf_lt(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
@@ -104,6 +116,18 @@ V_INLINE void vf_turn(const float *const rows[V_LANES], int64_t at, vf out[8]) {
   }
 }
 
+/* Registers a and b belong to two groups of rows, in both every row has an equal part of the lanes. *x gets one half of each row's lanes,
+ * *y the other. After steps 0..3 on registers of one row each, lane i is of row i. */
+V_INLINE void vf_fold(const int step, vf a, vf b, vf *x, vf *y) {
+  const __m512d a2 = _mm512_castps_pd(a), b2 = _mm512_castps_pd(b);
+  switch (step) {
+  case 0: *x = _mm512_unpacklo_ps(a, b), *y = _mm512_unpackhi_ps(a, b); break;
+  case 1: *x = _mm512_castpd_ps(_mm512_unpacklo_pd(a2, b2)), *y = _mm512_castpd_ps(_mm512_unpackhi_pd(a2, b2)); break;
+  case 2: *x = _mm512_shuffle_f32x4(a, b, 0x44), *y = _mm512_shuffle_f32x4(a, b, 0xee); break;
+  default: *x = _mm512_shuffle_f32x4(a, b, 0x88), *y = _mm512_shuffle_f32x4(a, b, 0xdd);
+  }
+}
+
 /* Bit u: the magnitude of x[u], as an integer, is above limit; n elements, a multiple of 8 up to 64. */
 V_INLINE uint64_t v_above(const float *x, int32_t n, int32_t limit) {
   uint64_t bits = 0;
@@ -114,12 +138,41 @@ V_INLINE uint64_t v_above(const float *x, int32_t n, int32_t limit) {
   }
   return bits;
 }
+/* The same of 32 elements, into memory. */
+V_INLINE void v_mark32(const float *x, int32_t limit, uint32_t *bits) {
+  const __mmask16 low = vi_gt(vf_bits(vf_abs(vf_load(x))), vi_set(limit)), high = vi_gt(vf_bits(vf_abs(vf_load(x + 16))), vi_set(limit));
+  memcpy(bits, &low, 2); /* a mask goes to memory in one step, to a common register in three */
+  memcpy((char *)bits + 2, &high, 2);
+}
 
 V_INLINE vf v_load_bf16(const uint16_t *p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)p)), 16));
 }
 V_INLINE vf v_load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const void *)p)); }
 V_INLINE vf v_load_i8(const int8_t *p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)p))); }
+/* Two bf16 a lane: the element at the lower address, and the other. */
+V_INLINE vf v_low_bf16(vf x) { return _mm512_castsi512_ps(_mm512_slli_epi32(vf_bits(x), 16)); }
+V_INLINE vf v_high_bf16(vf x) { return _mm512_castsi512_ps(_mm512_and_si512(vf_bits(x), _mm512_set1_epi32(INT32_MIN >> 15))); }
+/* 2 V_LANES elements of SFA_I4 times scale: the even ones, and the odd ones. A permutation looks at the low 4 bits of a lane only. */
+V_INLINE void v_load_i4(const uint8_t *p, vf scale, vf out[2]) {
+  const vf levels = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7), steps = vf_mul(levels, scale);
+  const vi pairs = _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)p));
+  out[0] = _mm512_permutexvar_ps(pairs, steps);
+  out[1] = _mm512_permutexvar_ps(_mm512_srli_epi32(pairs, 4), steps);
+}
+/* Two vectors in a row to their even and odd elements, and back. */
+V_INLINE void v_split(vf x[2]) {
+  const vi even = _mm512_slli_epi32(vi_iota(), 1), odd = _mm512_or_si512(even, vi_set(1));
+  const vf low = x[0], high = x[1];
+  x[0] = _mm512_permutex2var_ps(low, even, high);
+  x[1] = _mm512_permutex2var_ps(low, odd, high);
+}
+V_INLINE void v_join(vf x[2]) {
+  const vi first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23), second = vi_add(first, vi_set(8));
+  const vf even = x[0], odd = x[1];
+  x[0] = _mm512_permutex2var_ps(even, first, odd);
+  x[1] = _mm512_permutex2var_ps(even, second, odd);
+}
 V_INLINE void v_store_f16(uint16_t *p, vf x) { _mm256_storeu_si256((void *)p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT)); }
 V_INLINE void v_store_bf16(uint16_t *p, vf x) {
   __m512i bits = vf_bits(x), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), vi_set(1));

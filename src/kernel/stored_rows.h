@@ -1,6 +1,7 @@
-/* kernel/row_scale.h: scales of rows of whole numbers, in integer and exact f32 steps: no rounding that an instruction set could change. */
-#ifndef SFA_ROW_SCALE_H
-#define SFA_ROW_SCALE_H
+/* kernel/stored_rows.h: elements of stored rows, and the scales of whole numbers in integer and exact f32 steps: no rounding that an
+ * instruction set could change. */
+#ifndef SFA_STORED_ROWS_H
+#define SFA_STORED_ROWS_H
 
 #include "base/half.h"
 #include "kernel/kernel.h"
@@ -33,6 +34,11 @@ static inline float sfa_query_step(uint32_t largest, int32_t n_terms) {
   if (e >= -100 && sfa_float_of((largest & 0x7fffffu) | (uint32_t)(127 + bits) << 23) > (float)limit)
     e++;
   return sfa_float_of((uint32_t)(127 + (e < -100 ? -100 : e)) << 23);
+}
+
+/* Bytes of n elements, an even number for SFA_I4. */
+static inline size_t sfa_stored_bytes(sfa_dtype dtype, int64_t n) {
+  return dtype == SFA_I4 ? (size_t)n / 2 : (size_t)n * (dtype == SFA_F32 ? 4 : dtype == SFA_I8 ? 1 : 2);
 }
 
 /* Element `at` of stored rows, before the row's scale. */

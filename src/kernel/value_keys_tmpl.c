@@ -1,0 +1,171 @@
+/* value_keys: weights of one or a few rows times values as a cache stores them.
+ *
+ * A block of rows times a block of output vectors stays in registers over all keys of the tile; each key costs one load and conversion a
+ * vector, which the rows share. Keys are taken from a list, so that those without weight are not touched. */
+
+enum { PREFETCH_KEYS = 6 }; /* keys ahead where the list has gaps: the processor's own prefetching needs neighbours */
+
+/* `columns` vectors of a stored row. SFA_I4 gives pairs of vectors: the even and the odd elements. */
+V_INLINE void value_vectors(const sfa_dtype dtype, const int columns, const char *row, vf scale, vf *v) {
+#pragma GCC unroll 8
+  for (int c = 0; c < columns; c++)
+    switch (dtype) {
+    case SFA_BF16: v[c] = v_load_bf16((const uint16_t *)row + c * V_LANES); break;
+    case SFA_F16: v[c] = v_load_f16((const uint16_t *)row + c * V_LANES); break;
+    case SFA_I8: v[c] = vf_mul(v_load_i8((const int8_t *)row + c * V_LANES), scale); break;
+    case SFA_I4:
+      if (c % 2 == 0)
+        v_load_i4((const uint8_t *)row + c * V_LANES / 2, scale, v + c);
+      break;
+    default: v[c] = vf_load((const float *)row + c * V_LANES);
+    }
+}
+
+/* The keys of a tile that have weight, and where their values lie. */
+typedef struct value_list {
+  const char *values; /* of key 0, at the block's first element */
+  int64_t row_bytes;
+  const float *scale; /* [SFA_KEY_TILE] */
+  int32_t n;
+  int gaps;            /* the keys are listed; else 0 .. n - 1 */
+  const uint8_t *keys; /* [n + PREFETCH_KEYS] */
+} value_list;
+
+/* dtype, rows and columns are constants where this is inlined. */
+V_INLINE void value_keys_block(const sfa_dtype dtype, const int rows, const int columns, const value_list *list, const float *P, int64_t E,
+                               float *O) {
+  vf sum[16];
+#pragma GCC unroll 4
+  for (int i = 0; i < rows; i++)
+#pragma GCC unroll 8
+    for (int c = 0; c < columns; c++)
+      sum[i * columns + c] = vf_load(O + i * E + c * V_LANES);
+  if (dtype == SFA_I4)
+#pragma GCC unroll 8
+    for (int a = 0; a < rows * columns; a += 2)
+      v_split(sum + a);
+  for (int32_t at = 0; at < list->n; at++) {
+    const int32_t j = list->gaps ? list->keys[at] : at;
+    const char *row = list->values + j * list->row_bytes;
+    if (list->gaps) {
+      const char *next = list->values + list->keys[at + PREFETCH_KEYS] * list->row_bytes;
+      const int bytes = dtype == SFA_I4 ? columns * V_LANES / 2 : columns * V_LANES * (dtype == SFA_I8 ? 1 : dtype == SFA_F32 ? 4 : 2);
+#pragma GCC unroll 8
+      for (int b = 0; b < bytes; b += 64)
+        __builtin_prefetch(next + b);
+    }
+    vf v[8];
+    value_vectors(dtype, columns, row, vf_set(list->scale[j]), v);
+#pragma GCC unroll 4
+    for (int i = 0; i < rows; i++) {
+      const vf p = vf_set(P[i * SFA_KEY_TILE + j]);
+#pragma GCC unroll 8
+      for (int c = 0; c < columns; c++)
+        sum[i * columns + c] = vf_fma(p, v[c], sum[i * columns + c]);
+    }
+  }
+  if (dtype == SFA_I4)
+#pragma GCC unroll 8
+    for (int a = 0; a < rows * columns; a += 2)
+      v_join(sum + a);
+#pragma GCC unroll 4
+  for (int i = 0; i < rows; i++)
+#pragma GCC unroll 8
+    for (int c = 0; c < columns; c++)
+      vf_store(O + i * E + c * V_LANES, sum[i * columns + c]);
+}
+
+/* `n_rows` rows and a band of `columns` vectors. */
+V_INLINE void value_keys_band(const sfa_dtype dtype, const int columns, const value_list *list, int32_t n_rows, const float *P, int64_t E,
+                              float *O) {
+  const int most = columns <= 4 ? V_LANES / 4 : 2; /* rows of a block: 16 or 8 sums and the vectors of V */
+  for (; n_rows >= most; n_rows -= most, P += most * SFA_KEY_TILE, O += most * E)
+    value_keys_block(dtype, most, columns, list, P, E, O);
+  for (; n_rows > 0; n_rows--, P += SFA_KEY_TILE, O += E)
+    value_keys_block(dtype, 1, columns, list, P, E, O);
+}
+
+/* The last elements of a row that fill no vector (no pair of vectors for SFA_I4), one by one. */
+static void value_keys_rest(const sfa_stored_rows *values, const value_list *list, int32_t n_rows, const float *P, int32_t first, int32_t E,
+                            float *O) {
+  for (int32_t at = 0; at < list->n; at++) {
+    const int32_t j = list->gaps ? list->keys[at] : at;
+    for (int32_t e = first; e < E; e++) {
+      const float v = sfa_stored_value(values->dtype, values->values, j * values->values_stride + e) * list->scale[j];
+      for (int32_t i = 0; i < n_rows; i++)
+        O[(int64_t)i * E + e] = fmaf(P[i * SFA_KEY_TILE + j], v, O[(int64_t)i * E + e]);
+    }
+  }
+}
+
+/* One row alone has 8 vectors at a time, more have 4 (2). */
+V_INLINE void value_keys_of(const sfa_dtype dtype, const sfa_stored_rows *values, value_list *list, int32_t n_rows, const float *P,
+                            int32_t E, float *O) {
+  enum { few = 4 };
+  int32_t e = 0;
+  for (; n_rows < V_LANES / 4 && E - e >= 8 * V_LANES; e += 8 * V_LANES) {
+    list->values = (const char *)values->values + sfa_stored_bytes(dtype, e);
+    value_keys_band(dtype, 8, list, n_rows, P, E, O + e);
+  }
+  for (; E - e >= few * V_LANES; e += few * V_LANES) {
+    list->values = (const char *)values->values + sfa_stored_bytes(dtype, e);
+    value_keys_band(dtype, few, list, n_rows, P, E, O + e);
+  }
+  for (; E - e >= 2 * V_LANES; e += 2 * V_LANES) {
+    list->values = (const char *)values->values + sfa_stored_bytes(dtype, e);
+    value_keys_band(dtype, 2, list, n_rows, P, E, O + e);
+  }
+  if (e < E)
+    value_keys_rest(values, list, n_rows, P, e, E, O);
+}
+
+static void value_keys_listed(const sfa_stored_rows *values, value_list *list, int32_t n_rows, const float *P, int32_t E, float *O) {
+  switch (values->dtype) {
+  case SFA_BF16: value_keys_of(SFA_BF16, values, list, n_rows, P, E, O); break;
+  case SFA_F16: value_keys_of(SFA_F16, values, list, n_rows, P, E, O); break;
+  case SFA_I8: value_keys_of(SFA_I8, values, list, n_rows, P, E, O); break;
+  case SFA_I4: value_keys_of(SFA_I4, values, list, n_rows, P, E, O); break;
+  default: value_keys_of(SFA_F32, values, list, n_rows, P, E, O);
+  }
+}
+
+/* Bit j: P[j] is not 0 (it may be NaN). */
+V_INLINE uint64_t keys_with_weight(int32_t n_keys, const float *P) {
+  uint64_t bits = 0;
+#pragma GCC unroll 8
+  for (int j = 0; j < SFA_KEY_TILE; j += V_LANES)
+    bits |= (uint64_t)vm_bits(vf_ne(vf_load(P + j), vf_zero())) << j;
+  return bits & ~(uint64_t)0 >> (SFA_KEY_TILE - n_keys);
+}
+
+static void list_keys(uint64_t bits, uint8_t keys[SFA_KEY_TILE + PREFETCH_KEYS], value_list *list) {
+  list->keys = keys;
+  list->n = __builtin_popcountll(bits);
+  list->gaps = (bits & (bits + 1)) != 0;
+  for (int32_t at = 0; list->gaps && at < list->n + PREFETCH_KEYS; at++) { /* the last one again and again */
+    keys[at] = (uint8_t)__builtin_ctzll(bits);
+    bits = bits & (bits - 1) ? bits & (bits - 1) : bits;
+  }
+}
+
+static void value_keys(const sfa_stored_rows *values, int32_t n_rows, const float *P, int32_t E, float *O) {
+  uint64_t weight[SFA_KEYS_ROWS], differ = 0;
+  for (int32_t i = 0; i < n_rows; i++) {
+    weight[i] = keys_with_weight(values->n, P + i * SFA_KEY_TILE);
+    differ |= weight[i] ^ weight[0];
+  }
+  float scale[SFA_KEY_TILE];
+  uint8_t keys[SFA_KEY_TILE + PREFETCH_KEYS];
+  load_scales(values, scale);
+  value_list list = {.row_bytes = (int64_t)sfa_stored_bytes(values->dtype, values->values_stride), .scale = scale};
+  if (!differ) {
+    list_keys(weight[0], keys, &list);
+    value_keys_listed(values, &list, n_rows, P, E, O);
+    return;
+  }
+  /* A row must not meet a value that it gives no weight: that may be inf or NaN. Rows that differ take turns. */
+  for (int32_t i = 0; i < n_rows; i++) {
+    list_keys(weight[i], keys, &list);
+    value_keys_listed(values, &list, 1, P + i * SFA_KEY_TILE, E, O + (int64_t)i * E);
+  }
+}
