@@ -1,144 +1,264 @@
-/* topk: the K features of largest magnitude of each row.
+/* topk: the K features of largest magnitude of each row, V_LANES rows at a time, in three steps.
  *
- * Two steps. First the K-th largest magnitude, the threshold: V_LANES rows at once, lanes are rows. Their features arrive 8 at a time,
- * are sorted by a network of compare-exchanges (no branch, no index) and merged into a list of the 8, 16 or 32 largest so far. Then, row
- * by row, the features whose magnitude reaches the threshold, read off as bits in rising order.
- * If exactly K features reach the threshold they are the answer, whatever it was found by. So the network may compare magnitudes as
- * floats (twice as fast as integers on AVX-512), which a NaN upsets: such a row, one with ties at the K-th place, and every K beyond the
- * lists find their threshold by bisection over the magnitude's bits instead.
+ * 1. Up to K = 32, the K-th largest magnitude of each row, the threshold, by networks of compare-exchanges (no branch, no index). A row's
+ *    features stand in V_LANES columns, which are sorted. Then the columns are folded: two rows come to share a register, half of the
+ *    lanes each, and two sorted columns of a row meet lane by lane and become one list; after log2(V_LANES) folds lanes are rows.
+ *    Lists keep a little less than would always do (topk_threshold): it is rare that many of the K stand in one column.
+ * 2. A bit for every feature whose magnitude reaches the threshold. If exactly K do, they are the answer, whatever the threshold was found
+ *    by. So lists may be short, and magnitudes may be compared as floats (twice as fast as integers on AVX-512), which a NaN upsets.
+ *    A row where more or fewer reach it (ties at the K-th place as well), and every K beyond the lists, gets its bits by bisection.
+ * 3. The numbers of the bits in rising order, lanes are rows again; and the values.
+ *
+ * Rows of more than 256 features take bisection, one by one.
  */
 
+/* ---- 1. The threshold ---- */
+
 V_INLINE void topk_exchange(vf *x, int i, int j) {
-  vf small = vf_min(x[i], x[j]);
+  const vf small = vf_min(x[i], x[j]);
   x[i] = vf_max(x[i], x[j]);
   x[j] = small;
 }
 
-/* 8 vectors into falling order, lane by lane: the smallest network known, 19 exchanges in 6 layers. */
-V_INLINE void topk_sort8(vf x[8]) {
+/* 4 or 8 vectors into falling order, lane by lane: the smallest networks known, 5 and 19 exchanges. */
+V_INLINE void topk_sort(vf *x, const int n) {
   static const struct {
     uint8_t i, j;
-  } pairs[19] = {{0, 2}, {1, 3}, {4, 6}, {5, 7}, {0, 4}, {1, 5}, {2, 6}, {3, 7}, {0, 1}, {2, 3},
+  } pairs[24] = {{0, 1}, {2, 3}, {0, 2}, {1, 3}, {1, 2}, /* 8: */
+                 {0, 2}, {1, 3}, {4, 6}, {5, 7}, {0, 4}, {1, 5}, {2, 6}, {3, 7}, {0, 1}, {2, 3},
                  {4, 5}, {6, 7}, {2, 4}, {3, 5}, {1, 4}, {3, 6}, {1, 2}, {3, 4}, {5, 6}};
-#pragma GCC unroll 19
-  for (int c = 0; c < 19; c++)
-    topk_exchange(x, pairs[c].i, pairs[c].j);
-}
-
-/* Thresholds of V_LANES rows: the K-th largest magnitude in a list of `length` (a constant where this is inlined) >= K. */
-V_INLINE vf topk_network(const float *const rows[V_LANES], int32_t D, int32_t K, const int length) {
-  vf list[32];
-#pragma GCC unroll 32
-  for (int i = 0; i < length; i++)
-    list[i] = vf_zero();
-  for (int32_t u = 0; u < D; u += 8) {
-    vf x[8];
-    vf_turn(rows, u, x);
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; i++)
-      x[i] = vf_abs(x[i]);
-    topk_sort8(x);
-    /* The largest of both: falling list against rising x, then a bitonic sequence, which `length / 2, ... 1` exchanges sort. */
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; i++)
-      list[length - 1 - i] = vf_max(list[length - 1 - i], x[i]);
+  if (n == 4) {
 #pragma GCC unroll 5
-    for (int step = length / 2; step > 0; step /= 2)
-#pragma GCC unroll 32
-      for (int i = 0; i < length; i++)
-        if (!(i & step))
-          topk_exchange(list, i, i + step);
+    for (int c = 0; c < 5; c++)
+      topk_exchange(x, pairs[c].i, pairs[c].j);
+  } else {
+#pragma GCC unroll 19
+    for (int c = 5; c < 24; c++)
+      topk_exchange(x, pairs[c].i, pairs[c].j);
   }
-  return list[K - 1];
 }
 
-/* ---- One row: which features reach the threshold ---- */
+/* A bitonic sequence of n into falling order. */
+V_INLINE void topk_clean(vf *x, const int n) {
+#pragma GCC unroll 5
+  for (int step = n / 2; step > 0; step /= 2)
+#pragma GCC unroll 32
+    for (int i = 0; i < n; i++)
+      if (!(i & step))
+        topk_exchange(x, i, i + step);
+}
 
-enum { TOPK_WORDS = 1024 }; /* of 64 features: D <= 65536 */
-
-/* Bit u: the magnitude of x[u] is above limit. Returns how many are. */
-V_INLINE int32_t topk_mark(const float *x, int32_t D, int32_t limit, uint64_t *words) {
-  int32_t count = 0;
-  for (int32_t u = 0; u < D; u += 64, words++) {
-    *words = D - u >= 64 ? v_above(x + u, 64, limit) : v_above(x + u, D - u, limit);
-    count += __builtin_popcountll(*words);
+/* out: the `kept` (n or 2 n) largest of two falling lists of n, falling. A falling list against a rising one: the larger of each pair are
+ * the n largest of all, a bitonic sequence; so are the smaller ones. */
+V_INLINE void topk_merge(const vf *x, const vf *y, const int n, const int kept, vf *out) {
+  vf both[32];
+#pragma GCC unroll 32
+  for (int i = 0; i < n; i++) {
+    both[i] = vf_max(x[i], y[n - 1 - i]);
+    if (kept > n)
+      both[n + i] = vf_min(x[i], y[n - 1 - i]);
   }
+  topk_clean(both, n);
+  if (kept > n)
+    topk_clean(both + n, n);
+#pragma GCC unroll 32
+  for (int i = 0; i < kept; i++)
+    out[i] = both[i];
+}
+
+/* Columns of n vectors, sorted; n_features of them are there, the others read as 0. */
+V_INLINE void topk_column_block(const float *x, int32_t n_features, const int n, vf *column) {
+#pragma GCC unroll 8
+  for (int i = 0; i < n; i++) {
+    const int32_t left = n_features - i * V_LANES;
+    column[i] = left >= V_LANES ? vf_abs(vf_load(x + i * V_LANES)) : left > 0 ? vf_abs(vf_load_half(x + i * V_LANES)) : vf_zero();
+  }
+  topk_sort(column, n);
+}
+
+/* The n largest of each column of a row. */
+V_INLINE void topk_columns(const float *x, int32_t D, const int n, vf *out) {
+  const int32_t block = n * V_LANES;
+  vf list[8], next[8];
+  topk_column_block(x, D, n, list);
+  int32_t at = block;
+  for (; at + block <= D; at += block) {
+    topk_column_block(x + at, block, n, next);
+    topk_merge(list, next, n, n, list);
+  }
+  if (at < D) {
+    topk_column_block(x + at, D - at, n, next);
+    topk_merge(list, next, n, n, list);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < n; i++)
+    out[i] = list[i];
+}
+
+V_INLINE void topk_fold(const int step, vf (*lists)[32], const int n, const int kept) {
+  for (int row = 0; row < V_LANES >> (step + 1); row++) {
+    vf x[32], y[32];
+#pragma GCC unroll 32
+    for (int i = 0; i < n; i++)
+      vf_fold(step, lists[2 * row][i], lists[2 * row + 1][i], &x[i], &y[i]);
+    topk_merge(x, y, n, kept, lists[row]);
+  }
+}
+
+/* The K-th of lists that begin as columns of n0 and are n1, n2, n3 long after the folds; constants where this is inlined. */
+V_INLINE vf topk_network(const float *const rows[V_LANES], int32_t D, int32_t K, const int n0, const int n1, const int n2, const int n3) {
+  vf lists[V_LANES][32];
+  for (int row = 0; row < V_LANES; row++)
+    topk_columns(rows[row], D, n0, lists[row]);
+  topk_fold(0, lists, n0, n1);
+  topk_fold(1, lists, n1, n2);
+  topk_fold(2, lists, n2, n3);
+  if (V_LANES == 16)
+    topk_fold(3, lists, n3, n3);
+  return lists[0][K - 1];
+}
+
+/* Of random rows, one in 1,500 (K = 8; AVX2, of 8 columns: 100) and one in 1,400 (K = 16) has more of the K in a list than are kept. */
+V_INLINE vf topk_threshold(const float *const rows[V_LANES], int32_t D, int32_t K) {
+  if (K <= 8)
+    return topk_network(rows, D, K, 4, 8, 8, 8);
+  const int shallow = D <= 4 * V_LANES;
+  if (K <= 16)
+    return shallow ? topk_network(rows, D, K, 4, 8, 16, 16) : topk_network(rows, D, K, 8, V_LANES == 16 ? 8 : 16, 16, 16);
+  return shallow ? topk_network(rows, D, K, 4, 8, 16, 32) : topk_network(rows, D, K, 8, 16, 32, 32);
+}
+
+/* ---- 2. The bits ---- */
+
+enum { TOPK_LISTED = 32, TOPK_WORDS = 65536 / 32, TOPK_NARROW_WORDS = 256 / 32 };
+
+/* Word u / 32, bit u % 32: the magnitude of x[u] is above limit. Words are `stride` apart. */
+V_INLINE void topk_mark(const float *x, int32_t D, int32_t limit, uint32_t *words, const int stride) {
+  for (int32_t u = 0; u < D; u += 32, words += stride)
+    if (D - u >= 32)
+      v_mark32(x + u, limit, words);
+    else
+      *words = (uint32_t)v_above(x + u, D - u, limit);
+}
+
+V_INLINE int32_t topk_marked(int32_t D, const uint32_t *words, const int stride) {
+  int32_t count = 0;
+  for (int32_t u = 0; u < D; u += 32, words += stride)
+    count += __builtin_popcount(*words);
   return count;
 }
 
-/* The slow way, right for every row: the threshold bit by bit from the top, then what is above it and the first ones at it. */
-static __attribute__((noinline)) void topk_bisect(const float *x, int32_t D, int32_t K, uint64_t *words) {
-  uint64_t at_least[TOPK_WORDS];
-  int32_t threshold = 0;
-  for (int bit = 30; bit >= 0; bit--)
-    if (topk_mark(x, D, (threshold | 1 << bit) - 1, words) >= K)
-      threshold |= 1 << bit;
-  int32_t n_tied = K - topk_mark(x, D, threshold, words);
-  topk_mark(x, D, threshold - 1, at_least);
-  for (int32_t w = 0; n_tied > 0; w++)
-    for (uint64_t tied = at_least[w] & ~words[w]; tied && n_tied > 0; tied &= tied - 1, n_tied--)
-      words[w] |= tied & -tied;
+/* Right for every row: a threshold that exactly K magnitudes reach, or else the K-th magnitude, what is above it and the first ones at it.
+ * K or more magnitudes reach `low`, fewer reach `high`, which comes down from the maximum in growing steps before the bisection. */
+static __attribute__((noinline)) void topk_bisect(const float *x, int32_t D, int32_t K, uint32_t *words, const int stride) {
+  vi most = vi_set(0);
+  for (int32_t u = 0; u < D; u += V_LANES)
+    most = vi_max(most, vf_bits(vf_abs(D - u >= V_LANES ? vf_load(x + u) : vf_load_half(x + u))));
+  int64_t low = 0, high = (int64_t)vi_reduce_max(most) + 1;
+  int32_t count = 0;
+  for (int64_t step = 1 << 22; high - low > 1 && count != K; step *= 2) {
+    const int64_t trial = low == 0 && high > step ? high - step : low + (high - low) / 2;
+    count = 0;
+    for (int32_t u = 0; u < D; u += 64)
+      count += __builtin_popcountll(v_above(x + u, D - u >= 64 ? 64 : D - u, (int32_t)(trial - 1)));
+    *(count >= K ? &low : &high) = trial;
+  }
+  topk_mark(x, D, (int32_t)(count == K ? low - 1 : low), words, stride);
+  int32_t n_tied = K - topk_marked(D, words, stride);
+  for (int32_t u = 0; n_tied > 0; u++)
+    if ((sfa_bits_of(x[u]) & 0x7fffffffu) == (uint32_t)low) {
+      words[u / 32 * stride] |= (uint32_t)1 << u % 32;
+      n_tied--;
+    }
 }
 
-/* ---- Writing a code ---- */
-
-V_INLINE void topk_put(const float *x, int32_t feature, int32_t at, const int id_bytes, void *ids, float *values) {
-  if (id_bytes == 1)
-    ((uint8_t *)ids)[at] = (uint8_t)feature;
-  else
-    ((uint16_t *)ids)[at] = (uint16_t)feature;
-  values[at] = x[feature];
+/* Bits of n rows, V_LANES of them: lanes are rows. */
+V_INLINE void topk_bits(const float *const rows[V_LANES], int n, int32_t D, int32_t K, uint32_t (*words)[V_LANES]) {
+  if (K <= TOPK_LISTED) {
+    int32_t threshold[V_LANES];
+    vi_store(threshold, vf_bits(topk_threshold(rows, D, K)));
+    for (int i = 0; i < n; i++)
+      topk_mark(rows[i], D, threshold[i] - 1, words[0] + i, V_LANES);
+  }
+  for (int i = 0; i < n; i++)
+    if (K > TOPK_LISTED || topk_marked(D, words[0] + i, V_LANES) != K)
+      topk_bisect(rows[i], D, K, words[0] + i, V_LANES);
 }
 
-/* 8 features at once, as many as a word of 64 mostly has at most: no branch to guess. Bits that are not there read as the last feature;
- * where `spill` allows it, what that writes beyond the row is for the next row to overwrite. */
-V_INLINE void topk_emit(const float *x, int32_t D, const uint64_t *words, const int id_bytes, const int spill, void *ids, float *values) {
-  for (int32_t u = 0; u < D; u += 64) {
-    uint64_t bits = words[u / 64];
-    const uint64_t last = (uint64_t)1 << (D - u >= 64 ? 63 : D - u - 1);
-    const int32_t count = __builtin_popcountll(bits);
-    int32_t at = 0;
-    for (; spill ? at < count : at + 8 <= count; at += 8)
+/* ---- 3. The features ---- */
+
+/* ids [n_rows][K] of words [n][V_LANES], n a constant where this is inlined. A step takes the lowest bit of every row: of its first word
+ * that is not 0. */
+V_INLINE void topk_ids(const uint32_t *words, const int n, int32_t K, int n_rows, uint8_t *ids) {
+  vi w[TOPK_NARROW_WORDS];
 #pragma GCC unroll 8
-      for (int32_t i = 0; i < 8; i++, bits &= bits - 1)
-        topk_put(x, u + __builtin_ctzll(bits | last), at + i, id_bytes, ids, values);
-    for (; at < count; at++, bits &= bits - 1)
-      topk_put(x, u + __builtin_ctzll(bits), at, id_bytes, ids, values);
-    ids = (char *)ids + count * id_bytes;
-    values += count;
+  for (int i = 0; i < n; i++)
+    w[i] = vi_load((const int32_t *)words + i * V_LANES);
+  for (int32_t k = 0; k < K; k += 4) {
+    vi packed = vi_set(0);
+#pragma GCC unroll 4
+    for (int s = 0; s < 4; s++) {
+      vi first = w[n - 1], base = vi_set(32 * (n - 1));
+#pragma GCC unroll 8
+      for (int i = n - 2; i >= 0; i--) {
+        const vm any = vi_ne(w[i], vi_set(0));
+        first = vi_select(any, w[i], first);
+        base = vi_select(any, vi_set(32 * i), base);
+      }
+      const vi bit = vi_and(first, vi_sub(vi_set(0), first));
+#pragma GCC unroll 8
+      for (int i = 0; i < n; i++)
+        w[i] = vi_sub(w[i], vi_select(vi_ne(base, vi_set(32 * i)), vi_set(0), bit));
+      packed = vi_or(packed, vi_shift_left(vi_or(vi_bit_number(bit), base), 8 * s));
+    }
+    int32_t four[V_LANES];
+    vi_store(four, packed);
+    for (int i = 0; i < n_rows; i++)
+      if (K - k >= 4)
+        memcpy(ids + (int64_t)i * K + k, &four[i], 4);
+      else
+        memcpy(ids + (int64_t)i * K + k, &four[i], (size_t)(K - k));
   }
 }
 
-V_INLINE void topk_rows(const int id_bytes, int64_t n_rows, const float *x, int64_t row_stride, int32_t D, int32_t K, char *ids,
-                        float *values) {
-  uint64_t words[TOPK_WORDS];
-  for (int64_t first = 0; first < n_rows; first += V_LANES) {
+/* D <= 256: ids of one byte. */
+static void topk_narrow(int64_t n_rows, const float *x, int64_t row_stride, int32_t D, int32_t K, uint8_t *ids, float *values) {
+  uint32_t words[TOPK_NARROW_WORDS][V_LANES] = {{0}};
+  for (; n_rows > 0; n_rows -= V_LANES, x += V_LANES * row_stride) {
     const float *rows[V_LANES];
-    int64_t n = n_rows - first < V_LANES ? n_rows - first : V_LANES;
-    for (int64_t i = 0; i < V_LANES; i++)
-      rows[i] = x + (first + (i < n ? i : n - 1)) * row_stride;
-    int32_t thresholds[V_LANES] = {0};
-    if (K <= 8)
-      vf_store((float *)thresholds, topk_network(rows, D, K, 8));
-    else if (K <= 16)
-      vf_store((float *)thresholds, topk_network(rows, D, K, 16));
-    else if (K <= 32)
-      vf_store((float *)thresholds, topk_network(rows, D, K, 32));
-    for (int64_t i = 0; i < n; i++) {
-      const int64_t at = (first + i) * K;
-      if (topk_mark(rows[i], D, thresholds[i] - 1, words) != K)
-        topk_bisect(rows[i], D, K, words);
-      if ((n_rows - first - i - 1) * K >= 8)
-        topk_emit(rows[i], D, words, id_bytes, 1, ids + at * id_bytes, values + at);
-      else
-        topk_emit(rows[i], D, words, id_bytes, 0, ids + at * id_bytes, values + at);
-    }
+    const int n = n_rows < V_LANES ? (int)n_rows : V_LANES;
+    for (int i = 0; i < V_LANES; i++) /* the lanes beyond repeat the last row */
+      rows[i] = x + (i < n ? i : n - 1) * row_stride;
+    topk_bits(rows, n, D, K, words);
+    if (D <= 64)
+      topk_ids(words[0], 2, K, n, ids);
+    else if (D <= 128)
+      topk_ids(words[0], 4, K, n, ids);
+    else
+      topk_ids(words[0], 8, K, n, ids);
+    for (int i = 0; i < n; i++, ids += K, values += K)
+      for (int32_t k = 0; k < K; k++)
+        values[k] = rows[i][ids[k]];
+  }
+}
+
+/* Ids of two bytes, bit by bit. */
+static void topk_wide(int64_t n_rows, const float *x, int64_t row_stride, int32_t D, int32_t K, uint16_t *ids, float *values) {
+  uint32_t words[TOPK_WORDS];
+  for (; n_rows > 0; n_rows--, x += row_stride) {
+    topk_bisect(x, D, K, words, 1);
+    for (int32_t u = 0; u < D; u += 32)
+      for (uint32_t bits = words[u / 32]; bits; bits &= bits - 1) {
+        const int32_t feature = u + __builtin_ctz(bits);
+        *ids++ = (uint16_t)feature;
+        *values++ = x[feature];
+      }
   }
 }
 
 static void topk(int64_t n_rows, const float *x, int64_t row_stride, int32_t D, int32_t K, void *ids, float *values) {
   if (D <= 256)
-    topk_rows(1, n_rows, x, row_stride, D, K, ids, values);
+    topk_narrow(n_rows, x, row_stride, D, K, ids, values);
   else
-    topk_rows(2, n_rows, x, row_stride, D, K, ids, values);
+    topk_wide(n_rows, x, row_stride, D, K, ids, values);
 }

@@ -1,6 +1,7 @@
 /* sfa_check --bench: how long the slots take, and a forward of one head: 4096 tokens, full attention, codes ready, V in f32, one thread.
  * "slots" composes it here of the kernels alone, "api" is sfa_attention_run. All candidates take turns; times are medians over the
  * rounds in processor time of the thread, and ratios medians of the ratios within a round, so that a busy neighbour meets both sides. */
+#include "base/half.h"
 #include "check.h"
 #include <math.h>
 #include <sfa/attention.h>
@@ -286,6 +287,80 @@ static void bench_rows(const sfa_kernels *kernels, int n_rounds) {
   free(scales);
 }
 
+/* ---- Top-k beside plain C ---- */
+
+/* What a program without vectors does: quickselect (Hoare, middle element) on pairs of magnitude and feature, as std::nth_element; the
+ * features then in the order they came. */
+typedef struct pair {
+  uint32_t magnitude, feature;
+} pair;
+
+static bool comes_before(pair a, pair b) { return a.magnitude > b.magnitude || (a.magnitude == b.magnitude && a.feature < b.feature); }
+
+static void quickselect(const float *x, int D, int K, uint8_t *ids, float *values) {
+  pair pairs[256];
+  for (int u = 0; u < D; u++)
+    pairs[u] = (pair){sfa_bits_of(x[u]) & 0x7fffffffu, (uint32_t)u};
+  for (int first = 0, last = D - 1; first < last;) {
+    const pair pivot = pairs[(first + last) / 2];
+    int i = first, j = last;
+    while (i <= j) {
+      while (comes_before(pairs[i], pivot))
+        i++;
+      while (comes_before(pivot, pairs[j]))
+        j--;
+      if (i <= j) {
+        const pair moved = pairs[i];
+        pairs[i++] = pairs[j];
+        pairs[j--] = moved;
+      }
+    }
+    if (K - 1 <= j)
+      last = j;
+    else if (K - 1 >= i)
+      first = i;
+    else
+      break;
+  }
+  const pair least = pairs[K - 1];
+  for (int u = 0, at = 0; u < D; u++)
+    if (!comes_before(least, (pair){sfa_bits_of(x[u]) & 0x7fffffffu, (uint32_t)u})) {
+      ids[at] = (uint8_t)u;
+      values[at++] = x[u];
+    }
+}
+
+static void bench_topk(const sfa_kernels *kernels, int n_rounds) {
+  enum { N_ROWS = 512 }; /* in the L2 */
+  static const int kept[] = {8, 16, 32, 64};
+  sfa_rng rng = {1};
+  float *x = normal_rows(&rng, N_ROWS * 256), *values = memory(N_ROWS * 64 * sizeof *values);
+  uint8_t *ids = memory(N_ROWS * 64);
+  for (int D = 64; D <= 256; D *= 2)
+    for (size_t k = 0; k < sizeof kept / sizeof *kept; k++) {
+      double plain[MAX_ROUNDS], ours[MAX_ROUNDS], ratios[MAX_ROUNDS];
+      if (kept[k] == D)
+        continue;
+      for (int round = 0; round < n_rounds; round++) {
+        const double start = now_ms();
+        for (int64_t row = 0; row < N_ROWS; row++)
+          quickselect(x + row * D, D, kept[k], ids + row * kept[k], values + row * kept[k]);
+        plain[round] = now_ms() - start;
+        kernels->topk(N_ROWS, x, D, D, kept[k], ids, values); /* a processor takes a while to wake its wide units */
+        const double middle = now_ms();
+        for (int i = 0; i < 4; i++)
+          kernels->topk(N_ROWS, x, D, D, kept[k], ids, values);
+        ours[round] = (now_ms() - middle) / 4;
+        ratios[round] = plain[round] / ours[round];
+      }
+      printf("%-6s d %3d top-k k %2d %.0f ns a row, scalar quickselect %.0f, ratio %.1f\n", sfa_isa_name(kernels->isa), D, kept[k],
+             median(ours, n_rounds) * 1e6 / N_ROWS, median(plain, n_rounds) * 1e6 / N_ROWS, median(ratios, n_rounds));
+    }
+  free(x);
+  free(values);
+  free(ids);
+}
+
 int check_bench(const char *isa_name, bool quick) {
   const int n_rounds = quick ? 3 : 11;
   for (sfa_isa isa = SFA_ISA_VBMI; isa >= SFA_ISA_AVX2; isa--) {
@@ -295,6 +370,7 @@ int check_bench(const char *isa_name, bool quick) {
     for (int D = 64; D <= 256; D *= 2)
       bench_head(kernels, D, n_rounds);
     bench_rows(kernels, 31);
+    bench_topk(kernels, 31);
   }
   return 0;
 }
