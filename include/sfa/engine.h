@@ -158,7 +158,8 @@ typedef struct sfa_session_stats {
   int64_t prefill_tokens, decode_tokens;             /* tokens that came in calls of several, of one */
   int64_t prefill_ns, decode_ns;                     /* wall time of those calls */
   int64_t prefill_attention_ns, decode_attention_ns; /* of it in attention: top-k, packing, scores, values */
-  int64_t kv_bytes;                                  /* pages in use */
+  int64_t kv_bytes;                                  /* the session's own pages in use */
+  int64_t index_bytes;                               /* pages in use that lie in an index file */
 } sfa_session_stats;
 
 SFA_API void sfa_session_stats_read(const sfa_session *session, sfa_session_stats *stats);
@@ -214,6 +215,65 @@ typedef struct sfa_head_report {
  * queries are followed; 0: 16. heads: [n_layers][G]. use: [n_layers][G][D] keys that keep each feature, or NULL. */
 SFA_API sfa_status sfa_session_inspect(sfa_session *session, const int32_t *tokens, int64_t n_tokens, int32_t n_queries,
                                        sfa_head_report *heads, int32_t *use);
+/* The session's tokens, [sfa_session_len]; valid until the session changes. */
+SFA_API const int32_t *sfa_session_tokens(const sfa_session *session);
+
+/* ---- Document index ----------------------------------------------------------------------------------------------------------- */
+
+/* A session in a file: tokens, and the cache pages that a model made of them, as docs/LAYOUTS.md has them. Sessions use the pages where
+ * they lie, in a read-only mapping that all processes share; so opening takes milliseconds at any length. The file only grows: what is
+ * appended goes behind what is there, and becomes part of the index with the last write of a commit. Readers need no lock; writers exclude
+ * each other. A file must not be cut or overwritten by others while it is open. */
+
+/* A part of the document, for people: a file of a folder, a book. Parts are in order and do not overlap. */
+typedef struct sfa_index_source {
+  const char *name;
+  int64_t first_byte, n_bytes;   /* of the document's text, headings included */
+  int64_t first_token, n_tokens; /* of the index */
+} sfa_index_source;
+
+typedef struct sfa_index sfa_index;
+
+/* Reads everything but the pages, and checks it. SFA_ERROR_FORMAT: not an index, cut short or damaged; another version. */
+SFA_API sfa_status sfa_index_open(sfa_context *ctx, const char *path, sfa_index **index);
+SFA_API void sfa_index_close(sfa_index *index);
+
+typedef struct sfa_index_info {
+  const char *model_name;
+  uint64_t model, tokenizer; /* fingerprints */
+  sfa_weight_format weights; /* in memory, when the pages were made */
+  int32_t n_layers, n_kv_heads, head_dim, vocab_size;
+  int32_t n_sparse_layers, k, k_q; /* k, k_q: the largest of a layer; k_q = 0: dense queries */
+  sfa_dtype k_dtype, v_dtype;      /* of the first sparse layer, else of the first */
+  int64_t n_tokens, n_sources, n_segments, n_commits;
+  int64_t bytes, page_bytes; /* of the file; of the pages in use */
+} sfa_index_info;
+
+SFA_API void sfa_index_describe(const sfa_index *index, sfa_index_info *info);
+/* [n_tokens], as long as the index is open. */
+SFA_API const int32_t *sfa_index_tokens(const sfa_index *index);
+/* number 0 .. n_sources - 1; returns 0 beyond. The name lives as long as the index. */
+SFA_API int sfa_index_source_at(const sfa_index *index, int64_t number, sfa_index_source *source);
+/* Reads all pages and compares their checksums, at the speed of memory or of the disk. SFA_ERROR_FORMAT names the first damaged one. */
+SFA_API sfa_status sfa_index_verify(const sfa_index *index);
+
+typedef struct sfa_index_writer sfa_index_writer;
+
+/* Opens a file for commits, or makes one, and keeps other writers out until it is closed: SFA_ERROR_IO where one is at work. Nothing is
+ * written yet; a new file that got no commit is removed with the writer. */
+SFA_API sfa_status sfa_index_writer_open(sfa_context *ctx, const char *path, sfa_index_writer **writer);
+SFA_API void sfa_index_writer_close(sfa_index_writer *writer);
+
+/* A session that begins with the tokens of an index, as if they had been appended: the same bits follow. The model and the options must be
+ * those that the index was made by: SFA_ERROR_ARGUMENT says what differs. The pages are trusted: sfa_index_verify is for files that came
+ * a long way. SFA_ERROR_RANGE: more tokens than the context. */
+SFA_API sfa_status sfa_session_load(const sfa_model *model, const sfa_session_options *options, const char *path, sfa_session **session);
+/* Commits the session's tokens and pages: all of them into a new file, else what follows the file's own. SFA_ERROR_ARGUMENT: the file was
+ * made by another model or other options, or its tokens are not the first of the session. sources: the whole list, of which those that the
+ * file has are skipped; none of them beyond the session's tokens. On failure the file holds what it held.
+ * Costs one write of the new pages, and two waits for the disk. */
+SFA_API sfa_status sfa_session_save(const sfa_session *session, sfa_index_writer *writer, const sfa_index_source *sources,
+                                    int64_t n_sources);
 
 /* ---- Sampler ----------------------------------------------------------------------------------------------------------------- */
 

@@ -60,6 +60,7 @@ void sfa_session_destroy(sfa_session *session) {
     sfa_postings_destroy(session->postings[layer]);
   sfa_free(ctx, session->postings);
   sfa_forward_destroy(session->forward);
+  sfa_index_close(session->index); /* after the caches that use its pages */
   sfa_free(ctx, session->hidden);
   sfa_free(ctx, session->logits);
   sfa_free(ctx, session->tokens);
@@ -67,6 +68,7 @@ void sfa_session_destroy(sfa_session *session) {
 }
 
 int64_t sfa_session_len(const sfa_session *session) { return sfa_forward_len(session->forward); }
+const int32_t *sfa_session_tokens(const sfa_session *session) { return session->tokens; }
 
 sfa_status sfa_session_truncate(sfa_session *session, int64_t new_len) {
   SFA_REQUIRE(session->ctx, new_len >= 0, "cannot truncate a session to %lld tokens", (long long)new_len);
@@ -99,8 +101,7 @@ static sfa_status run_chunks(sfa_session *s, const int32_t *tokens, int64_t n_to
   return SFA_OK;
 }
 
-/* Room for the tokens of the timeline. */
-static sfa_status reserve_tokens(sfa_session *s, int64_t n) {
+sfa_status sfa_session_reserve(sfa_session *s, int64_t n) {
   if (n <= s->capacity)
     return SFA_OK;
   int64_t capacity = sfa_max64(n, sfa_min64(2 * s->capacity, s->context_len));
@@ -117,7 +118,7 @@ static sfa_status reserve_tokens(sfa_session *s, int64_t n) {
 /* run_chunks with time kept, undone on failure. */
 static sfa_status run_tokens(sfa_session *s, const int32_t *tokens, int64_t n_tokens, chunk_fn consume, void *arg) {
   SFA_TRY(check_tokens(s, tokens, n_tokens));
-  SFA_TRY(reserve_tokens(s, sfa_session_len(s) + n_tokens));
+  SFA_TRY(sfa_session_reserve(s, sfa_session_len(s) + n_tokens));
   int64_t len = sfa_session_len(s), start = sfa_now_ns(), attention_ns = 0;
   sfa_status status = run_chunks(s, tokens, n_tokens, consume, arg, &attention_ns);
   if (status != SFA_OK) { /* the truncation cannot fail for a length that was there; the first error is the one to tell */
@@ -210,6 +211,7 @@ sfa_status sfa_session_score(sfa_session *session, const int32_t *tokens, int64_
 void sfa_session_stats_read(const sfa_session *session, sfa_session_stats *stats) {
   *stats = session->stats;
   stats->kv_bytes = (int64_t)sfa_forward_kv_bytes(session->forward);
+  stats->index_bytes = sfa_session_index_bytes(session);
 }
 
 /* ---- Looking inside ---------------------------------------------------------------------------------------------------------- */

@@ -19,10 +19,15 @@ struct sfa_session {
   int32_t score_rows; /* rows whose logits are held at once */
   int32_t *tokens;    /* [capacity], the first sfa_session_len of them are the timeline */
   int64_t capacity;
+  sfa_index *index;        /* whose pages the timeline begins with; NULL: none */
   sfa_postings **postings; /* [n_layers] inverted indexes that explanations made; NULL until the first */
   sfa_session_stats stats;
 };
 
+/* Room for the tokens of the timeline. */
+sfa_status sfa_session_reserve(sfa_session *session, int64_t n);
+/* Bytes of the index's pages that are in use. */
+int64_t sfa_session_index_bytes(const sfa_session *session);
 /* Where a layer's inverted index is kept; NULL if there is no memory for the list. */
 sfa_postings **sfa_session_postings(sfa_session *session, int32_t layer);
 /* Runs the last token once more with a probe; the timeline, and whatever fails, as before. */

@@ -153,6 +153,8 @@ static sfa_status fill_forward(sfa_forward *f, const resolution *r) {
   SFA_TRY(sfa_alloc_zero(m->ctx, n_layers, sizeof *f->routes, "routes", (void **)&f->routes));
   SFA_TRY(sfa_alloc_zero(m->ctx, n_layers, sizeof *f->attention, "attention plans", (void **)&f->attention));
   SFA_TRY(create_caches(m, r, f->caches, f->routes));
+  memcpy(f->k_dtype, r->k_dtype, sizeof f->k_dtype);
+  f->v_dtype = r->v_dtype;
   SFA_TRY(route_attention(f, r, &workspace_bytes));
   return create_buffers(f, workspace_bytes);
 }
@@ -230,4 +232,33 @@ void sfa_forward_probe(sfa_forward *f, sfa_probe_fn probe, void *user) {
 const sfa_cache *sfa_forward_cache(const sfa_forward *f, int32_t layer, int32_t *cache_layer) {
   *cache_layer = f->routes[layer].cache_layer;
   return f->routes[layer].cache;
+}
+
+/* ---- Pages ----------------------------------------------------------------------------------------------------------------------- */
+
+sfa_layer_storage sfa_forward_storage(const sfa_forward *f, int32_t layer) {
+  const sfa_layer_route *route = &f->routes[layer];
+  return (sfa_layer_storage){.k = route->attention->k_keys,
+                             .k_q = route->attention->k_queries,
+                             .k_dtype = f->k_dtype[route->attention->k_keys ? SFA_CACHE_SPARSE : SFA_CACHE_DENSE],
+                             .v_dtype = f->v_dtype,
+                             .page_bytes = sfa_cache_page_bytes(route->cache, route->cache_layer)};
+}
+
+sfa_status sfa_forward_page_save(const sfa_forward *f, int32_t layer, int64_t page, void *image) {
+  return sfa_cache_page_save(f->routes[layer].cache, 0, f->routes[layer].cache_layer, page, image);
+}
+
+sfa_status sfa_forward_map(sfa_forward *f, int64_t len, const void *const *pages) {
+  int64_t n_pages = (len + 63) / 64;
+  for (int32_t layer = 0; layer < f->model->config.n_layers; layer++) {
+    sfa_status status = sfa_cache_map(f->routes[layer].cache, 0, f->routes[layer].cache_layer, len, pages + layer * n_pages);
+    if (status != SFA_OK) {
+      for (int kind = 0; kind < SFA_CACHES; kind++)
+        if (f->caches[kind])
+          sfa_cache_truncate(f->caches[kind], 0, 0);
+      return status;
+    }
+  }
+  return SFA_OK;
 }

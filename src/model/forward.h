@@ -25,6 +25,7 @@ struct sfa_forward {
   int64_t context_len;
   int32_t chunk_len;
   sfa_cache *caches[SFA_CACHES]; /* NULL: no layer of that kind */
+  sfa_dtype k_dtype[SFA_CACHES], v_dtype;
   sfa_layer_route *routes;       /* [n_layers] */
   sfa_attention_kind *attention; /* [n_attention] */
   int32_t n_attention;

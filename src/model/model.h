@@ -20,6 +20,10 @@ const sfa_weights *sfa_model_weights(const sfa_model *model);
 void sfa_model_attach(sfa_model *model, sfa_tokenizer *tokenizer);
 sfa_tokenizer *sfa_model_attached(const sfa_model *model);
 
+/* A number that another model, or another version of this one, will not have: of the sizes, the config, and of every tensor the name, type,
+ * shape and a few samples of its bytes. Reads 200 bytes a tensor. */
+uint64_t sfa_model_fingerprint(const sfa_model *model);
+
 /* What an attention choice means for this model, layer by layer; checks it. k_keys, k_queries: [n_layers], 0 = dense. */
 sfa_status sfa_model_resolve(const sfa_model *model, const sfa_attention_choice *choice, int32_t *k_keys, int32_t *k_queries,
                              sfa_dtype *cache_k_sparse, sfa_dtype *cache_k_dense, sfa_dtype *cache_v);
@@ -32,6 +36,18 @@ void sfa_forward_destroy(sfa_forward *forward);
 int64_t sfa_forward_len(const sfa_forward *forward);
 sfa_status sfa_forward_truncate(sfa_forward *forward, int64_t new_len);
 size_t sfa_forward_kv_bytes(const sfa_forward *forward);
+
+/* How a layer's keys and values are kept, and its queries cut; 0 kept features: all. */
+typedef struct sfa_layer_storage {
+  int32_t k, k_q;
+  sfa_dtype k_dtype, v_dtype;
+  size_t page_bytes;
+} sfa_layer_storage;
+sfa_layer_storage sfa_forward_storage(const sfa_forward *forward, int32_t layer);
+/* Page `page` of a layer, as sfa_cache_page_save gives it. */
+sfa_status sfa_forward_page_save(const sfa_forward *forward, int32_t layer, int64_t page, void *image);
+/* Makes an empty timeline one of len tokens whose pages [n_layers][ceil(len / 64)] lie elsewhere: see sfa_cache_map. */
+sfa_status sfa_forward_map(sfa_forward *forward, int64_t len, const void *const *pages);
 /* Appends n_tokens (1..chunk_len) and runs all blocks. hidden: [n_tokens][hidden_dim] after the final norm. attention_ns is added to. On
  * failure the timeline is as before. */
 sfa_status sfa_forward_run(sfa_forward *forward, const int32_t *tokens, int32_t n_tokens, float *hidden, int64_t *attention_ns);

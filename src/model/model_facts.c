@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include "base/hash.h"
+
 sfa_context *sfa_model_context(const sfa_model *model) { return model->ctx; }
 const sfa_weights *sfa_model_weights(const sfa_model *model) { return model->weights; }
 void sfa_model_attach(sfa_model *model, sfa_tokenizer *tokenizer) { model->tokenizer = tokenizer; }
@@ -54,4 +56,42 @@ int sfa_model_tensor(const sfa_model *model, int64_t index, sfa_tensor_info *inf
 sfa_model_heads sfa_model_heads_of(const sfa_model *model) {
   const sfa_model_config *c = &model->config;
   return (sfa_model_heads){c->n_layers, c->n_heads, c->n_kv_heads, c->head_dim, c->softmax_scale, c->attention_softcap};
+}
+
+/* ---- Fingerprint ----------------------------------------------------------------------------------------------------------------- */
+
+static uint64_t hash_config(uint64_t h, const sfa_model_config *c) {
+  const int64_t whole[] = {c->n_layers,   c->hidden_dim,  c->ffn_dim,    c->n_heads,    c->n_kv_heads,      c->head_dim,
+                           c->vocab_size, c->context_len, c->window_len, c->rope_pairs, c->rope_interleaved};
+  const float real[] = {c->norm_eps, c->softmax_scale, c->attention_softcap, c->final_softcap, c->embedding_scale};
+  h = sfa_hash_bytes(h, c->family->name, strlen(c->family->name));
+  h = sfa_hash_bytes(h, whole, sizeof whole);
+  h = sfa_hash_bytes(h, real, sizeof real);
+  h = sfa_hash_bytes(h, c->layer_kinds, (size_t)c->n_layers);
+  for (int kind = 0; kind < SFA_LAYER_KINDS; kind++)
+    if (c->rope_frequencies[kind])
+      h = sfa_hash_bytes(h, c->rope_frequencies[kind], (size_t)c->rope_pairs * sizeof(double));
+  return h;
+}
+
+/* Name, type, shape; and 64 bytes of the start, of the middle and of the end. */
+static uint64_t hash_tensor(uint64_t h, const sfa_tensor *t) {
+  enum { SAMPLE = 64 };
+  const int64_t numbers[] = {t->type, t->n_dims, t->shape[0], t->shape[1], t->shape[2], t->shape[3], t->bytes};
+  const uint8_t *data = t->data;
+  h = sfa_hash_bytes(h, t->name, strlen(t->name));
+  h = sfa_hash_bytes(h, numbers, sizeof numbers);
+  if (t->bytes <= 3 * SAMPLE)
+    return sfa_hash_bytes(h, data, (size_t)t->bytes);
+  const int64_t places[] = {0, t->bytes / 2 - SAMPLE / 2, t->bytes - SAMPLE};
+  for (int i = 0; i < 3; i++)
+    h = sfa_hash_bytes(h, data + places[i], SAMPLE);
+  return h;
+}
+
+uint64_t sfa_model_fingerprint(const sfa_model *model) {
+  uint64_t h = hash_config(sfa_hash_word(0, (uint64_t)sfa_weights_bytes(model->weights)), &model->config);
+  for (int64_t i = 0; i < sfa_weights_count(model->weights); i++)
+    h = hash_tensor(h, sfa_weights_at(model->weights, i));
+  return h;
 }

@@ -28,7 +28,7 @@ declare -A outer=(
   [src/attn]="base attention plan"
   [src/cache]="base attention cache"
   [src/api]="base attention cache plan"
-  [src/file]="base"
+  [src/file]="base engine"
   [src/text]="base engine"
   [src/device]="base"
   [src/model]=any [src/engine]=any [app]=any [examples]=any [tests/cli]=any
