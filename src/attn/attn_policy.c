@@ -4,6 +4,7 @@
 #include "attn/attn.h"
 #include "attn/attn_cost.h"
 #include "attn/attn_keys.h"
+#include "attn/attn_paper.h"
 
 #include <stdio.h>
 
@@ -13,7 +14,7 @@ static const sfa_attn_way ways[] = {
     [SFA_POLICY_KEYS] = {"keys", sfa_attn_keys_fits, sfa_attn_keys_workspace, sfa_attn_keys},
     [SFA_POLICY_HALF_CODES] = {.name = "half-codes"},
     [SFA_POLICY_HALF_DENSE] = {.name = "half-dense"},
-    [SFA_POLICY_PAPER] = {.name = "paper"},
+    [SFA_POLICY_PAPER] = {"paper", sfa_attn_paper_fits, NULL, sfa_attn_tiles},
     [SFA_POLICY_POSTINGS] = {.name = "postings"},
 };
 enum { N_WAYS = sizeof ways / sizeof *ways };

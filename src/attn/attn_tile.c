@@ -11,6 +11,7 @@
  * position in the sequence alone. So a row's result does not depend on its block, the batch, or how the prompt was cut. */
 #include "attn/attn_tile.h"
 
+#include "attn/attn_paper.h"
 #include "base/half.h"
 #include "code/code.h"
 
@@ -141,6 +142,8 @@ void sfa_attn_block_load(sfa_attn_block *block) {
     else
       kernels->query_tile(n_rows, s->value_rows, D, W, whole ? 1.0f : plan->query_scale, s->q_tile);
   }
+  if (plan->policy == SFA_POLICY_PAPER)
+    sfa_attn_paper_queries(block);
   block->finite = !plan->densify || all_finite(s->q_tile, (int64_t)D * W);
 }
 
@@ -288,6 +291,8 @@ static key_tile load_tile(const sfa_attn_block *block, int64_t number) {
                    .scale = load_key_scale(block, number, n_keys),
                    .values = load_rows(block, v, number, n_keys, load_scales(block, v, number, n_keys), block->scratch.v_rows)};
   tile.dense = tile.ids ? densify(block, &k->format, &tile) : NULL;
+  if (block->call->plan->policy == SFA_POLICY_PAPER)
+    sfa_attn_paper_lists(block, n_keys, tile.ids, tile.keys);
   return tile;
 }
 
@@ -299,7 +304,9 @@ static void attend_tile(sfa_attn_block *block, const key_tile *tile, bool carefu
   const sfa_attn_state *state = block->state;
   int32_t n_keys = tile->n_keys, n_rows = block->n_rows, W = plan->width, D = o->head_dim, E = o->head_dim_v;
 
-  if (tile->dense && block->finite)
+  if (plan->policy == SFA_POLICY_PAPER)
+    sfa_attn_paper_scores(block, n_keys, tile->scale);
+  else if (tile->dense && block->finite)
     kernels->score_dense(n_keys, D, tile->dense, D, tile->scale, s->q_tile, W, s->scores);
   else if (tile->ids)
     kernels->score_codes(n_keys, block->view->k.format.k, tile->ids, (int32_t)sfa_id_bytes(D), tile->keys, tile->scale, s->q_tile, W,

@@ -55,6 +55,13 @@ typedef struct sfa_stored_rows {
   int64_t scales_stride;
 } sfa_stored_rows;
 
+/* Codes of a tile turned around: for each feature the keys that keep it, rising. */
+typedef struct sfa_key_lists {
+  int32_t *starts; /* [D + 2] feature u has entries starts[u] .. starts[u + 1] - 1; the last one is room for who fills them */
+  uint8_t *keys;   /* [n_keys * K] place in the tile */
+  float *values;   /* [n_keys * K] */
+} sfa_key_lists;
+
 typedef struct sfa_kernels {
   sfa_isa isa;
 
@@ -96,6 +103,11 @@ typedef struct sfa_kernels {
   /* S [n_keys][W] from dense rows: keys [n_keys][D] f32, key_stride elements apart; key_scale as above. */
   void (*score_dense)(int32_t n_keys, int32_t D, const float *keys, int64_t key_stride, const float *key_scale, const float *Qt, int32_t W,
                       float *S);
+
+  /* The bits of score_codes (of finite keys, and for SFA_I8 at most SFA_EXACT_TERMS slots) by scatter-add: queries are rows of K features,
+   * ids ascending (id_bytes 1 or 2) and values [n_rows][K], keys are lists. Lanes beyond n_rows become 0. */
+  void (*score_lists)(int32_t n_keys, int32_t n_rows, int32_t K, const void *ids, int32_t id_bytes, const float *values,
+                      const sfa_key_lists *lists, const float *key_scale, int32_t W, float *S);
 
   /* Rows x [n_rows][n] in place to multiples of step[row] = 2^e, to nearest even. n_terms: slots of a key (K or D), of which at most
    * SFA_EXACT_TERMS count. e is the least, from -100 up, with max|x| / 2^e <= min(32767, floor(2^24 / (127 n_terms))): then n_terms

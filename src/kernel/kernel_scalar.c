@@ -244,6 +244,10 @@ static void value_product_masked(int32_t n_rows, int32_t n_keys, int32_t W, cons
 
 #include "kernel/expand_tmpl.c"
 
+/* ---- the paper's algorithm ---- */
+
+#include "kernel/lists_tmpl.c"
+
 /* ---- joining ---- */
 
 static void merge(int32_t n_rows, int32_t E, float *m, float *l, float *O, const float *m2, const float *l2, const float *O2) {

@@ -231,6 +231,20 @@ static void attention_check_case(check *c, bool decode) {
   check_bits(c, "plain C", again, out, n);
   case_run_codes(c, &a, again, again_lse);
   check_bits(c, "codes made before", again, out, n);
+  if (o->k_q > 0 && o->k_q < o->head_dim && o->k_k > 0 && o->k_k < o->head_dim) {
+    sfa_attention_options paper = *o;
+    paper.policy = SFA_POLICY_PAPER;
+    case_run(c, &a, c->kernels->isa, 1, &paper, NULL, again, again_lse);
+    if (o->k_dtype != SFA_I8 || o->k_k <= SFA_EXACT_TERMS || o->k_q <= SFA_EXACT_TERMS) {
+      check_bits(c, "Algorithm 1 of the paper", again, out, n);
+      check_bits(c, "Algorithm 1 of the paper, lse", again_lse, lse, rows);
+    }
+    for (int b = 0; b < o->n_sequences; b++) {
+      const oracle_problem p = problem_of(&a, b);
+      if (p.n_queries)
+        check_attention_judge(c, &p, again + a.cu_q[b] * row_n, again_lse + (int64_t)a.cu_q[b] * o->n_heads);
+    }
+  }
   if (o->k_k == 0 || o->k_k == o->head_dim) { /* the dense twin */
     sfa_attention_options twin = *o;
     twin.k_k = o->k_k ? 0 : o->head_dim;

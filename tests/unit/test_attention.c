@@ -360,6 +360,32 @@ static void machine_does_not_matter(void **state) {
   sfa_context_destroy(reference);
 }
 
+/* Algorithm 1 of the paper over every shape with codes on both sides: the bits of the tile loop. */
+static void paper(void **state) {
+  (void)state;
+  sfa_context *ctx = new_context(2, SFA_ISA_DEFAULT);
+  int n_same = 0;
+  for (int i = 0; i < N_SHAPES; i++) {
+    call tiles = shape_call(i), lists = shape_call(i);
+    tiles.o.policy = SFA_POLICY_TILES;
+    lists.o.policy = SFA_POLICY_PAPER;
+    run_ok(ctx, &tiles);
+    const sfa_attention_options *o = &lists.o;
+    if (o->k_q > 0 && o->k_q < o->head_dim && o->k_k > 0 && o->k_k < o->head_dim) {
+      run_ok(ctx, &lists);
+      expect_same(shapes[i].name, &tiles, &lists);
+      n_same++;
+    } else {
+      assert_int_equal(run(ctx, &lists), SFA_ERROR_UNSUPPORTED);
+      assert_non_null(strstr(sfa_context_error(ctx), "policy paper: it walks codes of queries and keys"));
+    }
+    free_call(&tiles);
+    free_call(&lists);
+  }
+  assert_true(n_same >= 10);
+  sfa_context_destroy(ctx);
+}
+
 /* One sequence of c, its last n_tokens queries over all its keys, as a call of its own. */
 static call sequence_of(const call *c, int32_t b, int64_t n_tokens) {
   int64_t T, S, q0 = range(c->a.cu_seqlens_q, c->o.max_seqlen_q, b, &T), k0 = range(c->a.cu_seqlens_k, c->o.max_seqlen_k, b, &S);
@@ -820,6 +846,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(definition),
       cmocka_unit_test(machine_does_not_matter),
+      cmocka_unit_test(paper),
       cmocka_unit_test(company_does_not_matter),
       cmocka_unit_test(spans),
       cmocka_unit_test(all_features_are_dense),
