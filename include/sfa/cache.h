@@ -72,6 +72,43 @@ SFA_API size_t sfa_cache_token_bytes(const sfa_cache *cache);
 SFA_API sfa_status sfa_attention_run_cached(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_cache *cache,
                                             int32_t layer, const int32_t *sequences);
 
+/* ---- Pages in the caller's memory ---- */
+
+/* For servers that have a memory of their own: a pool of pages, one layer's or more, which the caller hands out; a block table tells which
+ * pages a sequence has. A page is 64 tokens of one layer, its bytes are those of docs/LAYOUTS.md. */
+typedef struct sfa_page_options {
+  size_t struct_size; /* sizeof(sfa_page_options) */
+  int32_t n_kv_heads; /* G */
+  int32_t head_dim;   /* D */
+  int32_t head_dim_v; /* E; 0: D */
+  int32_t k;          /* kept features of a key; 0 or D: dense */
+  sfa_dtype k_dtype;  /* 0: SFA_I8 where k < D, SFA_BF16 where dense */
+  sfa_dtype v_dtype;  /* 0: SFA_BF16 */
+} sfa_page_options;
+
+/* Bytes of such a page, a multiple of 64; 0 if an option is out of range. */
+SFA_API size_t sfa_page_bytes(const sfa_page_options *options);
+
+/* Codes n_tokens keys and values as a cache would, and stores token i in row slots[i] % 64 of page slots[i] / 64 of the pool. No two tokens
+ * may have the same slot; a negative one: the token is not stored. pool: [n_pages] pages, 64-byte aligned, which need no preparation.
+ * SFA_ERROR_RANGE: see sfa_codes_select; the rows of this call's tokens are undefined then, all others as before. */
+SFA_API sfa_status sfa_pages_store(sfa_context *ctx, const sfa_page_options *options, void *pool, int64_t n_pages, int64_t n_tokens,
+                                   const int64_t *slots, const sfa_rows *k, const sfa_rows *v);
+
+typedef struct sfa_paged_kv {
+  size_t struct_size;    /* sizeof(sfa_paged_kv) */
+  sfa_page_options page; /* what the pages hold; struct_size as above */
+  const void *pool;      /* [n_pages] pages */
+  int64_t n_pages;
+  const int32_t *block_table; /* [B][max_pages] the pages of each sequence: tokens 64 i .. 64 i + 63 are in page block_table[b][i] */
+  int64_t max_pages;
+  const int32_t *cache_seqlens; /* [B] tokens of each sequence */
+} sfa_paged_kv;
+
+/* sfa_attention_run_cached over such pages: sequence b has S = cache_seqlens[b] keys, entries of the block table beyond them are not looked
+ * at. What the pages hold must have come from sfa_pages_store: bytes are not looked at. */
+SFA_API sfa_status sfa_attention_run_paged(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_paged_kv *kv);
+
 #ifdef __cplusplus
 }
 #endif

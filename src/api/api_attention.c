@@ -1,4 +1,5 @@
 /* Plan, run, merge: arguments are checked here, the work is the backend's. */
+#include "api/api_attention.h"
 #include "api/api_check.h"
 #include "attn/attn.h"
 #include "attn/attn_cost.h"
@@ -6,6 +7,7 @@
 #include "cache/cache_pages.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 /* Positions are int32 inside a tile, with room for a tile beyond. */
@@ -130,8 +132,7 @@ static sfa_status check_given_codes(sfa_context *ctx, const char *name, const sf
   return sfa_check_code_ids(ctx, name, codes);
 }
 
-/* What run and run_cached share: *out is *args with its defaults filled in. */
-static sfa_status check_args(const sfa_attention_plan *plan, const sfa_attention_args *args, sfa_attention_args *out) {
+sfa_status sfa_check_attention_args(const sfa_attention_plan *plan, const sfa_attention_args *args, sfa_attention_args *out) {
   sfa_context *ctx = plan->ctx;
   const sfa_attention_options *o = &plan->options;
   SFA_REQUIRE(ctx, args, "args is NULL");
@@ -145,18 +146,32 @@ static sfa_status check_args(const sfa_attention_plan *plan, const sfa_attention
   else
     SFA_TRY(sfa_check_rows(ctx, "q", &args->q, o->n_heads, o->head_dim, n_tokens ? o->max_seqlen_q : 0, &out->q));
   SFA_REQUIRE(ctx, (args->out && (uintptr_t)args->out % sizeof(float) == 0) || !n_tokens, "out is NULL or not aligned");
-  SFA_REQUIRE(ctx, (uintptr_t)args->lse % sizeof(float) == 0, "lse is not aligned");
+  SFA_REQUIRE(ctx, (uintptr_t)args->lse % sizeof(float) == 0 && (uintptr_t)args->dropped % sizeof(float) == 0,
+              "lse or dropped is not aligned");
   SFA_REQUIRE(ctx, args->workspace && (uintptr_t)args->workspace % 64 == 0,
               "workspace is NULL or not aligned to 64 bytes: it takes sfa_attention_workspace_bytes = %zu bytes", plan->workspace_bytes);
   return SFA_OK;
 }
 
-static void attend(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_kv_view *views) {
+sfa_status sfa_check_stored(const sfa_attention_plan *plan, const char *what, int32_t n_kv_heads, const sfa_row_format *k,
+                            const sfa_row_format *v) {
+  const sfa_attention_options *o = &plan->options;
+  int32_t k_k = o->k_k == o->head_dim ? 0 : o->k_k;
+  SFA_REQUIRE(plan->ctx, n_kv_heads == o->n_kv_heads && k->dim == o->head_dim && v->dim == o->head_dim_v && k->k == k_k,
+              "%s has %d kv heads, head_dim %d, head_dim_v %d, k %d; the plan has %d, %d, %d, %d: they must be the same", what, n_kv_heads,
+              k->dim, v->dim, k->k, o->n_kv_heads, o->head_dim, o->head_dim_v, k_k);
+  SFA_REQUIRE(plan->ctx, !o->from_cache || (k->dtype == o->k_dtype && v->dtype == o->v_dtype),
+              "%s stores keys as dtype %d and values as %d, the plan has %d and %d: they must be the same", what, (int)k->dtype,
+              (int)v->dtype, (int)o->k_dtype, (int)o->v_dtype);
+  return SFA_OK;
+}
+
+void sfa_attention_attend(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_kv_view *views) {
   sfa_backend_of(plan->ctx)->attend(plan, args, views);
   sfa_attn_stages_add(plan, args);
 }
 
-static sfa_kv_view *views_of(const sfa_attention_plan *plan, const sfa_attention_args *args) {
+sfa_kv_view *sfa_attention_views(const sfa_attention_plan *plan, const sfa_attention_args *args) {
   return (sfa_kv_view *)(void *)((unsigned char *)args->workspace + plan->views);
 }
 
@@ -167,7 +182,7 @@ sfa_status sfa_attention_run(const sfa_attention_plan *plan, const sfa_attention
   const sfa_attention_options *o = &plan->options;
   sfa_attention_args checked;
   SFA_REQUIRE(ctx, !o->from_cache, "the plan is for sfa_attention_run_cached: make one with from_cache = 0");
-  SFA_TRY(check_args(plan, args, &checked));
+  SFA_TRY(sfa_check_attention_args(plan, args, &checked));
   int64_t n_keys;
   SFA_TRY(check_seqlens(ctx, "cu_seqlens_k", args->cu_seqlens_k, o->n_sequences, o->max_seqlen_k, &n_keys));
   if (args->k_codes) {
@@ -179,8 +194,8 @@ sfa_status sfa_attention_run(const sfa_attention_plan *plan, const sfa_attention
   }
   SFA_TRY(sfa_check_rows(ctx, "v", &args->v, o->n_kv_heads, o->head_dim_v, n_keys ? o->max_seqlen_k : 0, &checked.v));
   sfa_attn_stages_clear(plan, &checked);
-  SFA_TRY(sfa_attn_prepare(plan, &checked, views_of(plan, &checked)));
-  attend(plan, &checked, views_of(plan, &checked));
+  SFA_TRY(sfa_attn_prepare(plan, &checked, sfa_attention_views(plan, &checked)));
+  sfa_attention_attend(plan, &checked, sfa_attention_views(plan, &checked));
   return SFA_OK;
 }
 
@@ -191,19 +206,14 @@ sfa_status sfa_attention_run_cached(const sfa_attention_plan *plan, const sfa_at
   sfa_context *ctx = plan->ctx;
   const sfa_attention_options *o = &plan->options;
   sfa_attention_args checked;
-  SFA_TRY(check_args(plan, args, &checked));
+  SFA_TRY(sfa_check_attention_args(plan, args, &checked));
   SFA_REQUIRE(ctx, cache && sequences, "cache or sequences is NULL");
   SFA_REQUIRE(ctx, layer >= 0 && layer < cache->n_layers, "layer is %d: the cache has %d", layer, cache->n_layers);
   const sfa_cache_layer *stored = &cache->layers[layer];
-  int32_t k_k = o->k_k == o->head_dim ? 0 : o->k_k;
-  SFA_REQUIRE(ctx,
-              cache->n_kv_heads == o->n_kv_heads && stored->k.dim == o->head_dim && stored->v.dim == o->head_dim_v && stored->k.k == k_k,
-              "layer %d of the cache has %d kv heads, head_dim %d, head_dim_v %d, k %d; the plan has %d, %d, %d, %d: they must be the same",
-              layer, cache->n_kv_heads, stored->k.dim, stored->v.dim, stored->k.k, o->n_kv_heads, o->head_dim, o->head_dim_v, k_k);
-  SFA_REQUIRE(ctx, !o->from_cache || (stored->k.dtype == o->k_dtype && stored->v.dtype == o->v_dtype),
-              "layer %d of the cache stores keys as dtype %d and values as %d, the plan has %d and %d: they must be the same", layer,
-              (int)stored->k.dtype, (int)stored->v.dtype, (int)o->k_dtype, (int)o->v_dtype);
-  sfa_kv_view *views = views_of(plan, &checked);
+  char name[40];
+  snprintf(name, sizeof name, "layer %d of the cache", layer);
+  SFA_TRY(sfa_check_stored(plan, name, cache->n_kv_heads, &stored->k, &stored->v));
+  sfa_kv_view *views = sfa_attention_views(plan, &checked);
   for (int32_t b = 0; b < o->n_sequences; b++) {
     SFA_REQUIRE(ctx, sequences[b] >= 0 && sequences[b] < cache->n_sequences, "sequences[%d] is %d: the cache has %d", b, sequences[b],
                 cache->n_sequences);
@@ -213,7 +223,7 @@ sfa_status sfa_attention_run_cached(const sfa_attention_plan *plan, const sfa_at
                 (long long)views[b].n_keys, (long long)o->max_seqlen_k);
   }
   sfa_attn_stages_clear(plan, &checked);
-  attend(plan, &checked, views);
+  sfa_attention_attend(plan, &checked, views);
   return SFA_OK;
 }
 

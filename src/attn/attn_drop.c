@@ -72,10 +72,14 @@ static size_t blocks_bytes(const sfa_attention_plan *plan) {
   return sfa_align64((size_t)plan->options.n_sequences * (size_t)plan->options.n_kv_heads * sizeof(drop_block));
 }
 
-size_t sfa_attn_drop_workspace(const sfa_attention_plan *plan) {
+size_t sfa_attn_drop_span_bytes(const sfa_attention_plan *plan) {
   drop_span span;
+  return span_place(plan, NULL, &span);
+}
+
+size_t sfa_attn_drop_workspace(const sfa_attention_plan *plan) {
   size_t n_spans = (size_t)plan->options.n_sequences * (size_t)plan->options.n_kv_heads * (size_t)plan->n_spans;
-  return blocks_bytes(plan) + n_spans * span_place(plan, NULL, &span);
+  return blocks_bytes(plan) + n_spans * sfa_attn_drop_span_bytes(plan);
 }
 
 static drop_block *block_of(const sfa_attn_keys_call *keys, int64_t number) { return (drop_block *)(void *)keys->drop + number; }
@@ -83,8 +87,8 @@ static drop_block *block_of(const sfa_attn_keys_call *keys, int64_t number) { re
 static drop_span span_of(const sfa_attn_keys_call *keys, int64_t number, int64_t span) {
   const sfa_attention_plan *plan = keys->call.plan;
   drop_span out;
-  size_t bytes = span_place(plan, NULL, &out);
-  span_place(plan, keys->drop + blocks_bytes(plan) + (size_t)(number * plan->n_spans + span) * bytes, &out);
+  size_t before = (size_t)(number * plan->n_spans + span) * sfa_attn_drop_span_bytes(plan);
+  span_place(plan, keys->drop + blocks_bytes(plan) + before, &out);
   return out;
 }
 

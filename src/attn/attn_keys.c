@@ -44,8 +44,13 @@ static size_t place(const sfa_attention_plan *plan, unsigned char *memory, sfa_a
 }
 
 size_t sfa_attn_keys_workspace(const sfa_attention_plan *plan) {
+  const sfa_attention_options *o = &plan->options;
   sfa_attn_keys_call keys;
   int32_t *numbers = NULL;
+  size_t n_spans, bytes; /* what cannot fit an address must not look as if it did */
+  if (!sfa_mul_size((size_t)o->n_sequences * (size_t)o->n_kv_heads, (size_t)plan->n_spans + 1, &n_spans) ||
+      !sfa_mul_size(n_spans, plan->part_bytes + sfa_attn_drop_span_bytes(plan) + 4096, &bytes))
+    return SIZE_MAX;
   return place(plan, NULL, &keys, &numbers);
 }
 

@@ -53,6 +53,7 @@ bool sfa_attn_plan_workspace(sfa_attention_plan *plan) {
   size_t n_keys, total = 0;
   if (!sfa_mul_size((size_t)o->n_sequences, (size_t)o->n_kv_heads, &n_keys) || !sfa_mul_size(n_keys, (size_t)o->max_seqlen_k, &n_keys))
     return false;
+  size_t n_pages = ((size_t)o->max_seqlen_k + SFA_KEY_TILE - 1) / SFA_KEY_TILE;
   size_t n_k = plan->encode_k ? n_keys : 0, n_v = plan->encode_v ? n_keys : 0;
   const sfa_row_format *k = &plan->k_format, *v = &plan->v_format;
   bool fits =
@@ -60,6 +61,7 @@ bool sfa_attn_plan_workspace(sfa_attention_plan *plan) {
       add_array(&total, n_parts * (size_t)plan->n_spans, plan->part_bytes, &plan->parts) &&
       add_array(&total, (size_t)plan->ctx->n_threads, plan->scratch_bytes, &plan->scratch) &&
       add_array(&total, way->workspace_bytes ? way->workspace_bytes(plan) : 0, 1, &plan->way_memory) &&
+      add_array(&total, (size_t)o->n_sequences * n_pages, sizeof(void *), &plan->page_tables) &&
       add_array(&total, n_k, sfa_row_ids_bytes(k), &plan->k_ids) && add_array(&total, n_k, sfa_row_values_bytes(k), &plan->k_values) &&
       add_array(&total, n_k, sfa_row_scale_bytes(k), &plan->k_scales) && add_array(&total, n_v, sfa_row_values_bytes(v), &plan->v_values) &&
       add_array(&total, n_v, sfa_row_scale_bytes(v), &plan->v_scales);
@@ -87,9 +89,6 @@ size_t sfa_attn_state_place(const sfa_attention_plan *plan, void *memory, sfa_at
 static size_t strip_place(const sfa_attention_plan *plan, void *memory, sfa_attn_scratch *s) {
   size_t used = 0, W = (size_t)plan->width;
   s->q_tile = take(memory, &used, W * (size_t)plan->options.head_dim, sizeof(float));
-  size_t csr_values = plan->policy == SFA_POLICY_PAPER ? W * (size_t)plan->options.k_q : 0;
-  s->csr_ids = take(memory, &used, csr_values, sfa_id_bytes(plan->options.head_dim));
-  s->csr_values = take(memory, &used, csr_values, sizeof(float));
   s->slope = take(memory, &used, W, sizeof(float));
   s->row = take(memory, &used, W, sizeof(int64_t));
   s->head = take(memory, &used, W, sizeof(int32_t));
@@ -97,18 +96,6 @@ static size_t strip_place(const sfa_attention_plan *plan, void *memory, sfa_attn
   used += sfa_attn_state_place(plan, after(memory, used), &s->total);
   used += sfa_attn_state_place(plan, after(memory, used), &s->part);
   return used;
-}
-
-/* What the policy PAPER wants: the struct, and its arrays. */
-static sfa_key_lists *take_lists(const sfa_attention_plan *plan, void *memory, size_t *used) {
-  size_t n = SFA_KEY_TILE * (size_t)plan->options.k_k;
-  sfa_key_lists *at = take(memory, used, 1, sizeof *at), lists;
-  lists.starts = take(memory, used, (size_t)plan->options.head_dim + 2, sizeof *lists.starts);
-  lists.keys = take(memory, used, n, sizeof *lists.keys);
-  lists.values = take(memory, used, n, sizeof *lists.values);
-  if (at)
-    *at = lists;
-  return at;
 }
 
 size_t sfa_attn_scratch_place(const sfa_attention_plan *plan, void *memory, int32_t strip, sfa_attn_scratch *s) {
@@ -134,7 +121,6 @@ size_t sfa_attn_scratch_place(const sfa_attention_plan *plan, void *memory, int3
   s->tile_position = take(memory, &used, W, sizeof(int32_t));
   s->lo = take(memory, &used, W, sizeof(int32_t));
   s->hi = take(memory, &used, W, sizeof(int32_t));
-  s->lists = plan->policy == SFA_POLICY_PAPER ? take_lists(plan, memory, &used) : NULL;
   size_t k_bytes = plan->encode_k ? sfa_code_scratch_bytes(&plan->k_format, SFA_ENCODE_ROWS) : 0;
   size_t v_bytes = plan->encode_v ? sfa_code_scratch_bytes(&plan->v_format, SFA_ENCODE_ROWS) : 0;
   s->encode = take(memory, &used, k_bytes > v_bytes ? k_bytes : v_bytes, 1);

@@ -39,6 +39,7 @@ struct sfa_attention_plan {
   size_t views, parts, scratch;
   size_t part_bytes, scratch_bytes;                     /* of one part, of one thread */
   size_t way_memory;                                    /* what the policy wants beside these: attn_policy.h */
+  size_t page_tables;                                   /* [B][pages of max_seqlen_k] pointers, for pages in the caller's memory */
   size_t k_ids, k_values, k_scales, v_values, v_scales; /* last: calls that need none never touch the memory */
   size_t workspace_bytes;
 };
@@ -74,12 +75,9 @@ typedef struct sfa_attn_scratch {
   float *scores;                    /* [64][W] */
   float *alpha;                     /* [W] */
   int32_t *tile_position, *lo, *hi; /* [W] place of the query, first and last key that it sees, relative to a tile */
-  sfa_key_lists *lists;             /* of a tile, with SFA_POLICY_PAPER */
   void *encode;                     /* of sfa_code_rows */
   /* Of one strip: */
   float *q_tile;            /* [D][W] */
-  unsigned char *csr_ids;   /* [W][K_q], with SFA_POLICY_PAPER */
-  float *csr_values;        /* [W][K_q] */
   float *slope;             /* [W] */
   int64_t *row;             /* [W] of the query in out: token * H + head */
   int32_t *head, *position; /* [W] its head, and its place among the keys */

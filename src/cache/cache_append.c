@@ -24,6 +24,23 @@ typedef struct append_job {
   _Atomic int64_t bad_tokens; /* rows that the storage type cannot hold were met */
 } append_job;
 
+bool sfa_cache_rows_write(sfa_context *ctx, const sfa_cache_layer *layer, unsigned char *page, int64_t row, int32_t g, int64_t first,
+                          int64_t n, const sfa_rows *k, const sfa_rows *v, void *scratch) {
+  unsigned char *block = head_block(layer, page, g);
+  sfa_row_store k_store = store_at(&layer->k, block + layer->k_ids, block + layer->k_values, block + layer->k_scales, row);
+  sfa_row_store v_store = store_at(&layer->v, NULL, block + layer->v_values, block + layer->v_scales, row);
+  bool fits = true;
+  for (int side = 0; side < 2; side++) {
+    const sfa_rows *rows = side ? v : k;
+    int64_t offset = first * rows->token_stride + g * rows->head_stride;
+    const void *x = (const unsigned char *)rows->data + (size_t)offset * sfa_dtype_bytes(rows->dtype);
+    if (sfa_backend_of(ctx)->encode(ctx, n, x, rows->dtype, rows->token_stride, side ? &layer->v : &layer->k, side ? &v_store : &k_store,
+                                    scratch, NULL))
+      fits = false;
+  }
+  return fits;
+}
+
 /* The new tokens of one page, one kv head. */
 static void append_item(void *arg, int64_t item, int32_t thread) {
   append_job *job = arg;
@@ -32,19 +49,9 @@ static void append_item(void *arg, int64_t item, int32_t thread) {
   int32_t g = (int32_t)(item % cache->n_kv_heads);
   int64_t page = job->old_len / SFA_PAGE_LEN + item / cache->n_kv_heads;
   int64_t first = sfa_max64(page * SFA_PAGE_LEN, job->old_len), end = sfa_min64((page + 1) * SFA_PAGE_LEN, job->new_len);
-  unsigned char *block = head_block(layer, job->pages[page], g);
-  void *scratch = cache->scratch + (size_t)thread * cache->scratch_bytes;
-  int64_t row = first % SFA_PAGE_LEN;
-  sfa_row_store k_store = store_at(&layer->k, block + layer->k_ids, block + layer->k_values, block + layer->k_scales, row);
-  sfa_row_store v_store = store_at(&layer->v, NULL, block + layer->v_values, block + layer->v_scales, row);
-  for (int side = 0; side < 2; side++) {
-    const sfa_rows *rows = side ? job->v : job->k;
-    int64_t offset = (first - job->old_len) * rows->token_stride + g * rows->head_stride;
-    const void *x = (const unsigned char *)rows->data + (size_t)offset * sfa_dtype_bytes(rows->dtype);
-    if (cache->backend->encode(cache->ctx, end - first, x, rows->dtype, rows->token_stride, side ? &layer->v : &layer->k,
-                               side ? &v_store : &k_store, scratch, NULL))
-      atomic_fetch_add(&job->bad_tokens, 1);
-  }
+  if (!sfa_cache_rows_write(cache->ctx, layer, job->pages[page], first % SFA_PAGE_LEN, g, first - job->old_len, end - first, job->k, job->v,
+                            cache->scratch + (size_t)thread * cache->scratch_bytes))
+    atomic_fetch_add(&job->bad_tokens, 1);
 }
 
 /* Pages for the table entries [first, end), which are unused; on failure none is taken. */
@@ -88,11 +95,10 @@ sfa_status sfa_cache_pages_append(sfa_cache *cache, int32_t sequence, int32_t la
     int64_t n_touched = new_pages - table->len / SFA_PAGE_LEN;
     sfa_parallel(cache->ctx, n_touched * cache->n_kv_heads, append_item, &job);
     if (atomic_load(&job.bad_tokens))
-      status =
-          sfa_fail(cache->ctx, SFA_ERROR_RANGE,
-                   "layer %d, tokens %lld..%lld: a key or value beyond 65504, which neither f16 nor the int8 row scale can hold: scale "
-                   "the input, or make the cache with k_dtype and v_dtype bf16 or f32",
-                   layer, (long long)table->len, (long long)(table->len + n_tokens - 1));
+      status = sfa_fail(cache->ctx, SFA_ERROR_RANGE,
+                        "layer %d, tokens %lld..%lld: a key or value beyond 65504, which neither f16 nor a row scale can hold: scale "
+                        "the input, or make the cache with k_dtype and v_dtype bf16 or f32",
+                        layer, (long long)table->len, (long long)(table->len + n_tokens - 1));
   }
   if (status == SFA_OK) {
     cache->n_stamps++;
@@ -111,10 +117,8 @@ static sfa_kv_stream stream_at(const sfa_cache_layer *layer, size_t offset, int6
   return (sfa_kv_stream){.offset = SFA_PAGE_HEADER + offset, .head_bytes = layer->head_bytes, .row_stride = row_width};
 }
 
-void sfa_cache_pages_view(const sfa_cache *cache, int32_t sequence, int32_t layer_index, sfa_kv_view *view) {
-  const sfa_cache_table *table = sfa_cache_table_of(cache, sequence, layer_index);
-  const sfa_cache_layer *layer = &cache->layers[layer_index];
-  *view = (sfa_kv_view){.n_keys = table->len, .pages = (const unsigned char *const *)table->pages, .stamps = table->stamps};
+void sfa_cache_layer_view(const sfa_cache_layer *layer, int64_t len, const unsigned char *const *pages, sfa_kv_view *view) {
+  *view = (sfa_kv_view){.n_keys = len, .pages = pages};
   view->k = (sfa_kv_side){.format = layer->k,
                           .ids = stream_at(layer, layer->k_ids, layer->k.k),
                           .values = stream_at(layer, layer->k_values, sfa_row_width(&layer->k)),
@@ -122,4 +126,10 @@ void sfa_cache_pages_view(const sfa_cache *cache, int32_t sequence, int32_t laye
   view->v = (sfa_kv_side){.format = layer->v,
                           .values = stream_at(layer, layer->v_values, sfa_row_width(&layer->v)),
                           .scales = stream_at(layer, layer->v_scales, 1)};
+}
+
+void sfa_cache_pages_view(const sfa_cache *cache, int32_t sequence, int32_t layer, sfa_kv_view *view) {
+  const sfa_cache_table *table = sfa_cache_table_of(cache, sequence, layer);
+  sfa_cache_layer_view(&cache->layers[layer], table->len, (const unsigned char *const *)table->pages, view);
+  view->stamps = table->stamps;
 }

@@ -119,12 +119,14 @@ static size_t add_rows(size_t *total, size_t row_bytes) {
   return offset;
 }
 
-static void lay_out(const sfa_cache_options *options, int32_t index, sfa_cache_layer *layer) {
-  int32_t D = options->head_dim, E = options->head_dim_v, K = options->k ? options->k[index] : 0;
-  K = K == D ? 0 : K;
-  sfa_dtype k_dtype = options->k_dtype ? options->k_dtype : K ? SFA_I8 : SFA_BF16;
-  layer->k = (sfa_row_format){D, K, k_dtype};
-  layer->v = (sfa_row_format){E, 0, options->v_dtype ? options->v_dtype : SFA_BF16};
+void sfa_cache_layer_lay_out(const sfa_page_options *options, sfa_cache_layer *layer) {
+  int32_t K = options->k == options->head_dim ? 0 : options->k;
+  *layer = (sfa_cache_layer){
+      .k = {options->head_dim, K,
+            options->k_dtype ? options->k_dtype
+            : K              ? SFA_I8
+                             : SFA_BF16},
+      .v = {options->head_dim_v ? options->head_dim_v : options->head_dim, 0, options->v_dtype ? options->v_dtype : SFA_BF16}};
   layer->k_ids = add_rows(&layer->head_bytes, sfa_row_ids_bytes(&layer->k));
   layer->k_values = add_rows(&layer->head_bytes, sfa_row_values_bytes(&layer->k));
   layer->k_scales = add_rows(&layer->head_bytes, sfa_row_scale_bytes(&layer->k));
@@ -133,18 +135,26 @@ static void lay_out(const sfa_cache_options *options, int32_t index, sfa_cache_l
   layer->page_bytes = SFA_PAGE_HEADER + (size_t)options->n_kv_heads * layer->head_bytes;
 }
 
+size_t sfa_cache_layer_scratch(const sfa_backend *backend, const sfa_cache_layer *layer) {
+  size_t k = backend->encode_scratch_bytes(&layer->k, SFA_PAGE_LEN), v = backend->encode_scratch_bytes(&layer->v, SFA_PAGE_LEN);
+  return k > v ? k : v;
+}
+
 static sfa_status fill(sfa_cache *cache, const sfa_cache_options *options) {
   SFA_TRY(sfa_alloc_zero(cache->ctx, (size_t)cache->n_layers, sizeof *cache->layers, "the cache's layers", (void **)&cache->layers));
   for (int32_t i = 0; i < cache->n_layers; i++) {
     sfa_cache_layer *layer = &cache->layers[i];
-    lay_out(options, i, layer);
+    sfa_cache_layer_lay_out(&(sfa_page_options){.n_kv_heads = options->n_kv_heads,
+                                                .head_dim = options->head_dim,
+                                                .head_dim_v = options->head_dim_v,
+                                                .k = options->k ? options->k[i] : 0,
+                                                .k_dtype = options->k_dtype,
+                                                .v_dtype = options->v_dtype},
+                            layer);
     while (cache->layers[layer->pool].page_bytes != layer->page_bytes)
       layer->pool++;
-    const sfa_row_format *formats[] = {&layer->k, &layer->v};
-    for (int side = 0; side < 2; side++) {
-      size_t bytes = cache->backend->encode_scratch_bytes(formats[side], SFA_PAGE_LEN);
-      cache->scratch_bytes = bytes > cache->scratch_bytes ? bytes : cache->scratch_bytes;
-    }
+    size_t bytes = sfa_cache_layer_scratch(cache->backend, layer);
+    cache->scratch_bytes = bytes > cache->scratch_bytes ? bytes : cache->scratch_bytes;
   }
   SFA_TRY(sfa_alloc_zero(cache->ctx, (size_t)cache->n_sequences * (size_t)cache->n_layers, sizeof *cache->tables, "the cache's page tables",
                          (void **)&cache->tables));

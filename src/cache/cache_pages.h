@@ -53,6 +53,17 @@ static inline sfa_cache_table *sfa_cache_table_of(const sfa_cache *cache, int32_
 }
 static inline int64_t sfa_page_count(int64_t len) { return (len + SFA_PAGE_LEN - 1) / SFA_PAGE_LEN; }
 
+/* From options that are checked: everything but the pool. */
+void sfa_cache_layer_lay_out(const sfa_page_options *options, sfa_cache_layer *layer);
+/* Bytes of scratch that writing up to SFA_PAGE_LEN rows takes. */
+size_t sfa_cache_layer_scratch(const sfa_backend *backend, const sfa_cache_layer *layer);
+/* Codes and stores tokens first .. first + n - 1 of k and v, kv head g, in rows row .. row + n - 1 of a page. False if a value is beyond
+ * what the storage type can hold. */
+bool sfa_cache_rows_write(sfa_context *ctx, const sfa_cache_layer *layer, unsigned char *page, int64_t row, int32_t g, int64_t first,
+                          int64_t n, const sfa_rows *k, const sfa_rows *v, void *scratch);
+/* `len` tokens in pages of this layout, as attention reads them. */
+void sfa_cache_layer_view(const sfa_cache_layer *layer, int64_t len, const unsigned char *const *pages, sfa_kv_view *view);
+
 /* A page with one user, from the free list or the backend's memory. */
 sfa_status sfa_cache_page_take(sfa_cache *cache, int32_t layer, unsigned char **page);
 /* One user less; the last one puts it on the free list. */
@@ -67,6 +78,9 @@ sfa_status sfa_cache_pages_create(sfa_context *ctx, const sfa_cache_options *opt
 void sfa_cache_pages_destroy(sfa_cache *cache);
 sfa_status sfa_cache_pages_append(sfa_cache *cache, int32_t sequence, int32_t layer, int64_t n_tokens, const sfa_rows *k,
                                   const sfa_rows *v);
+/* sfa_pages_store with checked arguments; slots may be anything. */
+sfa_status sfa_cache_paged_store(sfa_context *ctx, const sfa_page_options *options, unsigned char *pool, int64_t n_tokens,
+                                 const int64_t *slots, const sfa_rows *k, const sfa_rows *v);
 sfa_status sfa_cache_pages_fork(sfa_cache *cache, int32_t from, int32_t to, int64_t prefix_len);
 /* Makes an empty table of a layer `len` tokens of mapped pages. */
 sfa_status sfa_cache_pages_map(sfa_cache *cache, int32_t sequence, int32_t layer, int64_t len, const void *const *pages);

@@ -1,0 +1,17 @@
+/* api/api_attention.h: what the calls of sfa_attention_run, run_cached and run_paged share. */
+#ifndef SFA_API_ATTENTION_H
+#define SFA_API_ATTENTION_H
+
+#include "backend/backend.h"
+
+/* All arguments but keys and values; *out is *args with its defaults filled in. */
+sfa_status sfa_check_attention_args(const sfa_attention_plan *plan, const sfa_attention_args *args, sfa_attention_args *out);
+/* Whether keys and values stored so are those of the plan; `what` stores them. */
+sfa_status sfa_check_stored(const sfa_attention_plan *plan, const char *what, int32_t n_kv_heads, const sfa_row_format *k,
+                            const sfa_row_format *v);
+/* The workspace's room for views [B]. */
+sfa_kv_view *sfa_attention_views(const sfa_attention_plan *plan, const sfa_attention_args *args);
+/* Attention over views, with the times of its stages. */
+void sfa_attention_attend(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_kv_view *views);
+
+#endif
