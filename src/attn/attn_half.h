@@ -5,7 +5,8 @@
 
 #include "attn/attn_policy.h"
 
-bool sfa_attn_half_fits(const sfa_attention_plan *plan, char why[SFA_ATTN_WHY_BYTES]);
+bool sfa_attn_half_codes_fits(const sfa_attention_plan *plan, char why[SFA_ATTN_WHY_BYTES]);
+bool sfa_attn_half_dense_fits(const sfa_attention_plan *plan, char why[SFA_ATTN_WHY_BYTES]);
 /* At plan->way_memory. */
 size_t sfa_attn_half_workspace_bytes(const sfa_attention_plan *plan);
 void sfa_attn_half(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_kv_view *views);

@@ -3,6 +3,7 @@
 
 #include "attn/attn.h"
 #include "attn/attn_cost.h"
+#include "attn/attn_half.h"
 #include "attn/attn_keys.h"
 #include "attn/attn_paper.h"
 
@@ -12,8 +13,8 @@ static const sfa_attn_way ways[] = {
     [SFA_POLICY_AUTO] = {.name = "auto"},
     [SFA_POLICY_TILES] = {"tiles", NULL, NULL, sfa_attn_tiles},
     [SFA_POLICY_KEYS] = {"keys", sfa_attn_keys_fits, sfa_attn_keys_workspace, sfa_attn_keys},
-    [SFA_POLICY_HALF_CODES] = {.name = "half-codes"},
-    [SFA_POLICY_HALF_DENSE] = {.name = "half-dense"},
+    [SFA_POLICY_HALF_CODES] = {"half-codes", sfa_attn_half_codes_fits, sfa_attn_half_workspace_bytes, sfa_attn_half},
+    [SFA_POLICY_HALF_DENSE] = {"half-dense", sfa_attn_half_dense_fits, sfa_attn_half_workspace_bytes, sfa_attn_half},
     [SFA_POLICY_PAPER] = {"paper", sfa_attn_paper_fits, NULL, sfa_attn_tiles},
     [SFA_POLICY_POSTINGS] = {.name = "postings"},
 };

@@ -14,13 +14,9 @@ static int32_t find_blocks(const sfa_attn_call *call, int64_t item, int32_t thre
   return n;
 }
 
-static void prefill_item(void *arg, int64_t item, int32_t thread) {
-  const sfa_attn_call *call = arg;
-  sfa_attn_block blocks[SFA_MAX_STRIPS], *seeing[SFA_MAX_STRIPS];
+void sfa_attn_blocks_attend(sfa_attn_block *blocks, int32_t n_blocks) {
+  sfa_attn_block *seeing[SFA_MAX_STRIPS];
   bool started[SFA_MAX_STRIPS] = {false}; /* total holds the spans before */
-  int32_t n_blocks = find_blocks(call, item, thread, blocks);
-  if (!n_blocks)
-    return;
   int64_t start = sfa_attn_clock(&blocks[0]), n_keys = blocks[0].view->n_keys;
   for (int32_t i = 0; i < n_blocks; i++)
     sfa_attn_block_load(&blocks[i]);
@@ -43,10 +39,17 @@ static void prefill_item(void *arg, int64_t item, int32_t thread) {
   }
   for (int32_t i = 0; i < n_blocks; i++) {
     if (!started[i])
-      sfa_attn_state_clear(call->plan, &blocks[i].scratch.total);
+      sfa_attn_state_clear(blocks[i].call->plan, &blocks[i].scratch.total);
     sfa_attn_block_finish(&blocks[i], &blocks[i].scratch.total, NULL);
   }
   sfa_attn_clock_stop(&blocks[0], start);
+}
+
+static void prefill_item(void *arg, int64_t item, int32_t thread) {
+  sfa_attn_block blocks[SFA_MAX_STRIPS];
+  int32_t n_blocks = find_blocks(arg, item, thread, blocks);
+  if (n_blocks)
+    sfa_attn_blocks_attend(blocks, n_blocks);
 }
 
 void sfa_attn_prefill(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_kv_view *views) {

@@ -164,6 +164,11 @@ static int64_t rightmost_key(const sfa_attn_block *block, int64_t position) {
   return last;
 }
 
+void sfa_attn_block_range(const sfa_attn_block *block, int32_t i, int64_t *first_key, int64_t *last_key) {
+  *first_key = leftmost_key(block, block->scratch.position[i]);
+  *last_key = rightmost_key(block, block->scratch.position[i]);
+}
+
 bool sfa_attn_block_sees(const sfa_attn_block *block, int64_t first_key, int64_t end_key) {
   const int32_t *position = block->scratch.position;
   return rightmost_key(block, position[block->n_rows - 1]) >= first_key &&
@@ -206,17 +211,6 @@ int64_t sfa_attn_block_next_tile(const sfa_attn_block *block, int64_t tile) {
 }
 
 /* ---- One tile --------------------------------------------------------------------------------------------------------------- */
-
-/* 64 keys of a kv head with their values, as the kernels take them. */
-typedef struct key_tile {
-  int64_t first_key;
-  int32_t n_keys;
-  const void *ids;     /* [n_keys][K], NULL where keys are dense */
-  const float *keys;   /* [n_keys][K or D] */
-  const float *scale;  /* [n_keys] of int8 keys, whose `keys` are whole numbers; else NULL */
-  const float *dense;  /* [n_keys][D] codes written out; NULL where they are scored as they are */
-  const float *values; /* [n_keys][E] */
-} key_tile;
 
 /* The f16 scales of a tile's rows, one after the other; NULL where there are none. */
 static const uint16_t *load_scales(const sfa_attn_block *block, const sfa_kv_side *side, int64_t tile, int32_t n_keys) {
@@ -271,7 +265,7 @@ static const void *load_ids(const sfa_attn_block *block, const sfa_kv_side *side
 }
 
 /* Codes of a tile as dense rows, where the plan found those cheaper to score. Not where int8 sums would be cut in other places. */
-static const float *densify(const sfa_attn_block *block, const sfa_row_format *format, const key_tile *tile) {
+static const float *densify(const sfa_attn_block *block, const sfa_row_format *format, const sfa_attn_key_tile *tile) {
   const sfa_attention_plan *plan = block->call->plan;
   int32_t D = plan->options.head_dim, K = format->k;
   if (!plan->densify || (format->dtype == SFA_I8 && K > SFA_EXACT_TERMS))
@@ -280,23 +274,23 @@ static const float *densify(const sfa_attn_block *block, const sfa_row_format *f
   return block->scratch.k_dense;
 }
 
-static key_tile load_tile(const sfa_attn_block *block, int64_t number) {
+sfa_attn_key_tile sfa_attn_tile_load(const sfa_attn_block *block, int64_t number) {
   const sfa_kv_side *k = &block->view->k, *v = &block->view->v;
   int64_t first_key = number * SFA_KEY_TILE;
   int32_t n_keys = (int32_t)sfa_min64(SFA_KEY_TILE, block->view->n_keys - first_key);
-  key_tile tile = {.first_key = first_key,
-                   .n_keys = n_keys,
-                   .ids = k->format.k ? load_ids(block, k, number, n_keys) : NULL,
-                   .keys = load_rows(block, k, number, n_keys, NULL, block->scratch.k_rows),
-                   .scale = load_key_scale(block, number, n_keys),
-                   .values = load_rows(block, v, number, n_keys, load_scales(block, v, number, n_keys), block->scratch.v_rows)};
+  sfa_attn_key_tile tile = {.first_key = first_key,
+                            .n_keys = n_keys,
+                            .ids = k->format.k ? load_ids(block, k, number, n_keys) : NULL,
+                            .keys = load_rows(block, k, number, n_keys, NULL, block->scratch.k_rows),
+                            .scale = load_key_scale(block, number, n_keys),
+                            .values = load_rows(block, v, number, n_keys, load_scales(block, v, number, n_keys), block->scratch.v_rows)};
   tile.dense = tile.ids ? densify(block, &k->format, &tile) : NULL;
   if (block->call->plan->policy == SFA_POLICY_PAPER)
     sfa_attn_paper_lists(block, n_keys, tile.ids, tile.keys);
   return tile;
 }
 
-static void attend_tile(sfa_attn_block *block, const key_tile *tile, bool careful) {
+static void attend_tile(sfa_attn_block *block, const sfa_attn_key_tile *tile, bool careful) {
   const sfa_attention_plan *plan = block->call->plan;
   const sfa_attention_options *o = &plan->options;
   const sfa_kernels *kernels = plan->kernels;
@@ -348,11 +342,11 @@ static void attend_span(sfa_attn_block *const *blocks, int32_t n_blocks, int64_t
   for (int64_t number = span * (SFA_KEY_SPAN / SFA_KEY_TILE); number * SFA_KEY_TILE < end_key; number++) {
     number = skip_to_window(blocks[0], number);
     int64_t first_key = number * SFA_KEY_TILE;
-    key_tile tile = {.n_keys = 0};
+    sfa_attn_key_tile tile = {.n_keys = 0};
     for (int32_t i = 0; i < n_blocks && first_key < end_key; i++)
       if (sfa_attn_block_sees(blocks[i], first_key, first_key + SFA_KEY_TILE)) {
         if (!tile.n_keys)
-          tile = load_tile(blocks[i], number);
+          tile = sfa_attn_tile_load(blocks[i], number);
         attend_tile(blocks[i], &tile, careful);
       }
   }

@@ -25,11 +25,26 @@ typedef struct sfa_attn_block {
   int64_t position_offset; /* token t stands at key position t + this: S - T */
 } sfa_attn_block;
 
+/* 64 keys of a kv head with their values, as the kernels take them. */
+typedef struct sfa_attn_key_tile {
+  int64_t first_key;
+  int32_t n_keys;
+  const void *ids;     /* [n_keys][K], NULL where keys are dense */
+  const float *keys;   /* [n_keys][K or D] */
+  const float *scale;  /* [n_keys] of int8 keys, whose `keys` are whole numbers; else NULL */
+  const float *dense;  /* [n_keys][D] codes written out; NULL where they are scored as they are */
+  const float *values; /* [n_keys][E] */
+} sfa_attn_key_tile;
+/* Keys 64 number .. of a block's kv head and sequence: in place, or in the block's scratch. */
+sfa_attn_key_tile sfa_attn_tile_load(const sfa_attn_block *block, int64_t number);
+
 /* Names block `block` of (sequence b, kv head g). False if the sequence has no such block. */
 bool sfa_attn_block_find(const sfa_attn_call *call, int32_t b, int32_t g, int64_t block, int32_t thread, int32_t strip,
                          sfa_attn_block *out);
 /* Codes and lays out its queries: scratch.q_tile, or q_table with SFA_POLICY_KEYS. */
 void sfa_attn_block_load(sfa_attn_block *block);
+/* First and last key that row i sees, sink tokens apart; last < first: none. Both rise with i. */
+void sfa_attn_block_range(const sfa_attn_block *block, int32_t i, int64_t *first_key, int64_t *last_key);
 /* Whether any row sees a key of [first, end). */
 bool sfa_attn_block_sees(const sfa_attn_block *block, int64_t first_key, int64_t end_key);
 /* The first tile from `tile` on that any row sees, or INT64_MAX. */
@@ -40,6 +55,8 @@ bool sfa_attn_block_bounds(const sfa_attn_block *block, int64_t first_key, int32
 void sfa_attn_blocks_span(sfa_attn_block *const *blocks, int32_t n_blocks, int64_t span);
 /* *into becomes the state of the keys of both. */
 void sfa_attn_block_join(const sfa_attn_block *block, const sfa_attn_state *into, const sfa_attn_state *part);
+/* All of that for blocks of one kv head, with all the keys that they see. */
+void sfa_attn_blocks_attend(sfa_attn_block *blocks, int32_t n_blocks);
 /* Sink, division, lse: writes the rows of args.out, args.lse and args.dropped. total is used up. rho [n_rows]: the share of each row's mass
  * whose values total.o lacks; NULL: none. */
 void sfa_attn_block_finish(sfa_attn_block *block, const sfa_attn_state *total, const double *rho);

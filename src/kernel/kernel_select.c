@@ -1,4 +1,5 @@
 /* The tables that this build has, and which of them the machine runs. */
+#include "kernel/kernel_half.h"
 #include "kernel/kernel_table.h"
 
 const sfa_kernels *sfa_kernel_select(sfa_isa isa) {
@@ -17,4 +18,14 @@ const sfa_kernels *sfa_kernel_select(sfa_isa isa) {
 #endif
   default: return NULL;
   }
+}
+
+const sfa_half_kernels *sfa_half_kernel_select(sfa_isa isa) {
+  if (isa == SFA_ISA_SCALAR)
+    return &sfa_half_kernels_scalar;
+#if defined(SFA_KERNEL_X86)
+  if (isa == SFA_ISA_AMX && sfa_isa_best() >= SFA_ISA_AMX)
+    return &sfa_half_kernels_amx;
+#endif
+  return NULL;
 }
