@@ -6,6 +6,7 @@
 
 #include <cjson/cJSON.h>
 #include <sfa/engine.h>
+#include <sfa/plan.h>
 #include <stddef.h>
 
 enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130 };
@@ -15,6 +16,8 @@ enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130 };
 /* "sfa: ..." on stderr; both return their exit status. */
 int app_usage(const char *format, ...) __attribute__((format(printf, 1, 2)));
 int app_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* "sfa: ..." on stderr about something that is not in the way. */
+void app_note(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* The text of the context's last failure. */
 int app_fail_status(const sfa_context *ctx);
 /* Flushes stdout; EXIT_FAILED with a message if something could not be written. */
@@ -72,6 +75,7 @@ typedef struct app {
   sfa_tokenizer *own_tokenizer; /* of app_open_tokenizer */
   sfa_model_info info;
   sfa_attention_choice choice;
+  sfa_costs costs; /* of choice.costs */
   int32_t *layer_list;
   sfa_session *session;
   int64_t context_len; /* of the session */
@@ -95,6 +99,15 @@ int app_tokenize(const app *a, const char *text, size_t n_bytes, uint32_t flags,
 const char *app_attention_name(const app *a, char *out, size_t capacity);
 /* "wants -m" and the like. */
 int app_require_model(const app_options *o, const char *verb);
+
+/* ---- costs.c: the costs that were measured on this machine -------------------------------------------------------------------- */
+
+/* Where those of an instruction set are kept. False where the environment names no place. */
+bool costs_path(sfa_isa isa, char *out, size_t capacity);
+/* Those kept, in *costs; NULL where there are none, or none that can be believed (said on stderr). */
+const sfa_costs *costs_kept(sfa_isa isa, sfa_costs *costs);
+/* Keeps them; path [capacity]: where. */
+int costs_keep(const sfa_costs *costs, char *path, size_t capacity);
 
 /* ---- answer.c: tokens drawn one after another ---------------------------------------------------------------------------------- */
 
@@ -124,6 +137,10 @@ int cmd_chat(const app_options *o);
 int cmd_info(const app_options *o);
 int cmd_tokenize(const app_options *o);
 int cmd_bench_attention(const app_options *o);
+int cmd_bench_decode(const app_options *o);
+int cmd_bench_topk(const app_options *o);
+int cmd_bench_model(const app_options *o);
+int cmd_plan(const app_options *o);
 int cmd_eval_nll(const app_options *o);
 int cmd_demo(const app_options *o);
 

@@ -33,8 +33,10 @@ typedef struct row {
 
 #define AT(field) offsetof(app_options, field)
 #define RUNS (VERB_GENERATE | VERB_CHAT | VERB_EVAL)
-#define CHOICES (RUNS | VERB_INFO)
-#define MODELS (RUNS | VERB_INFO | VERB_DEMO)
+#define CHOICES (RUNS | VERB_INFO | VERB_BENCH_MODEL)
+#define MODELS (RUNS | VERB_INFO | VERB_DEMO | VERB_BENCH_MODEL)
+#define GRIDS (VERB_BENCH_ATTENTION | VERB_BENCH_DECODE | VERB_BENCH_TOPK)
+#define BENCHES (GRIDS | VERB_BENCH_MODEL)
 #define BIG 1e15
 
 static const row rows[] = {
@@ -77,20 +79,83 @@ static const row rows[] = {
     {0, "cache-v", 0, WORD, AT(cache_v), 0, "int8|bf16|f16|f32", 0, 0, CHOICES, "storage of values (default: bf16, f32 for an f32 model)"},
     {0, "chunk", 0, INT, AT(chunk), "N", 0, 1, 65536, RUNS | VERB_DEMO,
      "tokens that prefill takes at once; changes no result (default: 512)"},
-    {0, "n", 0, INTS, AT(bench_n), "LIST", 0, 1, 1 << 24, VERB_BENCH, "tokens, queries as many as keys (default: 1024,4096)"},
-    {0, "head-dim", 0, INTS, AT(bench_head_dim), "LIST", 0, 8, 65536, VERB_BENCH, "a multiple of 8 (default: 64,128)"},
-    {0, "k", 0, INTS, AT(bench_k), "LIST", 0, 1, 65536, VERB_BENCH, "features kept of queries and keys (default: 8,16)"},
-    {0, "dtype", 0, WORDS, AT(bench_dtype), "LIST", "f32|bf16", 0, 0, VERB_BENCH, "of the inputs: f32, bf16 (default: f32)"},
-    {0, "isa", 0, WORDS, AT(bench_isa), "LIST", "auto|scalar|avx2|avx512", 0, 0, VERB_BENCH,
-     "scalar, avx2, avx512 (default: the best here)"},
-    {0, "isa", 0, WORD, AT(isa), 0, "auto|scalar|avx2|avx512", 0, 0, RUNS | VERB_DEMO,
+    {0, "n", 0, INTS, AT(bench_n), "LIST", 0, 1, 1 << 24, VERB_BENCH_ATTENTION, "tokens, queries as many as keys (default: 1024,4096)"},
+    {0, "n", 0, INTS, AT(bench_n), "LIST", 0, 1, 1 << 24, VERB_BENCH_DECODE, "tokens in the cache (default: 65536)"},
+    {0, "n", 0, INTS, AT(bench_n), "LIST", 0, 1, 1 << 24, VERB_BENCH_TOPK, "rows (default: 4096)"},
+    {0, "head-dim", 0, INTS, AT(bench_head_dim), "LIST", 0, 8, 65536, VERB_BENCH_ATTENTION | VERB_BENCH_TOPK,
+     "a multiple of 8 (default: 64,128)"},
+    {0, "head-dim", 0, INTS, AT(bench_head_dim), "LIST", 0, 8, 65536, VERB_BENCH_DECODE, "a multiple of 8 (default: 128)"},
+    {0, "k", 0, INTS, AT(bench_k), "LIST", 0, 0, 65536, GRIDS, "features kept of queries and keys; decode: 0 is dense (default: 8,16)"},
+    {0, "dtype", 0, WORDS, AT(bench_dtype), "LIST", "f32|bf16", 0, 0, VERB_BENCH_ATTENTION | VERB_BENCH_TOPK,
+     "of the inputs: f32, bf16 (default: f32)"},
+    {0, "k-type", 0, WORDS, AT(bench_k_type), "TYPE", "f32|bf16|f16|int8", 0, 0, VERB_BENCH_ATTENTION,
+     "that codes are stored in: f32, bf16, f16, int8 (default: that of the inputs)"},
+    {0, "k-type", 0, WORDS, AT(bench_k_type), "LIST", "f32|bf16|f16|int8", 0, 0, VERB_BENCH_DECODE | VERB_BENCH_TOPK,
+     "that keys are stored in: f32, bf16, f16, int8 (default: int8)"},
+    {0, "v-type", 0, WORDS, AT(bench_v_type), "LIST", "f32|bf16|f16|int8|int4", 0, 0, VERB_BENCH_DECODE,
+     "that values are stored in: f32, bf16, f16, int8, int4 (default: bf16,int8,int4)"},
+    {0, "heads", 0, INT, AT(heads), "N", 0, 1, 4096, VERB_BENCH_DECODE, "query heads (default: as many as --kv-heads)"},
+    {0, "kv-heads", 0, INT, AT(kv_heads), "N", 0, 1, 4096, VERB_BENCH_DECODE, "key and value heads (default: 1)"},
+    {0, "head-dim-v", 0, INT, AT(head_dim_v), "N", 0, 8, 65536, VERB_BENCH_DECODE,
+     "of the values; 8 leaves little but the scores (default: as --head-dim)"},
+    {0, "batch", 0, INTS, AT(bench_batch), "LIST", 0, 1, 4096, VERB_BENCH_DECODE,
+     "sequences; lengths rise evenly from n / batch to n (default: 1)"},
+    {0, "n-q", 0, INTS, AT(bench_n_q), "LIST", 0, 1, 4096, VERB_BENCH_DECODE, "query tokens of a step (default: 1)"},
+    {0, "eps", 0, REAL, AT(eps), "X", 0, 0, 0.5, VERB_BENCH_DECODE, "softmax mass that a row may leave out; 0: none (default)"},
+    {0, "score-sd", 0, REAL, AT(score_sd), "X", 0, 0.001, 1000, VERB_BENCH_DECODE,
+     "queries are scaled so that scores spread this far (default: as they come; at 2.3 half of the weights hold 99 % of the mass)"},
+    {0, "against", 0, WORDS, AT(bench_against), "LIST", "f32|bf16|f16|int8", 0, 0, VERB_BENCH_DECODE,
+     "dense caches to compare with: f32, bf16, f16, int8 (default: bf16)"},
+    {0, "supports", 0, WORD, AT(supports), 0, "uniform|skewed", 0, 0, VERB_BENCH_ATTENTION | VERB_BENCH_DECODE,
+     "how evenly features are kept; skewed is as on trained models (default: uniform)"},
+    {0, "policy", 0, WORD, AT(policy), 0, "auto|tiles|keys|half-codes|half-dense|paper", 0, 0, VERB_BENCH_ATTENTION,
+     "how SFA computes (default: the planner's choice)"},
+    {0, "isa", 0, WORDS, AT(bench_isa), "LIST", "auto|scalar|avx2|avx512|vbmi|amx", 0, 0, GRIDS,
+     "scalar, avx2, avx512, vbmi, amx (default: the best here)"},
+    {0, "isa", 0, WORD, AT(isa), 0, "auto|scalar|avx2|avx512|vbmi|amx", 0, 0, RUNS | VERB_DEMO | VERB_BENCH_MODEL,
      "most that the kernels of attention use; changes no result"},
-    {'t', "threads", 0, INTS, AT(bench_threads), "LIST", 0, 1, 4096, VERB_BENCH, "(default: 1)"},
+    {'t', "threads", 0, INTS, AT(bench_threads), "LIST", 0, 1, 4096, VERB_BENCH_ATTENTION | VERB_BENCH_DECODE, "(default: 1)"},
     {'t', "threads", 0, INT, AT(threads), "N", 0, 1, 4096, MODELS | VERB_TOKENIZE, "changes no result (default: all processors)"},
-    {0, "causal", 0, SWITCH, AT(bench_causal), "[0|1]", "0|1", 0, 0, VERB_BENCH,
+    {0, "causal", 0, SWITCH, AT(bench_causal), "[0|1]", "0|1", 0, 0, VERB_BENCH_ATTENTION,
      "queries see earlier keys only; 0,1 times both (default: 0)"},
-    {0, "repeats", 0, INT, AT(repeats), "N", 0, 1, 1000, VERB_BENCH, "timed rounds (default: 5 or more, fewer where one takes seconds)"},
-    {0, "child", 0, FLAG, AT(child), 0, 0, 0, 0, VERB_BENCH, NULL},
+    {0, "ready", 0, SWITCH, AT(bench_ready), "[0|1]", "0|1", 0, 0, VERB_BENCH_ATTENTION,
+     "SFA is given the codes: top-k is not in its time; 0,1 times both (default: 0)"},
+    {0, "depth", 0, INTS, AT(bench_depth), "LIST", 0, 2, BIG, VERB_BENCH_MODEL,
+     "tokens of context at the last step (default: 64 and the model's context, at most 8192)"},
+    {0, "steps", 0, INT, AT(steps), "N", 0, 1, 4096, VERB_BENCH_MODEL, "decode steps of a round (default: 8)"},
+    {0, "repeats", 0, INT, AT(repeats), "N", 0, 1, 1000, BENCHES, "timed rounds (default: 5 or more, fewer where one takes seconds)"},
+    {0, "seed", 0, INT, AT(seed), "N", 0, 0, BIG, GRIDS, "of the random rows (default: 1)"},
+    {0, "peers", 0, FLAG, AT(peers), 0, 0, 0, 0, VERB_BENCH_ATTENTION | VERB_BENCH_DECODE | VERB_BENCH_MODEL,
+     "times other software in the same rounds, where $SFA_PYTHON (default: python3) has it: torch, numpy, llama_cpp"},
+    {0, "csv", 0, TEXT, AT(csv), "FILE", 0, 0, 0, BENCHES, "appends the results to a file, one line each"},
+    {0, "plot", 0, TEXT, AT(plot), "FILE.png", 0, 0, 0, BENCHES, "draws them, by gnuplot"},
+    {0, "child", 0, FLAG, AT(child), 0, 0, 0, 0, VERB_BENCH_ATTENTION, NULL},
+    {'m', "model", 0, TEXT, AT(model), "PATH", 0, 0, 0, VERB_PLAN, "take the shapes of a model, with its keys and values in a cache"},
+    {0, "n", 0, INTS, AT(bench_n), "LIST", 0, 1, INT32_MAX / 2, VERB_PLAN, "keys (default: 4096, or the model's context)"},
+    {0, "n-q", 0, INTS, AT(bench_n_q), "LIST", 0, 1, INT32_MAX / 2, VERB_PLAN,
+     "queries; 1 is a decode step (default: as many as keys; with a model 512,1)"},
+    {0, "batch", 0, INTS, AT(bench_batch), "LIST", 0, 1, 65536, VERB_PLAN, "sequences (default: 1)"},
+    {0, "heads", 0, INT, AT(heads), "N", 0, 1, 65536, VERB_PLAN, "query heads (default: 1, or the model's)"},
+    {0, "kv-heads", 0, INT, AT(kv_heads), "N", 0, 1, 65536, VERB_PLAN, "heads of keys and values (default: as --heads, or the model's)"},
+    {0, "head-dim", 0, INTS, AT(bench_head_dim), "LIST", 0, 8, 65536, VERB_PLAN, "a multiple of 8 (default: 64, or the model's)"},
+    {0, "head-dim-v", 0, INT, AT(head_dim_v), "N", 0, 8, 65536, VERB_PLAN, "of values (default: as --head-dim)"},
+    {0, "k", 0, INTS, AT(bench_k), "LIST", 0, 0, 65536, VERB_PLAN, "features kept; 0: dense (default: 16, or the model's)"},
+    {0, "k-q", 0, INT, AT(plan_k_q), "N|all", "all", 1, 65536, VERB_PLAN, "features kept of a query (default: as --k)"},
+    {0, "k-type", 0, WORDS, AT(bench_k_type), 0, "f32|bf16|f16|int8", 0, 0, VERB_PLAN,
+     "storage of keys (default: f32; in a cache int8, bf16 for dense ones)"},
+    {0, "v-type", 0, WORDS, AT(bench_v_type), 0, "f32|bf16|f16|int8|int4", 0, 0, VERB_PLAN, "storage of values (default: f32; in a cache bf16)"},
+    {0, "cached", 0, FLAG, AT(cached), 0, 0, 0, 0, VERB_PLAN, "keys and values come from a cache: top-k of keys is done already"},
+    {0, "causal", 0, SWITCH, AT(bench_causal), "[0|1]", "0|1", 0, 0, VERB_PLAN, "queries see earlier keys only (default: 0; with a model 1)"},
+    {0, "window", 0, INT, AT(window), "N", 0, 1, INT32_MAX, VERB_PLAN, "keys that a query sees, its own the last (default: all)"},
+    {0, "sinks", 0, INT, AT(sinks), "N", 0, 0, INT32_MAX, VERB_PLAN, "first keys that stay visible (default: 0)"},
+    {0, "policy", 0, WORD, AT(policy), 0, "auto|tiles|keys|half-codes|half-dense|paper|postings", 0, 0, VERB_PLAN,
+     "ask for a way (default: auto, the one that costs least)"},
+    {0, "precision", 0, WORD, AT(precision), 0, "default|f32|half", 0, 0, VERB_PLAN, "whether 16-bit arithmetic may be chosen"},
+    {0, "eps", 0, REAL, AT(eps), "X", 0, 0, 0.5, VERB_PLAN, "softmax mass that a row may leave out (default: 0)"},
+    {0, "isa", 0, WORD, AT(isa), 0, "auto|scalar|avx2|avx512|vbmi|amx", 0, 0, VERB_PLAN, "instruction set (default: the best here)"},
+    {'t', "threads", 0, INT, AT(threads), "N", 0, 1, 4096, VERB_PLAN, "threads that the workspace is for (default: all processors)"},
+    {0, "calibrate", 0, FLAG, AT(calibrate), 0, 0, 0, 0, VERB_PLAN,
+     "time this machine's kernels first, in under two seconds, and keep the costs for it: the other commands use them too"},
     {'o', "out", 0, TEXT, AT(out), "DIR", 0, 0, 0, VERB_DEMO, "folder for demo.png and demo.json (default: demo_out)"},
     {0, "json", 0, FLAG, AT(json), 0, 0, 0, 0, ~0u, "one JSON document on standard output"},
     {'h', "help", 0, FLAG, AT(help), 0, 0, 0, 0, ~0u, "this text"},
@@ -110,6 +175,11 @@ const app_options options_default = {
     .min_p = 0.05,
     .repeat_penalty = 1,
     .seed = -1,
+    .heads = -1,
+    .kv_heads = -1,
+    .head_dim_v = -1,
+    .steps = -1,
+    .score_sd = -1,
     .attention = -1,
     .sfa_k = 0,
     .sfa_kq = 0,
@@ -319,8 +389,11 @@ int options_read(const app_verb *v, int argc, char **argv, int first, app_option
 
 void options_free(app_options *o) {
   for (const row *r = rows; r < rows + N_ROWS; r++)
-    if (r->kind == INTS || r->kind == WORDS || r->kind == SWITCH)
-      free(((int_list *)((char *)o + r->offset))->values);
+    if (r->kind == INTS || r->kind == WORDS || r->kind == SWITCH) {
+      int_list *list = (int_list *)((char *)o + r->offset);
+      free(list->values);
+      *list = (int_list){0}; /* several rows may fill one list */
+    }
 }
 
 /* ---- Help -------------------------------------------------------------------------------------------------------------------- */

@@ -6,7 +6,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { VERB_GENERATE = 1, VERB_CHAT = 2, VERB_INFO = 4, VERB_TOKENIZE = 8, VERB_BENCH = 16, VERB_EVAL = 32, VERB_DEMO = 64 };
+enum { VERB_GENERATE = 1, VERB_CHAT = 2, VERB_INFO = 4, VERB_TOKENIZE = 8, VERB_BENCH_ATTENTION = 16, VERB_EVAL = 32, VERB_DEMO = 64 };
+enum { VERB_BENCH_DECODE = 1 << 12, VERB_BENCH_TOPK = 1 << 13, VERB_BENCH_MODEL = 1 << 14 };
+enum { VERB_PLAN = 1 << 15 };
 
 /* Numbers of "1,2,5-7", or one of the words that the option takes instead of them. */
 typedef struct int_list {
@@ -33,8 +35,18 @@ typedef struct app_options {
   int64_t sfa_k, sfa_kq;
   int_list sfa_layers;
   int cache_k, cache_v; /* index into "int8|bf16|f16|f32"; -1 not given */
-  /* Grid of `bench attention`. */
-  int_list bench_n, bench_head_dim, bench_k, bench_dtype, bench_isa, bench_threads, bench_causal;
+  /* Benchmarks: grids, inputs, results. */
+  int_list bench_n, bench_head_dim, bench_k, bench_dtype, bench_isa, bench_threads, bench_causal, bench_ready, bench_k_type, bench_v_type;
+  int_list bench_batch, bench_n_q, bench_against, bench_depth;
+  int64_t heads, kv_heads, head_dim_v, steps;
+  int supports, policy; /* bench_supports, sfa_policy */
+  double eps, score_sd; /* score_sd < 0: not given */
+  const char *csv, *plot;
+  bool peers;
+  /* Of `plan`, beside those of the benchmarks. */
+  int64_t plan_k_q, window, sinks; /* plan_k_q: 0 as k, -1 all */
+  int precision;                   /* sfa_precision */
+  bool cached, calibrate;
 } app_options;
 
 typedef struct app_verb {

@@ -17,9 +17,18 @@ static const app_verb verbs[] = {
      cmd_info},
     {"tokenize", NULL, VERB_TOKENIZE, "(-m MODEL | --tokenizer FILE) (-p TEXT | -f FILE) [options]", "Shows the tokens of a text.", NULL,
      cmd_tokenize},
-    {"bench", "attention", VERB_BENCH, "[options]", "Times one head of attention: the dense twin against SFA, over random rows.",
+    {"bench", "attention", VERB_BENCH_ATTENTION, "[options]", "Times one head of attention over random rows: SFA, the dense twin, and peers.",
      "SFA starts from dense rows too: top-k and packing are in its time. A LIST is separated by commas; every combination is run.",
      cmd_bench_attention},
+    {"bench", "decode", VERB_BENCH_DECODE, "[options]", "Times decode steps over a cache of random rows: SFA, dense caches, and peers.",
+     "Bytes a second are those of the keys and values that a step reads, beside what plain reads of as much memory reach.",
+     cmd_bench_decode},
+    {"bench", "topk", VERB_BENCH_TOPK, "[options]", "Times the selection of codes, beside a plain quickselect.", NULL, cmd_bench_topk},
+    {"bench", "model", VERB_BENCH_MODEL, "-m MODEL [options]",
+     "Times a model at several depths of context: prefill, decode steps and attention's share, dense, with SFA, and llama.cpp.", NULL,
+     cmd_bench_model},
+    {"plan", NULL, VERB_PLAN, "[options]", "Tells how attention of a shape would be computed, and what it should cost.",
+     "A LIST is separated by commas; every combination is planned.", cmd_plan},
     {"eval", "nll", VERB_EVAL, "-m MODEL (-f FILE | --tokens LIST) [options]",
      "Scores each token of a text: its negative log-likelihood after those before it.",
      "A text longer than the context is read in windows; each token is scored once.", cmd_eval_nll},
@@ -58,6 +67,23 @@ static int run_verb(const app_verb *v, int argc, char **argv, int first) {
   return status;
 }
 
+/* Verbs of two words; v is the first row with the first word. */
+static int run_second(const app_verb *v, int argc, char **argv) {
+  char words[128] = "";
+  bool help = argc > 2 && (strcmp(argv[2], "--help") == 0 || strcmp(argv[2], "-h") == 0);
+  for (const app_verb *row = v; row < verbs + N_VERBS && strcmp(row->name, v->name) == 0; row++) {
+    if (argc > 2 && strcmp(argv[2], row->second) == 0)
+      return run_verb(row, argc, argv, 3);
+    snprintf(words + strlen(words), sizeof words - strlen(words), "%s%s", *words ? "|" : "", row->second);
+    if (help) {
+      if (row > v)
+        putchar('\n');
+      options_help(row);
+    }
+  }
+  return help ? app_flush() : app_usage("%s what? sfa %s %s; see sfa %s --help", v->name, v->name, words, v->name);
+}
+
 /* OpenMP's idle threads spin by default. Beside any other busy process they take the time that the working ones need: decode was seen to
  * run 40 times slower. The runtime reads its policy before main, so the command starts itself once more with it set, unless the user has
  * set one. */
@@ -88,11 +114,7 @@ int main(int argc, char **argv) {
       continue;
     if (!v->second)
       return run_verb(v, argc, argv, 2);
-    if (argc > 2 && strcmp(argv[2], v->second) == 0)
-      return run_verb(v, argc, argv, 3);
-    if (argc > 2 && argv[2][0] == '-' && (strcmp(argv[2], "--help") == 0 || strcmp(argv[2], "-h") == 0))
-      return run_verb(v, 3, argv, 2);
-    return app_usage("%s what? sfa %s %s; see sfa %s --help", v->name, v->name, v->second, v->name);
+    return run_second(v, argc, argv);
   }
   return unknown_verb(argv[1]);
 }

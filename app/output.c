@@ -34,6 +34,13 @@ int app_fail(const char *format, ...) {
   return EXIT_FAILED;
 }
 
+void app_note(const char *format, ...) {
+  va_list args;
+  va_start(args, format);
+  complain(format, args);
+  va_end(args);
+}
+
 int app_fail_status(const sfa_context *ctx) { return app_fail("%s", sfa_context_error(ctx)); }
 
 int app_flush(void) {

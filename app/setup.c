@@ -45,7 +45,8 @@ static int read_choice(app *a) {
                                      .k = (int32_t)o->sfa_k,
                                      .k_q = (int32_t)o->sfa_kq,
                                      .cache_k = cache_dtype(o->cache_k),
-                                     .cache_v = cache_dtype(o->cache_v)};
+                                     .cache_v = cache_dtype(o->cache_v),
+                                     .costs = costs_kept(sfa_context_isa(a->ctx), &a->costs)};
   if (sfa_options && !a->choice.sparse)
     return app_usage("--attention dense and the --sfa options exclude each other");
   if (layers->word == 1)

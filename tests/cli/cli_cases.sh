@@ -63,7 +63,7 @@ case_help() {
   done
   good --version
   equal version "$out" "sfa $(sed -n 's/^project(sfa VERSION \([0-9.]*\).*/\1/p' "$root/CMakeLists.txt")"
-  for verb in generate chat info tokenize "bench attention" "eval nll" demo bench eval; do
+  for verb in generate chat info tokenize "bench attention" "bench decode" "bench topk" "bench model" "eval nll" demo bench eval; do
     # shellcheck disable=SC2086
     good $verb --help
     [[ $out == "usage: sfa ${verb%% *}"* ]] || fault "$verb --help: $out"
@@ -81,7 +81,8 @@ case_usage() {
   bad 2 "which verb" 
   bad 2 "did you mean generate" generat
   bad 2 "no verb \"frobnicate\"" frobnicate
-  bad 2 "sfa bench attention" bench
+  bad 2 "sfa bench attention\|decode\|topk\|model" bench
+  bad 2 "sfa bench attention\|decode\|topk\|model" bench all
   bad 2 "sfa eval nll" eval ppl
   bad 2 "wants a model" generate -p hello
   bad 2 "wants a model" info
@@ -124,6 +125,19 @@ case_usage() {
   bad 2 "more features than --head-dim 8" bench attention --head-dim 8 --k 16
   bad 2 "--isa cannot be \"sse\"" bench attention --isa sse
   bad 2 "--causal cannot be \"2\"" bench attention --causal=2
+  bad 2 "dense twin" bench attention --k 0
+  bad 2 "knows no option --v-type" bench attention --v-type int8
+  bad 2 "more features than --head-dim 64" bench decode --head-dim 64 --k 65
+  bad 2 "multiples of 8" bench decode --head-dim 64 --head-dim-v 12
+  bad 2 "not a multiple of --kv-heads 2" bench decode --heads 3 --kv-heads 2
+  bad 2 "shortest of 4 sequences has 2 tokens" bench decode --n 8 --batch 4 --n-q 3
+  bad 2 "--eps cannot be \"0.6\"" bench decode --eps 0.6
+  bad 2 "too many" bench decode --k 1,2,3,4,5,6,7,8
+  bad 2 "not from 1 to --head-dim 16" bench topk --head-dim 16 --k 17
+  bad 2 "wants a model" bench model
+  bad 2 "more than the 512 tokens" bench model -m "$story" --depth 513
+  bad 2 "leaves no prompt" bench model -m "$story" --depth 8 --steps 8
+  bad 2 "at most 4 depths" bench model -m "$story" --depth 16,17,18,19,20
   bad 2 "wants a text" demo -m "$story"
 }
 
@@ -260,14 +274,88 @@ case_eval() {
 
 case_bench() {
   good bench attention --n 64,100 --head-dim 32 --k 4,32 --dtype f32,bf16 --isa scalar --threads 1,2 --causal 0,1 --repeats 1 --json
-  equal "every combination" "$(get '#')" 32
-  equal "keys" "$(get 0.keys)" "n head_dim k dtype isa threads causal dense_ms sfa_ms topk_ms pack_ms peak_bytes"
-  equal "first case" "$(get 0.n 0.head_dim 0.k 0.dtype 0.isa 0.threads 0.causal | tr '\n' ' ')" "64 32 4 f32 scalar 1 false "
-  equal "last case" "$(get 31.n 31.k 31.dtype 31.threads 31.causal | tr '\n' ' ')" "100 32 bf16 2 true "
-  holds "times" "$(get 0.dense_ms) > 0 && $(get 0.sfa_ms) > $(get 0.topk_ms) + $(get 0.pack_ms) && $(get 0.topk_ms) > 0"
-  holds "peak" "$(get 0.peak_bytes) > 1e6"
+  equal "every combination, two sides" "$(get '#')" 64
+  equal "keys" "$(get 0.keys)" "n head_dim k dtype k_dtype isa threads causal supports ready seed engine version policy ms min_ms max_ms rounds \
+times_sfa topk_ms pack_ms attend_ms predicted_ms predicted_topk_ms predicted_pack_ms predicted_score_ms predicted_softmax_ms \
+predicted_value_ms overlap overlap_random pair_multiply_adds multiply_adds_per_s share_of_peak kv_bytes dense_kv_bytes peak_bytes"
+  equal "first case" "$(get 0.n 0.head_dim 0.k 0.dtype 0.isa 0.threads 0.causal 0.engine 1.engine | tr '\n' ' ')" \
+    "64 32 4 f32 scalar 1 false SFA dense twin "
+  equal "last case" "$(get 63.n 63.k 63.dtype 63.threads 63.causal | tr '\n' ' ')" "100 32 bf16 2 true "
+  holds "times" "$(get 0.ms) > $(get 0.topk_ms) + $(get 0.pack_ms) && $(get 0.topk_ms) > 0 && $(get 1.ms) > 0 && $(get 1.topk_ms) == 0"
+  holds "peak" "$(get 0.peak_bytes) > 1e6 && $(get 0.share_of_peak) > 0"
+  # Codes that keep 4 of 32: 4 ids, 4 floats a key; a pair costs 4 + 32 multiply-adds, unless the planner writes codes out as rows.
+  holds "bytes" "$(get 0.kv_bytes) == 64 * (4 * 5 + 32 * 4) && $(get 0.dense_kv_bytes) == 64 * 64 * 4 && $(get 1.pair_multiply_adds) == 64"
+  holds "overlap" "$(get 0.overlap) > 0.3 && $(get 0.overlap) < 0.8 && $(get 0.overlap_random) == 0.5"
+  good bench attention --n 512 --head-dim 64 --k 8,16 --supports skewed --ready 0,1 --repeats 1 --json
+  holds "skewed supports" "$(get 0.overlap) > 2.4 && $(get 0.overlap) < 2.9 && $(get 4.overlap) > 6.4 && $(get 4.overlap) < 7.4"
+  holds "codes ready" "$(get 0.topk_ms) > 0 && $(get 2.topk_ms) == 0"
   good bench attention --n 64 --head-dim 64 --k 8
-  equal "table" "$(wc -l <"$work/out")" 2
+  equal "table" "$(wc -l <"$work/out")" 3
+
+  good bench decode --n 200 --head-dim 32 --k 4,8 --kv-heads 2 --heads 4 --batch 1,3 --n-q 2 --against bf16,int8 --v-type bf16,int4 --repeats 1 --json
+  equal "two batches of six caches" "$(get '#')" 12
+  equal "decode keys" "$(get 0.keys)" "n batch n_q heads kv_heads head_dim head_dim_v k k_dtype v_dtype eps score_sd supports isa threads \
+seed engine version policy ms min_ms max_ms rounds times_dense predicted_ms bytes bytes_per_s read_bytes_per_s share_of_reads token_bytes \
+dropped least_kept"
+  equal "engines" "$(get 0.engine 1.engine 2.engine 5.engine)" "dense bf16, V bf16
+dense int8, V int8
+SFA k 4 int8, V bf16
+SFA k 8 int8, V int4"
+  holds "bytes of a token" "$(get 0.token_bytes) == 2 * 32 * 4 && $(get 2.token_bytes) == 2 * (4 * 2 + 2 + 64)"
+  holds "bytes of a step" "$(get 0.bytes) == 200 * $(get 0.token_bytes) && $(get 6.bytes) == (66 + 133 + 200) * $(get 6.token_bytes)"
+  holds "times" "$(get 2.ms) > 0 && $(get 2.times_dense) > 0 && $(get 0.times_dense) == 1 && $(get 0.share_of_reads) > 0"
+  good bench decode --n 3000 --head-dim 64 --k 8 --v-type int8 --eps 0.01 --score-sd 2.3 --supports skewed --repeats 1 --json
+  holds "what eps drops" "$(get 2.dropped) <= 0.01 && $(get 2.least_kept) > 0.2 && $(get 2.least_kept) < 0.8"
+
+  good bench topk --n 100 --head-dim 16,512 --k 4 --dtype f32,bf16 --repeats 1 --json
+  equal "every combination, two sides" "$(get '#')" 8
+  equal "top-k keys" "$(get 0.keys)" "n head_dim k dtype k_dtype isa seed engine row_ns min_row_ns max_row_ns rounds times_sfa read_bytes_per_s"
+  equal "sides" "$(get 0.engine 1.engine)" "SFA
+quickselect"
+
+  good bench model -m "$story" --depth 16,64 --steps 2 --repeats 2 --sfa-k 4 --json
+  equal "two sides at two depths" "$(get 0.engine 1.engine 2.engine 3.engine 0.depth 3.depth | tr '\n' ' ')" "SFA k 4 dense SFA k 4 dense 16 64 "
+  holds "model" "$(get 0.prefill_tokens_per_s) > 0 && $(get 2.prefill_tokens) == 62 && $(get 2.step_ms) > $(get 2.attention_ms)"
+  holds "less cache" "$(get 2.kv_bytes) < $(get 3.kv_bytes)"
+  good bench model -m "$story" --depth 16 --steps 1 --repeats 1 --attention dense --json
+  equal "dense alone" "$(get '#')" 1
+}
+
+# Results in a file, pictures, and peers that are not there.
+case_bench_files() {
+  local attention="bench attention --n 64,128 --head-dim 32 --k 4 --repeats 1"
+  # shellcheck disable=SC2086
+  good $attention --csv "$work/a.csv"
+  # shellcheck disable=SC2086
+  SFA_COMMIT=abc good $attention --csv "$work/a.csv"
+  equal "one head, two runs of four lines" "$(wc -l <"$work/a.csv") $(grep -c '^version,commit,machine,processors,command,n,head_dim' "$work/a.csv")" "9 1"
+  equal "commit" "$(sed -n 9p "$work/a.csv" | cut -d, -f2)" abc
+  [[ $(sed -n 9p "$work/a.csv") == *"\"sfa bench attention --n 64,128 "* ]] || fault "the command is not in $(sed -n 9p "$work/a.csv")"
+  equal "as many fields" "$(sed 's/"[^"]*"//g' "$work/a.csv" | awk -F, '{ print NF }' | sort -u | wc -l)" 1
+  bad 1 "holds other columns" bench topk --n 10 --head-dim 16 --k 2 --repeats 1 --csv "$work/a.csv"
+  bad 1 "cannot write" bench topk --n 10 --head-dim 16 --k 2 --repeats 1 --csv "$work/none/a.csv"
+  # shellcheck disable=SC2086
+  SFA_PYTHON=$work/no_python run $attention --peers --json
+  equal "without a Python: exit, rows, lines on stderr" "$status $(get '#') $(wc -l <"$work/err")" "0 4 1"
+  [[ $err == *"SFA_PYTHON"* ]] || fault "the missing Python is not told: $err"
+  if command -v python3 >/dev/null; then # an interpreter without any package: each is told, none is needed
+    printf '#!/bin/sh\nshift 2\nexec python3 -I -S "$@"\n' >"$work/bare_python"
+    chmod +x "$work/bare_python"
+    # shellcheck disable=SC2086
+    SFA_PYTHON=$work/bare_python run $attention --peers --json
+    equal "without packages: exit, rows" "$status $(get '#')" "0 4"
+    [[ $err == *"package torch is not installed"*"package numpy is not installed"* ]] || fault "missing packages are not told: $err"
+  fi
+  if command -v gnuplot >/dev/null; then
+    # shellcheck disable=SC2086
+    good $attention --plot "$work/a.png"
+    good bench decode --n 64 --head-dim 32 --k 4 --repeats 1 --plot "$work/d.png"
+    good bench topk --n 10 --head-dim 16 --k 2 --repeats 1 --plot "$work/t.png"
+    good bench model -m "$story" --depth 16 --steps 1 --repeats 1 --plot "$work/m.png"
+    for picture in a d t m; do
+      equal "picture $picture" "$(head -c 4 "$work/$picture.png" | tail -c 3)" PNG
+    done
+  fi
 }
 
 # Memory of prefill grows as n, not as n^2: four times the tokens, at most 4.3 times the peak.

@@ -1,0 +1,575 @@
+/* sfa bench decode: steps over a cache of random rows. Dense caches and those with codes hold the same tokens and take turns, so that one
+ * run compares all of them. A step reads the keys and values of every token once: its bytes are the cache's. */
+#include "bench.h"
+#include "plot.h"
+
+#include <math.h>
+#include <sfa/cache.h>
+#include <sfa/plan.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- Columns ------------------------------------------------------------------------------------------------------------------------ */
+
+enum {
+  C_N,
+  C_BATCH,
+  C_N_Q,
+  C_HEADS,
+  C_KV_HEADS,
+  C_HEAD_DIM,
+  C_HEAD_DIM_V,
+  C_K,
+  C_K_DTYPE,
+  C_V_DTYPE,
+  C_EPS,
+  C_SCORE_SD,
+  C_SUPPORTS,
+  C_ISA,
+  C_THREADS,
+  C_SEED,
+  C_ENGINE,
+  C_VERSION,
+  C_POLICY,
+  C_MS,
+  C_MIN_MS,
+  C_MAX_MS,
+  C_ROUNDS,
+  C_TIMES_DENSE,
+  C_PREDICTED_MS,
+  C_BYTES,
+  C_RATE,
+  C_READ_RATE,
+  C_READ_SHARE,
+  C_TOKEN_BYTES,
+  C_DROPPED,
+  C_KEPT,
+  N_COLUMNS
+};
+
+static const bench_column columns[N_COLUMNS] = {
+    [C_N] = {"n", "n", CELL_COUNT, 8},
+    [C_BATCH] = {"batch", "batch", CELL_COUNT, 5},
+    [C_N_Q] = {"n_q", "n-q", CELL_COUNT, 3},
+    [C_HEADS] = {"heads", "heads", CELL_COUNT, 5},
+    [C_KV_HEADS] = {"kv_heads", "kv", CELL_COUNT, 3},
+    [C_HEAD_DIM] = {"head_dim", "dim", CELL_COUNT, 4},
+    [C_HEAD_DIM_V] = {"head_dim_v", NULL, CELL_COUNT},
+    [C_K] = {"k", NULL, CELL_COUNT},
+    [C_K_DTYPE] = {"k_dtype", NULL, CELL_TEXT},
+    [C_V_DTYPE] = {"v_dtype", NULL, CELL_TEXT},
+    [C_EPS] = {"eps", NULL, CELL_NUMBER},
+    [C_SCORE_SD] = {"score_sd", NULL, CELL_NUMBER},
+    [C_SUPPORTS] = {"supports", NULL, CELL_TEXT},
+    [C_ISA] = {"isa", "isa", CELL_TEXT, 6},
+    [C_THREADS] = {"threads", "thr", CELL_COUNT, 3},
+    [C_SEED] = {"seed", NULL, CELL_COUNT},
+    [C_ENGINE] = {"engine", "engine", CELL_TEXT, 34},
+    [C_VERSION] = {"version", NULL, CELL_TEXT},
+    [C_POLICY] = {"policy", NULL, CELL_TEXT},
+    [C_MS] = {"ms", "ms", CELL_NUMBER, 9, 3},
+    [C_MIN_MS] = {"min_ms", NULL, CELL_NUMBER},
+    [C_MAX_MS] = {"max_ms", NULL, CELL_NUMBER},
+    [C_ROUNDS] = {"rounds", NULL, CELL_COUNT},
+    [C_TIMES_DENSE] = {"times_dense", "faster", CELL_TIMES, 7, 2},
+    [C_PREDICTED_MS] = {"predicted_ms", "planned", CELL_NUMBER, 9, 3},
+    [C_BYTES] = {"bytes", "bytes", CELL_BYTES, 9},
+    [C_RATE] = {"bytes_per_s", "a second", CELL_BYTES, 9},
+    [C_READ_RATE] = {"read_bytes_per_s", NULL, CELL_NUMBER},
+    [C_READ_SHARE] = {"share_of_reads", "of reads", CELL_PERCENT, 8},
+    [C_TOKEN_BYTES] = {"token_bytes", "a token", CELL_COUNT, 8},
+    [C_DROPPED] = {"dropped", "dropped", CELL_NUMBER, 8, 5},
+    [C_KEPT] = {"least_kept", "kept", CELL_PERCENT, 6},
+};
+
+/* ---- A case ----------------------------------------------------------------------------------------------------------------------------
+ */
+
+typedef struct decode_case {
+  int64_t n, batch, n_q, head_dim, head_dim_v, heads, kv_heads, n_threads, seed;
+  sfa_isa isa;
+  bench_supports supports;
+  double eps, score_sd;
+} decode_case;
+
+/* A cache and the plan that reads it. */
+typedef struct decode_side {
+  const struct decode_bench *bench;
+  int32_t k; /* 0: dense */
+  sfa_dtype k_dtype, v_dtype;
+  float eps;
+  char name[64];
+  sfa_cache *cache;
+  sfa_attention_plan *plan;
+  void *workspace;
+} decode_side;
+
+enum { MOST_SIDES = BENCH_MOST_ENGINES - 2, CHUNK = 1024 };
+
+typedef struct decode_bench {
+  decode_case c;
+  sfa_context *ctx;
+  bench_random *random;
+  float *q;       /* [B][T][H][D] */
+  float *keys;    /* [CHUNK][G][D] */
+  float *values;  /* [CHUNK][G][E] */
+  float *out;     /* [B][T][H][E] */
+  float *dropped; /* [B][T][H] */
+  int32_t *slots; /* [B] 0, 1, ... */
+  float *scores;  /* [T * H][n] of sequence 0, where least_kept is wanted; else NULL */
+  decode_side sides[MOST_SIDES];
+  int n_sides;
+} decode_bench;
+
+static int64_t length_of(const decode_case *c, int64_t sequence) { return c->n * (sequence + 1) / c->batch; }
+
+static int side_open(decode_bench *b, decode_side *s) {
+  const decode_case *c = &b->c;
+  s->bench = b;
+  if (s->k)
+    snprintf(s->name, sizeof s->name, "SFA k %d %s, V %s%s", s->k, bench_dtype_name(s->k_dtype), bench_dtype_name(s->v_dtype),
+             s->eps > 0 ? ", eps" : "");
+  else
+    snprintf(s->name, sizeof s->name, "dense %s, V %s%s", bench_dtype_name(s->k_dtype), bench_dtype_name(s->v_dtype),
+             s->eps > 0 ? ", eps" : "");
+  sfa_cache_options cache = {.struct_size = sizeof cache,
+                             .n_layers = 1,
+                             .n_kv_heads = (int32_t)c->kv_heads,
+                             .head_dim = (int32_t)c->head_dim,
+                             .head_dim_v = (int32_t)c->head_dim_v,
+                             .k = &s->k,
+                             .k_dtype = s->k_dtype,
+                             .v_dtype = s->v_dtype,
+                             .n_sequences = (int32_t)c->batch};
+  sfa_attention_options options = {.struct_size = sizeof options,
+                                   .n_heads = (int32_t)c->heads,
+                                   .n_kv_heads = (int32_t)c->kv_heads,
+                                   .head_dim = (int32_t)c->head_dim,
+                                   .head_dim_v = (int32_t)c->head_dim_v,
+                                   .n_sequences = (int32_t)c->batch,
+                                   .max_seqlen_q = c->n_q,
+                                   .max_seqlen_k = c->n,
+                                   .k_q = s->k,
+                                   .k_k = s->k,
+                                   .from_cache = 1,
+                                   .k_dtype = s->k_dtype,
+                                   .v_dtype = s->v_dtype,
+                                   .causal = 1,
+                                   .eps = s->eps};
+  if (sfa_cache_create(b->ctx, &cache, &s->cache) != SFA_OK || sfa_attention_plan_create(b->ctx, &options, &s->plan) != SFA_OK)
+    return app_fail_status(b->ctx);
+  s->workspace = bench_alloc((int64_t)sfa_attention_workspace_bytes(s->plan), 1);
+  return s->workspace ? EXIT_OK : app_fail("out of memory for a workspace of %zu bytes", sfa_attention_workspace_bytes(s->plan));
+}
+
+static void bench_close(decode_bench *b) {
+  for (decode_side *s = b->sides; s < b->sides + b->n_sides; s++) {
+    sfa_attention_plan_destroy(s->plan);
+    sfa_cache_destroy(s->cache);
+    free(s->workspace);
+  }
+  void *memory[] = {b->q, b->keys, b->values, b->out, b->dropped, b->slots, b->scores};
+  for (size_t i = 0; i < sizeof memory / sizeof *memory; i++)
+    free(memory[i]);
+  bench_random_destroy(b->random);
+  sfa_context_destroy(b->ctx);
+}
+
+/* A bench_engine's run. */
+static int side_run(void *arg, double *ms, int64_t *stage_ns) {
+  const decode_side *s = arg;
+  const decode_bench *b = s->bench;
+  (void)stage_ns;
+  sfa_attention_args args = {
+      .struct_size = sizeof args, .q = {.data = b->q}, .out = b->out, .dropped = b->dropped, .workspace = s->workspace};
+  double start = seconds_now();
+  if (sfa_attention_run_cached(s->plan, &args, s->cache, 0, b->slots) != SFA_OK)
+    return app_fail_status(b->ctx);
+  *ms = 1e3 * (seconds_now() - start);
+  return EXIT_OK;
+}
+
+/* ---- Filling the caches -----------------------------------------------------------------------------------------------------------------
+ */
+
+/* Codes of a chunk of keys as side s stores them, as f32 rows with zeros outside of the support: [n * G][D]. */
+static int coded_rows(const decode_bench *b, const decode_side *s, int64_t n_rows, float *rows) {
+  if (!s->k)
+    return EXIT_OK;
+  int32_t D = (int32_t)b->c.head_dim;
+  void *memory = bench_alloc((int64_t)sfa_codes_bytes(n_rows, D, s->k, SFA_F32), 1);
+  sfa_codes codes;
+  bool good = memory && sfa_codes_place(b->ctx, n_rows, D, s->k, SFA_F32, memory, &codes) == SFA_OK &&
+              sfa_codes_select(b->ctx, rows, SFA_F32, D, &codes) == SFA_OK && sfa_codes_densify(b->ctx, &codes, rows, D) == SFA_OK;
+  free(memory);
+  return good ? EXIT_OK : app_fail("the codes of %lld rows cannot be made", (long long)n_rows);
+}
+
+/* Scores of n keys [n][G][D] for all query rows of sequence 0, into columns first .. of out [T * H][stride]. */
+static void score_rows(const decode_bench *b, const float *q, const float *keys, int64_t n, int64_t first, int64_t stride, float *out) {
+  const decode_case *c = &b->c;
+  int64_t D = c->head_dim, group = c->heads / c->kv_heads;
+  float scale = 1 / sqrtf((float)D);
+  for (int64_t row = 0; row < c->n_q * c->heads; row++)
+    for (int64_t j = 0; j < n; j++) {
+      const float *x = q + row * D, *y = keys + (j * c->kv_heads + row % c->heads / group) * D;
+      float sum[8] = {0};
+      for (int64_t u = 0; u < D; u += 8)
+        for (int lane = 0; lane < 8; lane++)
+          sum[lane] += x[u + lane] * y[u + lane];
+      out[row * stride + first + j] = scale * (((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7])));
+    }
+}
+
+/* Scales the queries so that scores over a sample of keys, as the first sparse side has them (else the first), spread by score_sd. */
+static int spread_scores(decode_bench *b) {
+  const decode_case *c = &b->c;
+  if (c->score_sd <= 0)
+    return EXIT_OK;
+  const decode_side *s = &b->sides[b->n_sides - 1];
+  int64_t n = CHUNK, rows = c->n_q * c->heads, width = rows * c->head_dim;
+  float *q = bench_alloc(width, sizeof *q), *scores = bench_alloc(rows * n, sizeof *scores);
+  int status = q && scores ? EXIT_OK : app_fail("out of memory for a sample of scores");
+  if (!status) {
+    bench_random_features(b->random, n, b->keys);
+    memcpy(q, b->q, (size_t)width * sizeof *q);
+    status = coded_rows(b, s, n * c->kv_heads, b->keys);
+  }
+  if (!status)
+    status = coded_rows(b, s, rows, q);
+  double sum = 0, squares = 0;
+  if (!status)
+    score_rows(b, q, b->keys, n, 0, n, scores);
+  for (int64_t i = 0; !status && i < rows * n; i++) {
+    sum += (double)scores[i];
+    squares += (double)scores[i] * (double)scores[i];
+  }
+  double count = (double)(rows * n), sd = sqrt(fmax(squares / count - sum / count * (sum / count), 1e-30));
+  for (int64_t i = 0; !status && i < c->batch * width; i++)
+    b->q[i] *= (float)(c->score_sd / sd);
+  free(q);
+  free(scores);
+  return status;
+}
+
+static int append(decode_bench *b, int64_t sequence, int64_t n) {
+  const sfa_rows k = {.data = b->keys}, v = {.data = b->values};
+  for (decode_side *s = b->sides; s < b->sides + b->n_sides; s++)
+    if (sfa_cache_append(s->cache, (int32_t)sequence, 0, n, &k, &v) != SFA_OK)
+      return app_fail_status(b->ctx);
+  return EXIT_OK;
+}
+
+/* The same random tokens into every cache. */
+static int fill(decode_bench *b) {
+  const decode_case *c = &b->c;
+  int64_t rows = c->n_q * c->heads;
+  float *q = b->scores ? bench_alloc(rows * c->head_dim, sizeof *q) : NULL;
+  const decode_side *last = &b->sides[b->n_sides - 1];
+  int status = !b->scores || q ? EXIT_OK : app_fail("out of memory for coded queries");
+  if (q && !status) {
+    memcpy(q, b->q, (size_t)(rows * c->head_dim) * sizeof *q);
+    status = coded_rows(b, last, rows, q);
+  }
+  for (int64_t sequence = 0; sequence < c->batch && !status; sequence++)
+    for (int64_t first = 0; first < length_of(c, sequence) && !status; first += CHUNK) {
+      int64_t left = length_of(c, sequence) - first, n = left < CHUNK ? left : CHUNK;
+      bench_random_features(b->random, n, b->keys);
+      bench_random_values(b->random, n, c->kv_heads * c->head_dim_v, b->values);
+      status = append(b, sequence, n);
+      if (!status && b->scores && sequence == 0) {
+        status = coded_rows(b, last, n * c->kv_heads, b->keys);
+        if (!status)
+          score_rows(b, q, b->keys, n, first, c->n, b->scores);
+      }
+    }
+  free(q);
+  return status;
+}
+
+static int compare_floats(const void *a, const void *b) {
+  float x = *(const float *)a, y = *(const float *)b;
+  return (x > y) - (x < y);
+}
+
+/* The least share of keys that hold 1 - eps of the mass, mean over the query rows: what a perfect choice would read. Sorts the scores. */
+static double least_kept(decode_bench *b, double eps) {
+  const decode_case *c = &b->c;
+  int64_t rows = c->n_q * c->heads, kept = 0;
+  for (int64_t row = 0; row < rows; row++) {
+    float *s = b->scores + row * c->n;
+    qsort(s, (size_t)c->n, sizeof *s, compare_floats);
+    double total = 0, dropped = 0;
+    for (int64_t j = 0; j < c->n; j++)
+      total += exp((double)(s[j] - s[c->n - 1]));
+    int64_t j = 0;
+    for (; j < c->n && dropped <= eps * total; j++)
+      dropped += exp((double)(s[j] - s[c->n - 1]));
+    kept += c->n - (j ? j - 1 : 0);
+  }
+  return (double)kept / (double)(rows * c->n);
+}
+
+/* ---- A case, open and closed
+ * ---------------------------------------------------------------------------------------------------------------- */
+
+static int bench_open(decode_bench *b) {
+  const decode_case *c = &b->c;
+  sfa_context_options context = {.struct_size = sizeof context, .n_threads = (int32_t)c->n_threads, .isa = c->isa};
+  if (sfa_context_create(&context, &b->ctx) != SFA_OK)
+    return app_fail("cannot make a context of %lld threads for %s", (long long)c->n_threads, sfa_isa_name(c->isa));
+  int64_t rows = c->batch * c->n_q * c->heads;
+  b->random = bench_random_create(c->supports, (int32_t)c->kv_heads, (int32_t)c->head_dim, (uint64_t)c->seed);
+  b->q = bench_alloc(rows * c->head_dim, sizeof *b->q);
+  b->keys = bench_alloc(CHUNK * c->kv_heads * c->head_dim, sizeof *b->keys);
+  b->values = bench_alloc(CHUNK * c->kv_heads * c->head_dim_v, sizeof *b->values);
+  b->out = bench_alloc(rows * c->head_dim_v, sizeof *b->out);
+  b->dropped = bench_alloc(rows, sizeof *b->dropped);
+  b->slots = bench_alloc(c->batch, sizeof *b->slots);
+  bool memory = b->random && b->q && b->keys && b->values && b->out && b->dropped && b->slots;
+  if (memory && c->eps > 0 && c->n_q * c->heads * c->n <= 1 << 26 && c->batch == 1)
+    memory = (b->scores = bench_alloc(c->n_q * c->heads * c->n, sizeof *b->scores)) != NULL;
+  if (!memory)
+    return app_fail("out of memory for the rows of a step over %lld tokens", (long long)c->n);
+  for (int64_t i = 0; i < c->batch; i++)
+    b->slots[i] = (int32_t)i;
+  /* Query heads of a group have the popularities of their key head: rows of G heads, spread out. */
+  int64_t group = c->heads / c->kv_heads;
+  for (int64_t row = 0; row < c->batch * c->n_q; row++)
+    for (int64_t member = 0; member < group; member++) {
+      bench_random_features(b->random, 1, b->keys);
+      for (int64_t g = 0; g < c->kv_heads; g++)
+        memcpy(b->q + (row * c->heads + g * group + member) * c->head_dim, b->keys + g * c->head_dim, (size_t)c->head_dim * sizeof *b->q);
+    }
+  int status = EXIT_OK;
+  for (decode_side *s = b->sides; s < b->sides + b->n_sides && !status; s++)
+    status = side_open(b, s);
+  if (!status)
+    status = spread_scores(b);
+  return status ? status : fill(b);
+}
+
+/* ---- Showing it
+ * ------------------------------------------------------------------------------------------------------------------------------ */
+
+static cJSON *peer_case(const decode_case *c) {
+  cJSON *object = cJSON_CreateObject(), *lengths = cJSON_AddArrayToObject(object, "lengths");
+  cJSON_AddStringToObject(object, "bench", "decode");
+  for (int64_t i = 0; i < c->batch; i++)
+    cJSON_AddItemToArray(lengths, cJSON_CreateNumber((double)length_of(c, i)));
+  cJSON_AddNumberToObject(object, "heads", (double)c->heads);
+  cJSON_AddNumberToObject(object, "kv_heads", (double)c->kv_heads);
+  cJSON_AddNumberToObject(object, "head_dim", (double)c->head_dim);
+  cJSON_AddNumberToObject(object, "n_q", (double)c->n_q);
+  return object;
+}
+
+static void fill_case(bench_cell *row, const decode_case *c) {
+  row[C_N].number = (double)c->n;
+  row[C_BATCH].number = (double)c->batch;
+  row[C_N_Q].number = (double)c->n_q;
+  row[C_HEADS].number = (double)c->heads;
+  row[C_KV_HEADS].number = (double)c->kv_heads;
+  row[C_HEAD_DIM].number = (double)c->head_dim;
+  row[C_HEAD_DIM_V].number = (double)c->head_dim_v;
+  row[C_SCORE_SD].number = c->score_sd > 0 ? c->score_sd : NAN;
+  row[C_SUPPORTS].text = c->supports == SUPPORTS_SKEWED ? "skewed" : "uniform";
+  row[C_ISA].text = sfa_isa_name(c->isa);
+  row[C_THREADS].number = (double)c->n_threads;
+  row[C_SEED].number = (double)c->seed;
+}
+
+/* What a side of ours tells beyond its time. */
+static int fill_side(bench_cell *row, decode_bench *b, decode_side *s, double ms) {
+  sfa_attention_report report = {.struct_size = sizeof report};
+  if (sfa_attention_plan_report(s->plan, &report) != SFA_OK)
+    return app_fail_status(b->ctx);
+  double tokens = 0, threads = (double)b->c.n_threads;
+  for (int64_t i = 0; i < b->c.batch; i++)
+    tokens += (double)length_of(&b->c, i);
+  row[C_K].number = s->k;
+  row[C_K_DTYPE].text = bench_dtype_name(s->k_dtype);
+  row[C_V_DTYPE].text = bench_dtype_name(s->v_dtype);
+  row[C_EPS].number = (double)s->eps;
+  row[C_POLICY].text = sfa_policy_name(report.policy);
+  row[C_PREDICTED_MS].number =
+      1e-6 / threads * (report.topk_ns + report.pack_ns + report.score_ns + report.softmax_ns + report.value_ns + report.call_ns);
+  row[C_TOKEN_BYTES].number = (double)sfa_cache_token_bytes(s->cache);
+  row[C_BYTES].number = tokens * row[C_TOKEN_BYTES].number;
+  row[C_RATE].number = row[C_BYTES].number / (1e-3 * ms);
+  row[C_READ_RATE].number = bench_read_rate((int64_t)row[C_BYTES].number, b->c.n_threads);
+  row[C_READ_SHARE].number = row[C_READ_RATE].number > 0 ? row[C_RATE].number / row[C_READ_RATE].number : NAN;
+  if (s->eps <= 0)
+    return EXIT_OK;
+  double once;
+  int status = side_run(s, &once, NULL); /* for what it drops */
+  row[C_DROPPED].number = 0;
+  for (int64_t i = 0; i < b->c.batch * b->c.n_q * b->c.heads; i++)
+    row[C_DROPPED].number = fmax(row[C_DROPPED].number, (double)b->dropped[i]);
+  if (b->scores && s == &b->sides[b->n_sides - 1])
+    row[C_KEPT].number = least_kept(b, (double)s->eps);
+  return status;
+}
+
+static int show_case(decode_bench *b, const bench_engine *engines, int n_engines, const bench_times *times, int n_rounds,
+                     bench_output *out) {
+  int status = EXIT_OK;
+  for (int i = 0; i < n_engines && !status; i++) {
+    if (engines[i].lost)
+      continue;
+    bench_cell *row = bench_output_row(out);
+    if (!row)
+      return EXIT_FAILED;
+    fill_case(row, &b->c);
+    row[C_ENGINE].text = bench_output_keep(out, engines[i].name);
+    row[C_VERSION].text = engines[i].version;
+    row[C_MS].number = times[i].median_ms;
+    row[C_MIN_MS].number = times[i].least_ms;
+    row[C_MAX_MS].number = times[i].most_ms;
+    row[C_ROUNDS].number = n_rounds;
+    row[C_TIMES_DENSE].number = 1 / times[i].times_first;
+    if (i < b->n_sides)
+      status = fill_side(row, b, &b->sides[i], times[i].median_ms);
+    if (!status)
+      status = bench_output_show(out);
+  }
+  return status;
+}
+
+static int run_case(const app_options *o, decode_bench *b, bench_engine *engines, bench_peers *peers, bench_output *out) {
+  bench_times times[BENCH_MOST_ENGINES];
+  int n_rounds, n_engines = b->n_sides;
+  int status = bench_open(b);
+  for (int i = 0; i < b->n_sides; i++)
+    engines[i] = (bench_engine){.name = b->sides[i].name, .version = SFA_VERSION, .run = side_run, .arg = &b->sides[i]};
+  if (!status) {
+    bench_peers_forget(peers);
+    bench_peers_add(peers, b->c.n_threads, peer_case(&b->c), engines, &n_engines);
+    status = bench_time(engines, n_engines, o->repeats, times, &n_rounds);
+  }
+  if (!status)
+    status = show_case(b, engines, n_engines, times, n_rounds, out);
+  bench_close(b);
+  return status;
+}
+
+/* Bars: a step's time over that of the first dense cache. */
+static int draw(const bench_output *out, const char *path) {
+  FILE *plot = plot_open(path, 900, 200 + 26 * (int)(out->n_rows < 60 ? out->n_rows : 60));
+  if (!plot)
+    return app_fail("cannot draw %s: gnuplot does not start", path);
+  fprintf(plot, "set style fill solid 0.8\nset boxwidth 0.7\nunset key\nset grid x\nset xlabel 'times as fast as the dense cache'\n"
+                "set yrange [*:*] reverse\nset offsets 0,0,0.6,0.6\nset xrange [0:*]\nset lmargin 44\n"
+                "plot '-' using (0.5*$2):1:(0.5*$2):(0.35):ytic(3) with boxxyerror lc rgb '#3070b0', "
+                "'-' using 2:1:(sprintf(' %%.2f', $2)) with labels left\n");
+  for (int pass = 0; pass < 2; pass++) {
+    for (int64_t i = 0; i < out->n_rows; i++) {
+      const bench_cell *row = out->rows + i * N_COLUMNS;
+      char label[128];
+      snprintf(label, sizeof label, "%.0f tokens: %s", row[C_N].number, row[C_ENGINE].text);
+      fprintf(plot, "%lld %.6g ", (long long)i, row[C_TIMES_DENSE].number);
+      plot_text(plot, label);
+      fputc('\n', plot);
+    }
+    fputs("e\n", plot);
+  }
+  return plot_close(plot) ? EXIT_OK : app_fail("gnuplot could not draw %s", path);
+}
+
+/* ---- The grid
+ * ------------------------------------------------------------------------------------------------------------------------------------ */
+
+enum { A_N, A_HEAD_DIM, A_BATCH, A_N_Q, A_ISA, A_THREADS, N_AXES };
+
+static decode_case case_at(const app_options *o, const bench_axis axes[N_AXES], int64_t place) {
+  int64_t v[N_AXES], kv_heads = o->kv_heads > 0 ? o->kv_heads : 1;
+  bench_place(axes, N_AXES, place, v);
+  return (decode_case){.n = v[A_N],
+                       .batch = v[A_BATCH],
+                       .n_q = v[A_N_Q],
+                       .head_dim = v[A_HEAD_DIM],
+                       .head_dim_v = o->head_dim_v > 0 ? o->head_dim_v : v[A_HEAD_DIM],
+                       .heads = o->heads > 0 ? o->heads : kv_heads,
+                       .kv_heads = kv_heads,
+                       .n_threads = v[A_THREADS],
+                       .seed = o->seed < 0 ? 1 : o->seed,
+                       .isa = v[A_ISA] ? (sfa_isa)v[A_ISA] : sfa_isa_best(),
+                       .supports = (bench_supports)o->supports,
+                       .eps = o->eps,
+                       .score_sd = o->score_sd};
+}
+
+static int check_case(const decode_case *c) {
+  if (c->head_dim % 8 || c->head_dim_v % 8)
+    return app_usage("--head-dim %lld and --head-dim-v %lld: both must be multiples of 8", (long long)c->head_dim,
+                     (long long)c->head_dim_v);
+  if (c->heads % c->kv_heads)
+    return app_usage("--heads %lld is not a multiple of --kv-heads %lld", (long long)c->heads, (long long)c->kv_heads);
+  if (length_of(c, 0) < c->n_q)
+    return app_usage("--n-q %lld: the shortest of %lld sequences has %lld tokens", (long long)c->n_q, (long long)c->batch,
+                     (long long)length_of(c, 0));
+  return bench_check_isa(c->isa);
+}
+
+/* The sides of every case: the dense caches to compare with, then k by type of codes by type of values, each exact and, with --eps, once
+ * more with it. The last one is the sparsest. */
+static int add_sides(const app_options *o, decode_bench *b) {
+  static const int64_t k[] = {8, 16}, int8[] = {3}, bf16[] = {1}, values[] = {1, 3, 4};
+  bench_axis against = bench_choose(&o->bench_against, bf16, 1);
+  const bench_axis axes[] = {bench_choose(&o->bench_k, k, 2), bench_choose(&o->bench_k_type, int8, 1),
+                             bench_choose(&o->bench_v_type, values, 3)};
+  int64_t passes = o->eps > 0 ? 2 : 1, n = bench_places(axes, 3);
+  if (against.n + n * passes > MOST_SIDES)
+    return app_usage("%lld caches at a time are too many; at most %d: give fewer of --k, --k-type, --v-type, --against",
+                     (long long)(against.n + n * passes), MOST_SIDES);
+  b->n_sides = 0;
+  for (int64_t i = 0; i < against.n; i++) {
+    sfa_dtype dtype = bench_dtype(against.values[i]);
+    b->sides[b->n_sides++] = (decode_side){.k_dtype = dtype, .v_dtype = dtype};
+  }
+  for (int64_t i = 0; i < n * passes; i++) {
+    int64_t v[3];
+    bench_place(axes, 3, i / passes, v);
+    if (v[0] > b->c.head_dim)
+      return app_usage("--k %lld keeps more features than --head-dim %lld has", (long long)v[0], (long long)b->c.head_dim);
+    b->sides[b->n_sides++] = (decode_side){
+        .k = (int32_t)v[0], .k_dtype = bench_dtype(v[1]), .v_dtype = bench_dtype(v[2]), .eps = i % passes ? (float)o->eps : 0};
+  }
+  return EXIT_OK;
+}
+
+int cmd_bench_decode(const app_options *o) {
+  static const int64_t n[] = {65536}, head_dim[] = {128}, zero[] = {0}, one[] = {1};
+  const bench_axis axes[N_AXES] = {
+      [A_N] = bench_choose(&o->bench_n, n, 1),           [A_HEAD_DIM] = bench_choose(&o->bench_head_dim, head_dim, 1),
+      [A_BATCH] = bench_choose(&o->bench_batch, one, 1), [A_N_Q] = bench_choose(&o->bench_n_q, one, 1),
+      [A_ISA] = bench_choose(&o->bench_isa, zero, 1),    [A_THREADS] = bench_choose(&o->bench_threads, one, 1)};
+  int64_t n_cases = bench_places(axes, N_AXES);
+  decode_bench b;
+  for (int64_t i = 0; i < n_cases; i++) {
+    b.c = case_at(o, axes, i);
+    int status = check_case(&b.c);
+    if (!status)
+      status = add_sides(o, &b);
+    if (status)
+      return status;
+  }
+  bench_output out;
+  bench_engine *engines = calloc(BENCH_MOST_ENGINES, sizeof *engines);
+  int status = bench_output_open(&out, o, columns, N_COLUMNS);
+  if (!status && !engines)
+    status = app_fail("out of memory for the rounds");
+  bench_peers *peers = status ? NULL : bench_peers_open(o);
+  for (int64_t i = 0; i < n_cases && !status; i++) {
+    b = (decode_bench){.c = case_at(o, axes, i)};
+    status = add_sides(o, &b);
+    if (!status)
+      status = run_case(o, &b, engines, peers, &out);
+  }
+  if (!status && o->plot)
+    status = draw(&out, o->plot);
+  status = bench_output_close(&out, status);
+  bench_peers_close(peers);
+  free(engines);
+  return status;
+}
