@@ -89,6 +89,9 @@ size_t sfa_attn_state_place(const sfa_attention_plan *plan, void *memory, sfa_at
 static size_t strip_place(const sfa_attention_plan *plan, void *memory, sfa_attn_scratch *s) {
   size_t used = 0, W = (size_t)plan->width;
   s->q_tile = take(memory, &used, W * (size_t)plan->options.head_dim, sizeof(float));
+  size_t csr_values = plan->policy == SFA_POLICY_PAPER ? W * (size_t)plan->options.k_q : 0;
+  s->csr_ids = take(memory, &used, csr_values, sfa_id_bytes(plan->options.head_dim));
+  s->csr_values = take(memory, &used, csr_values, sizeof(float));
   s->slope = take(memory, &used, W, sizeof(float));
   s->row = take(memory, &used, W, sizeof(int64_t));
   s->head = take(memory, &used, W, sizeof(int32_t));
@@ -96,6 +99,18 @@ static size_t strip_place(const sfa_attention_plan *plan, void *memory, sfa_attn
   used += sfa_attn_state_place(plan, after(memory, used), &s->total);
   used += sfa_attn_state_place(plan, after(memory, used), &s->part);
   return used;
+}
+
+/* What the policy PAPER wants: the struct, and its arrays. */
+static sfa_key_lists *take_lists(const sfa_attention_plan *plan, void *memory, size_t *used) {
+  size_t n = SFA_KEY_TILE * (size_t)plan->options.k_k;
+  sfa_key_lists *at = take(memory, used, 1, sizeof *at), lists;
+  lists.starts = take(memory, used, (size_t)plan->options.head_dim + 2, sizeof *lists.starts);
+  lists.keys = take(memory, used, n, sizeof *lists.keys);
+  lists.values = take(memory, used, n, sizeof *lists.values);
+  if (at)
+    *at = lists;
+  return at;
 }
 
 size_t sfa_attn_scratch_place(const sfa_attention_plan *plan, void *memory, int32_t strip, sfa_attn_scratch *s) {
@@ -121,6 +136,7 @@ size_t sfa_attn_scratch_place(const sfa_attention_plan *plan, void *memory, int3
   s->tile_position = take(memory, &used, W, sizeof(int32_t));
   s->lo = take(memory, &used, W, sizeof(int32_t));
   s->hi = take(memory, &used, W, sizeof(int32_t));
+  s->lists = plan->policy == SFA_POLICY_PAPER ? take_lists(plan, memory, &used) : NULL;
   size_t k_bytes = plan->encode_k ? sfa_code_scratch_bytes(&plan->k_format, SFA_ENCODE_ROWS) : 0;
   size_t v_bytes = plan->encode_v ? sfa_code_scratch_bytes(&plan->v_format, SFA_ENCODE_ROWS) : 0;
   s->encode = take(memory, &used, k_bytes > v_bytes ? k_bytes : v_bytes, 1);

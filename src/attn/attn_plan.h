@@ -75,9 +75,12 @@ typedef struct sfa_attn_scratch {
   float *scores;                    /* [64][W] */
   float *alpha;                     /* [W] */
   int32_t *tile_position, *lo, *hi; /* [W] place of the query, first and last key that it sees, relative to a tile */
+  sfa_key_lists *lists;             /* of a tile, with SFA_POLICY_PAPER */
   void *encode;                     /* of sfa_code_rows */
   /* Of one strip: */
   float *q_tile;            /* [D][W] */
+  unsigned char *csr_ids;   /* [W][K_q], with SFA_POLICY_PAPER */
+  float *csr_values;        /* [W][K_q] */
   float *slope;             /* [W] */
   int64_t *row;             /* [W] of the query in out: token * H + head */
   int32_t *head, *position; /* [W] its head, and its place among the keys */

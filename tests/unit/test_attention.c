@@ -40,6 +40,32 @@ static void machine_does_not_matter(void **state) {
   sfa_context_destroy(reference);
 }
 
+/* Algorithm 1 of the paper over every shape with codes on both sides: the bits of the tile loop. */
+static void paper(void **state) {
+  (void)state;
+  sfa_context *ctx = new_context(2, SFA_ISA_DEFAULT);
+  int n_same = 0;
+  for (int i = 0; i < N_SHAPES; i++) {
+    call tiles = shape_call(i), lists = shape_call(i);
+    tiles.o.policy = SFA_POLICY_TILES;
+    lists.o.policy = SFA_POLICY_PAPER;
+    run_ok(ctx, &tiles);
+    const sfa_attention_options *o = &lists.o;
+    if (o->k_q > 0 && o->k_q < o->head_dim && o->k_k > 0 && o->k_k < o->head_dim) {
+      run_ok(ctx, &lists);
+      expect_same(shapes[i].name, &tiles, &lists);
+      n_same++;
+    } else {
+      assert_int_equal(run(ctx, &lists), SFA_ERROR_UNSUPPORTED);
+      assert_non_null(strstr(sfa_context_error(ctx), "policy paper: it walks codes of queries and keys"));
+    }
+    free_call(&tiles);
+    free_call(&lists);
+  }
+  assert_true(n_same >= 10);
+  sfa_context_destroy(ctx);
+}
+
 /* A sequence alone, in a batch, packed with others, and its last rows asked for without the first: the same bits. */
 static void company_does_not_matter(void **state) {
   (void)state;
@@ -223,7 +249,7 @@ static void merge(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(definition),  cmocka_unit_test(machine_does_not_matter),
-      cmocka_unit_test(company_does_not_matter),
+      cmocka_unit_test(paper),       cmocka_unit_test(company_does_not_matter),
       cmocka_unit_test(spans),       cmocka_unit_test(all_features_are_dense),
       cmocka_unit_test(given_codes), cmocka_unit_test(merge),
   };
