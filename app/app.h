@@ -143,5 +143,7 @@ int cmd_bench_model(const app_options *o);
 int cmd_plan(const app_options *o);
 int cmd_eval_nll(const app_options *o);
 int cmd_demo(const app_options *o);
+int cmd_explain(const app_options *o);
+int cmd_inspect(const app_options *o);
 
 #endif

@@ -32,7 +32,8 @@ typedef struct row {
 } row;
 
 #define AT(field) offsetof(app_options, field)
-#define RUNS (VERB_GENERATE | VERB_CHAT | VERB_EVAL)
+#define LOOKS (VERB_EXPLAIN | VERB_INSPECT)
+#define RUNS (VERB_GENERATE | VERB_CHAT | VERB_EVAL | LOOKS)
 #define CHOICES (RUNS | VERB_INFO | VERB_BENCH_MODEL)
 #define MODELS (RUNS | VERB_INFO | VERB_DEMO | VERB_BENCH_MODEL)
 #define GRIDS (VERB_BENCH_ATTENTION | VERB_BENCH_DECODE | VERB_BENCH_TOPK)
@@ -45,8 +46,9 @@ static const row rows[] = {
      "tokenizer file, if it is not in or beside the model"},
     {0, "weights", 0, WORD, AT(weights), 0, "auto|f32|bf16|int8", 0, 0, MODELS,
      "linear layers in memory; auto: the fastest that is no further from the file than its own format"},
-    {'p', "prompt", 0, TEXT, AT(prompt), "TEXT", 0, 0, 0, VERB_GENERATE | VERB_TOKENIZE, "the text"},
-    {'f', "file", 0, TEXT, AT(file), "FILE", 0, 0, 0, VERB_GENERATE | VERB_TOKENIZE | VERB_EVAL | VERB_DEMO,
+    {'p', "prompt", 0, TEXT, AT(prompt), "TEXT", 0, 0, 0, VERB_GENERATE | VERB_TOKENIZE | VERB_EXPLAIN,
+     "the text; explain: the question after the document"},
+    {'f', "file", 0, TEXT, AT(file), "FILE", 0, 0, 0, VERB_GENERATE | VERB_TOKENIZE | VERB_EVAL | VERB_DEMO | LOOKS,
      "read the text from a file; - is standard input"},
     {0, "tokens", 0, INTS, AT(tokens), "ID,ID,...", 0, 0, INT32_MAX, VERB_EVAL, "token ids instead of a text, taken as they are"},
     {0, "system", 0, TEXT, AT(system), "TEXT", 0, 0, 0, VERB_GENERATE | VERB_CHAT, "system message of the conversation"},
@@ -127,6 +129,10 @@ static const row rows[] = {
     {0, "seed", 0, INT, AT(seed), "N", 0, 0, BIG, GRIDS, "of the random rows (default: 1)"},
     {0, "peers", 0, FLAG, AT(peers), 0, 0, 0, 0, VERB_BENCH_ATTENTION | VERB_BENCH_DECODE | VERB_BENCH_MODEL,
      "times other software in the same rounds, where $SFA_PYTHON (default: python3) has it: torch, numpy, llama_cpp"},
+    {0, "layers", 0, INTS, AT(explain_layers), "LIST", 0, 0, 65535, VERB_EXPLAIN, "layers to ask: 0,3-5 (default: all)"},
+    {0, "heads", 0, INTS, AT(explain_heads), "LIST", 0, 0, 65535, VERB_EXPLAIN, "query heads to ask (default: all)"},
+    {0, "top", 0, INT, AT(top), "N", 0, 1, 64, VERB_EXPLAIN, "passages shown (default: 5)"},
+    {0, "plot", 0, TEXT, AT(plot), "FILE.png", 0, 0, 0, VERB_EXPLAIN, "draws the strip of the document too"},
     {0, "csv", 0, TEXT, AT(csv), "FILE", 0, 0, 0, BENCHES, "appends the results to a file, one line each"},
     {0, "plot", 0, TEXT, AT(plot), "FILE.png", 0, 0, 0, BENCHES, "draws them, by gnuplot"},
     {0, "child", 0, FLAG, AT(child), 0, 0, 0, 0, VERB_BENCH_ATTENTION, NULL},
@@ -143,9 +149,11 @@ static const row rows[] = {
     {0, "k-q", 0, INT, AT(plan_k_q), "N|all", "all", 1, 65536, VERB_PLAN, "features kept of a query (default: as --k)"},
     {0, "k-type", 0, WORDS, AT(bench_k_type), 0, "f32|bf16|f16|int8", 0, 0, VERB_PLAN,
      "storage of keys (default: f32; in a cache int8, bf16 for dense ones)"},
-    {0, "v-type", 0, WORDS, AT(bench_v_type), 0, "f32|bf16|f16|int8|int4", 0, 0, VERB_PLAN, "storage of values (default: f32; in a cache bf16)"},
+    {0, "v-type", 0, WORDS, AT(bench_v_type), 0, "f32|bf16|f16|int8|int4", 0, 0, VERB_PLAN,
+     "storage of values (default: f32; in a cache bf16)"},
     {0, "cached", 0, FLAG, AT(cached), 0, 0, 0, 0, VERB_PLAN, "keys and values come from a cache: top-k of keys is done already"},
-    {0, "causal", 0, SWITCH, AT(bench_causal), "[0|1]", "0|1", 0, 0, VERB_PLAN, "queries see earlier keys only (default: 0; with a model 1)"},
+    {0, "causal", 0, SWITCH, AT(bench_causal), "[0|1]", "0|1", 0, 0, VERB_PLAN,
+     "queries see earlier keys only (default: 0; with a model 1)"},
     {0, "window", 0, INT, AT(window), "N", 0, 1, INT32_MAX, VERB_PLAN, "keys that a query sees, its own the last (default: all)"},
     {0, "sinks", 0, INT, AT(sinks), "N", 0, 0, INT32_MAX, VERB_PLAN, "first keys that stay visible (default: 0)"},
     {0, "policy", 0, WORD, AT(policy), 0, "auto|tiles|keys|half-codes|half-dense|paper|postings", 0, 0, VERB_PLAN,
@@ -156,7 +164,8 @@ static const row rows[] = {
     {'t', "threads", 0, INT, AT(threads), "N", 0, 1, 4096, VERB_PLAN, "threads that the workspace is for (default: all processors)"},
     {0, "calibrate", 0, FLAG, AT(calibrate), 0, 0, 0, 0, VERB_PLAN,
      "time this machine's kernels first, in under two seconds, and keep the costs for it: the other commands use them too"},
-    {'o', "out", 0, TEXT, AT(out), "DIR", 0, 0, 0, VERB_DEMO, "folder for demo.png and demo.json (default: demo_out)"},
+    {'o', "out", 0, TEXT, AT(out), "DIR", 0, 0, 0, VERB_DEMO | VERB_INSPECT,
+     "folder for the picture and the numbers (default: demo_out, inspect_out)"},
     {0, "json", 0, FLAG, AT(json), 0, 0, 0, 0, ~0u, "one JSON document on standard output"},
     {'h', "help", 0, FLAG, AT(help), 0, 0, 0, 0, ~0u, "this text"},
 };
@@ -187,6 +196,9 @@ const app_options options_default = {
     .cache_v = -1,
     .tokens.word = -1,
     .sfa_layers.word = -1,
+    .explain_layers.word = -1,
+    .explain_heads.word = -1,
+    .top = -1,
 };
 
 /* ---- Words ------------------------------------------------------------------------------------------------------------------- */

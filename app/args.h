@@ -8,7 +8,7 @@
 
 enum { VERB_GENERATE = 1, VERB_CHAT = 2, VERB_INFO = 4, VERB_TOKENIZE = 8, VERB_BENCH_ATTENTION = 16, VERB_EVAL = 32, VERB_DEMO = 64 };
 enum { VERB_BENCH_DECODE = 1 << 12, VERB_BENCH_TOPK = 1 << 13, VERB_BENCH_MODEL = 1 << 14 };
-enum { VERB_PLAN = 1 << 15 };
+enum { VERB_PLAN = 1 << 15, VERB_EXPLAIN = 1 << 16, VERB_INSPECT = 1 << 17 };
 
 /* Numbers of "1,2,5-7", or one of the words that the option takes instead of them. */
 typedef struct int_list {
@@ -35,6 +35,9 @@ typedef struct app_options {
   int64_t sfa_k, sfa_kq;
   int_list sfa_layers;
   int cache_k, cache_v; /* index into "int8|bf16|f16|f32"; -1 not given */
+  /* What explain asks. */
+  int_list explain_layers, explain_heads;
+  int64_t top;
   /* Benchmarks: grids, inputs, results. */
   int_list bench_n, bench_head_dim, bench_k, bench_dtype, bench_isa, bench_threads, bench_causal, bench_ready, bench_k_type, bench_v_type;
   int_list bench_batch, bench_n_q, bench_against, bench_depth;

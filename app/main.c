@@ -17,7 +17,8 @@ static const app_verb verbs[] = {
      cmd_info},
     {"tokenize", NULL, VERB_TOKENIZE, "(-m MODEL | --tokenizer FILE) (-p TEXT | -f FILE) [options]", "Shows the tokens of a text.", NULL,
      cmd_tokenize},
-    {"bench", "attention", VERB_BENCH_ATTENTION, "[options]", "Times one head of attention over random rows: SFA, the dense twin, and peers.",
+    {"bench", "attention", VERB_BENCH_ATTENTION, "[options]",
+     "Times one head of attention over random rows: SFA, the dense twin, and peers.",
      "SFA starts from dense rows too: top-k and packing are in its time. A LIST is separated by commas; every combination is run.",
      cmd_bench_attention},
     {"bench", "decode", VERB_BENCH_DECODE, "[options]", "Times decode steps over a cache of random rows: SFA, dense caches, and peers.",
@@ -35,6 +36,12 @@ static const app_verb verbs[] = {
     {"demo", NULL, VERB_DEMO, "-m MODEL -f FILE [options]",
      "Reads a long text with dense attention and with several kinds of SFA, side by side.",
      "The text is cut to the context. The result is a table, a picture and the numbers as JSON.", cmd_demo},
+    {"explain", NULL, VERB_EXPLAIN, "-m MODEL (-f FILE | -p TEXT) [options]",
+     "Shows the passages that the last token of a text looks at, and the features behind each look.",
+     "With both, -f is the document and -p the question after it. Weights are means over the heads asked for.", cmd_explain},
+    {"inspect", NULL, VERB_INSPECT, "-m MODEL -f FILE [options]",
+     "Reports how the heads use their features over a text: dead and hot ones, overlap, how many keys hold the softmax.",
+     "The text is cut to the context. The result is a table, a picture and the numbers as JSON.", cmd_inspect},
 };
 enum { N_VERBS = sizeof verbs / sizeof *verbs };
 

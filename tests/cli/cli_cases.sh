@@ -430,6 +430,46 @@ case_demo() {
   bad 1 "at least 32 tokens" demo -m "$story" -f "$work/short" -o "$work/demo"
 }
 
+case_explain() {
+  head -c 600 "$book" >"$work/text"
+  good explain -m "$story" -f "$work/text" -p "Lily saw a" --attention sfa --sfa-k 4 --top 2
+  for word in explained "SFA k=4 of 8" "start |" "% of the weight" "shared features"; do
+    [[ $out == *"$word"* ]] || fault "explain does not tell of $word: $out"
+  done
+  good explain -m "$story" -f "$work/text" --sfa-k 4 --layers 1,3 --heads 0 --json
+  holds "a heat strip" "$(get strip.#) == 64"
+  holds "tokens looked at" "$(get tokens.#) >= 2"
+  holds "falling" "$(get tokens.0.mass) >= $(get tokens.1.mass)"
+  equal "the head asked for" "$(get tokens.0.head)" 0
+  holds "at most k shared" "$(get tokens.0.shared_features) <= 4"
+  holds "passages" "$(get passages.#) >= 1"
+  bad 2 "wants a text" explain -m "$story"
+  bad 1 "0 to 4" explain -m "$story" -p hello --layers 5
+  bad 1 "512: shorten" explain -m "$story" -f "$book"
+  command -v gnuplot >"$work/which" || return 0
+  good explain -m "$story" -f "$work/text" --plot "$work/strip.png"
+  equal "PNG" "$(head -c 4 "$work/strip.png" | od -An -c | tr -d ' ')" '211PNG'
+  run explain -m "$story" -f "$work/text" --plot "$work/no/such/strip.png"
+  equal "a picture that cannot be written" "$status" 1
+}
+
+case_inspect() {
+  head -c 600 "$book" >"$work/text"
+  good inspect -m "$story" -f "$work/text" --sfa-k 3 -o "$work/inspect"
+  for word in "SFA k=3 of 8" overlap "keys that hold" inspect.json; do
+    [[ $out == *"$word"* ]] || fault "inspect does not tell of $word: $out"
+  done
+  cp "$work/inspect/inspect.json" "$work/out"
+  equal "heads" "$(get heads.#)" 20
+  equal "kept" "$(get heads.7.k_keys)" 3
+  holds "overlap of at most 3" "$(get heads.7.overlap) <= 3"
+  equal "features" "$(get heads.7.use.#)" 8
+  good inspect -m "$story" -f "$work/text" --json
+  equal "dense: all features" "$(get heads.0.k_keys)" 8
+  bad 2 "" inspect -m "$story"
+  bad 1 "cannot make the folder" inspect -m "$story" -f "$work/text" -o "$work/no/such/folder" --sfa-k 3
+}
+
 "case_$subject"
 [ $checks -gt 0 ] || fault "nothing was checked"
 echo "cli_$subject: $checks checks, $faults faults"
