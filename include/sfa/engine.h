@@ -114,8 +114,9 @@ typedef struct sfa_attention_choice {
   int32_t layers;            /* which layers are sparse: 0 all, 1 those with global attention, 2 those in layer_list */
   const int32_t *layer_list; /* layers = 2: indices from 0 */
   int32_t n_layer_list;
-  sfa_dtype cache_k; /* 0: SFA_I8 for codes; for dense keys SFA_F32 if the file's weights are f32, else SFA_BF16 */
-  sfa_dtype cache_v; /* 0: SFA_F32 if the file's weights are f32, else SFA_BF16 */
+  sfa_dtype cache_k;             /* 0: SFA_I8 for codes; for dense keys SFA_F32 if the file's weights are f32, else SFA_BF16 */
+  sfa_dtype cache_v;             /* 0: SFA_F32 if the file's weights are f32, else SFA_BF16 */
+  const struct sfa_costs *costs; /* of this machine, for the planner (sfa/plan.h); NULL: those in the source */
 } sfa_attention_choice;
 
 /* KV bytes a token under a choice, over all layers. */

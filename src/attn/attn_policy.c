@@ -74,17 +74,18 @@ static bool is_candidate(const sfa_attention_plan *plan, const candidate *c) {
 }
 
 /* Why the winner won, for people. */
-static void explain(sfa_attention_plan *plan, const candidate *other, double other_ns, double best_ns) {
+static void explain(sfa_attention_plan *plan, double best_ns, const candidate *second, double second_ns) {
   const sfa_attention_options *o = &plan->options;
-  const char *name = sfa_policy_name(plan->policy), *form = plan->densify ? ", codes written out as dense rows" : "";
+  const char *form = plan->densify ? "codes written out as dense rows, " : "";
+  char *to = plan->reason;
+  size_t capacity = sizeof plan->reason;
   if (o->policy != SFA_POLICY_AUTO)
-    snprintf(plan->reason, sizeof plan->reason, "asked for%s", form);
-  else if (!other)
-    snprintf(plan->reason, sizeof plan->reason, "no other way fits %lld query rows a kv head on %s",
-             (long long)o->max_seqlen_q * plan->group, sfa_isa_name(plan->kernels->isa));
+    snprintf(to, capacity, "%sas asked", form);
+  else if (!second)
+    snprintf(to, capacity, "no other way fits");
   else
-    snprintf(plan->reason, sizeof plan->reason, "%s%s: %.3g ms predicted; next is %s%s with %.3g ms", name, form, 1e-6 * best_ns,
-             sfa_policy_name(other->policy), other->densify ? " with codes written out as dense rows" : "", 1e-6 * other_ns);
+    snprintf(to, capacity, "%s%.3g ms predicted; next is %s%s with %.3g ms", form, 1e-6 * best_ns, sfa_policy_name(second->policy),
+             second->densify ? " on codes written out as dense rows" : "", 1e-6 * second_ns);
 }
 
 bool sfa_attn_policy_choose(sfa_attention_plan *plan, char why[SFA_ATTN_WHY_BYTES]) {
@@ -115,7 +116,7 @@ bool sfa_attn_policy_choose(sfa_attention_plan *plan, char why[SFA_ATTN_WHY_BYTE
   }
   plan->policy = best ? best->policy : o->policy; /* none: a way that is only ever asked for */
   plan->densify = best && best->densify;
-  explain(plan, second, second_ns, best_ns);
+  explain(plan, best_ns, second, second_ns);
   return true;
 }
 

@@ -7,6 +7,7 @@
 typedef struct resolution {
   int32_t *k_keys, *k_queries; /* [n_layers] */
   sfa_dtype k_dtype[SFA_CACHES], v_dtype;
+  const sfa_costs *costs;
 } resolution;
 
 static void free_resolution(sfa_context *ctx, resolution *r) {
@@ -16,7 +17,7 @@ static void free_resolution(sfa_context *ctx, resolution *r) {
 
 static sfa_status resolve(const sfa_model *model, const sfa_attention_choice *choice, resolution *r) {
   size_t n_layers = (size_t)model->config.n_layers;
-  *r = (resolution){0};
+  *r = (resolution){.costs = choice ? choice->costs : NULL};
   SFA_TRY(sfa_alloc_zero(model->ctx, n_layers, sizeof(int32_t), "kept features by layer", (void **)&r->k_keys));
   SFA_TRY(sfa_alloc_zero(model->ctx, n_layers, sizeof(int32_t), "kept features by layer", (void **)&r->k_queries));
   return sfa_model_resolve(model, choice, r->k_keys, r->k_queries, &r->k_dtype[SFA_CACHE_SPARSE], &r->k_dtype[SFA_CACHE_DENSE],
@@ -75,7 +76,8 @@ sfa_status sfa_model_kv_bytes(const sfa_model *model, const sfa_attention_choice
 
 /* ---- Plans ----------------------------------------------------------------------------------------------------------------------- */
 
-static sfa_status create_plan(const sfa_forward *f, const sfa_attention_kind *kind, int64_t n_tokens, sfa_attention_plan **plan) {
+static sfa_status create_plan(const sfa_forward *f, const resolution *r, const sfa_attention_kind *kind, int64_t n_tokens,
+                              sfa_attention_plan **plan) {
   const sfa_model_config *c = &f->model->config;
   sfa_attention_options options = {
       .struct_size = sizeof options,
@@ -91,6 +93,10 @@ static sfa_status create_plan(const sfa_forward *f, const sfa_attention_kind *ki
       .causal = 1,
       .has_window = kind->layer_kind == SFA_LAYER_LOCAL,
       .window_size = {kind->layer_kind == SFA_LAYER_LOCAL ? c->window_len - 1 : -1, -1},
+      .from_cache = 1,
+      .k_dtype = r->k_dtype[kind->k_keys ? SFA_CACHE_SPARSE : SFA_CACHE_DENSE],
+      .v_dtype = r->v_dtype,
+      .costs = r->costs,
   };
   return sfa_attention_plan_create(f->model->ctx, &options, plan);
 }
@@ -107,8 +113,8 @@ static sfa_status route_attention(sfa_forward *f, const resolution *r, size_t *w
     if (i == f->n_attention) {
       *kind = wanted;
       f->n_attention++;
-      SFA_TRY(create_plan(f, kind, f->chunk_len, &kind->chunk));
-      SFA_TRY(create_plan(f, kind, 1, &kind->one));
+      SFA_TRY(create_plan(f, r, kind, f->chunk_len, &kind->chunk));
+      SFA_TRY(create_plan(f, r, kind, 1, &kind->one));
       size_t chunk_bytes = sfa_attention_workspace_bytes(kind->chunk), one_bytes = sfa_attention_workspace_bytes(kind->one);
       *workspace_bytes = chunk_bytes > *workspace_bytes ? chunk_bytes : *workspace_bytes;
       *workspace_bytes = one_bytes > *workspace_bytes ? one_bytes : *workspace_bytes;

@@ -8,6 +8,7 @@ story=$root/tests/golden/models/stories260K/stories260K.bin
 book=$root/examples/data/the_time_machine.txt
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+export XDG_CACHE_HOME=$work/cache # costs that the user keeps are of no concern here
 faults=0 checks=0
 
 fault() {
@@ -58,7 +59,7 @@ get() { "$json_get" "$@" <"$work/out" || echo "absent"; }
 
 case_help() {
   good --help
-  for verb in generate chat info tokenize bench eval demo; do
+  for verb in generate chat info tokenize plan bench eval demo; do
     [[ $out == *"  $verb"* ]] || fault "help does not list $verb"
   done
   good --version
@@ -367,6 +368,63 @@ case_peak() {
   large=$(get 0.peak_bytes)
   holds "peak($large) <= 4.3 peak($small)" "$large <= 4.3 * $small"
   holds "the larger holds its inputs" "$large > 4 * 16384 * 64 * 4"
+}
+
+# What the planner would do; costs measured and kept, and files of costs that cannot be believed.
+case_plan() {
+  local kept=$XDG_CACHE_HOME/sfa/costs-scalar.json dense total other
+  good plan --n 256,2048 --k 0,8 --head-dim 64 --isa scalar --threads 1 --json
+  equal "members" "$(get keys)" "isa costs calibrated plans"
+  equal "origin" "$(get isa costs calibrated | tr '\n' ' ')" "scalar source false "
+  equal "every combination" "$(get plans.#)" 4
+  equal "a plan" "$(get plans.0.keys)" "n_q n batch heads kv_heads head_dim k k_q k_type v_type causal cached policy densified reason topk_ns pack_ns score_ns softmax_ns value_ns call_ns total_ns dense_ns dense_wins key_bytes dense_key_bytes value_bytes workspace_bytes"
+  equal "shapes" "$(get plans.0.n plans.0.k plans.3.n plans.3.n_q plans.3.k plans.3.k_q | tr '\n' ' ')" "256 0 2048 2048 8 8 "
+  holds "dense is its own twin" "($(get plans.0.total_ns) - $(get plans.0.dense_ns)) ^ 2 < 1"
+  holds "stages add up" "($(get plans.3.topk_ns) + $(get plans.3.pack_ns) + $(get plans.3.score_ns) + $(get plans.3.softmax_ns) + $(get plans.3.value_ns) + $(get plans.3.call_ns) - $(get plans.3.total_ns)) ^ 2 < 1"
+  equal "bytes" "$(get plans.3.key_bytes plans.3.dense_key_bytes plans.3.value_bytes | tr '\n' ' ')" "81920 524288 524288 "
+  equal "half of dense scores, where top-k is little" "$(get plans.3.dense_wins)" false
+  # Short and nearly dense: top-k is not paid for.
+  good plan --n 4 --head-dim 64 --k 60 --isa scalar
+  [[ $out == *"dense wins here"* ]] || fault "plan of k = 60 of 64 at 4 tokens: $out"
+  # A model's shapes: a chunk of the prompt, and one step.
+  good plan -m "$story" --json
+  equal "a model" "$(get plans.0.n_q plans.1.n_q plans.0.n plans.0.heads plans.0.kv_heads plans.0.head_dim plans.0.cached plans.0.causal | tr '\n' ' ')" \
+    "512 1 512 8 4 8 true true "
+  good plan --n 65536 --n-q 1 --cached --head-dim 128 --heads 8 --kv-heads 2 --batch 3 --window 1000 --sinks 4 --k-q all --v-type int4 --causal --json
+  equal "a step" "$(get plans.0.k_type plans.0.v_type plans.0.batch plans.0.k_q | tr '\n' ' ')" "int8 int4 3 0 "
+  # Asking for a way.
+  good plan --n 64 --policy tiles
+  [[ $out == *"tiles: as asked"* ]] || fault "plan --policy tiles: $out"
+  bad 1 "policy keys: .*512.*" plan --n 512 --policy keys
+  bad 1 "SFA_PRECISION_F32" plan --policy half-codes --precision f32
+  bad 2 "multiple of 8" plan --head-dim 12
+  bad 2 "not a multiple of --kv-heads" plan --heads 3 --kv-heads 2
+  bad 2 "keeps more features" plan --k-q 100
+  bad 2 "did you mean --calibrate" plan --calibrat
+  # Measured, kept, used from then on.
+  good plan --calibrate --isa scalar --n 128 --json
+  equal "kept" "$(get costs calibrated | tr '\n' ' ')" "$kept true "
+  [ "$(ls "$(dirname "$kept")")" = "$(basename "$kept")" ] || fault "the folder of costs holds $(ls "$(dirname "$kept")")"
+  total=$(get plans.0.total_ns)
+  good plan --isa scalar --n 128 --json
+  equal "used" "$(get costs calibrated plans.0.total_ns | tr '\n' ' ')" "$kept false $total "
+  equal "nothing on stderr" "$err" ""
+  cp "$kept" "$work/good.json"
+  for damage in 's/"version":1/"version":2/' 's/"machine":"/"machine":"Another /' 's/"isa":"scalar"/"isa":"avx2"/' 's/"call":\[/"call":[-/' \
+    's/"topk":\[/"topk":[1,/' 's/"code_step"/"code_steps"/' 's/kind/kin/' 's/}//g'; do
+    sed "$damage" "$work/good.json" >"$kept"
+    good plan --isa scalar --n 128 --json
+    equal "$damage" "$(get costs)" source
+    [[ $err == "sfa: the costs kept in $kept are not used: "*"calibrate"* ]] || fault "$damage: $err"
+  done
+  : >"$kept"
+  good generate -m "$story" -p "Once" -n 4 --temp 0 --isa scalar
+  equal "costs of no bytes, and the closing line" "$(wc -l <"$work/err")" 2
+  cp "$work/good.json" "$kept"
+  good generate -m "$story" -p "Once" -n 4 --temp 0 --isa scalar
+  equal "the closing line alone" "$(wc -l <"$work/err")" 1
+  HOME="" XDG_CACHE_HOME="" bad 1 "set HOME or XDG_CACHE_HOME" plan --calibrate --isa scalar
+  XDG_CACHE_HOME=/proc/no/such bad 1 "cannot write" plan --calibrate --isa scalar
 }
 
 # What cannot be written is a failure.
