@@ -20,6 +20,8 @@ int app_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void app_note(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* The text of the context's last failure. */
 int app_fail_status(const sfa_context *ctx);
+/* "sfa: ..." on stderr about something that is not in the way. */
+void app_note(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* Flushes stdout; EXIT_FAILED with a message if something could not be written. */
 int app_flush(void);
 /* Prints and frees a document. NULL: out of memory. */
@@ -89,10 +91,12 @@ int app_open_model(app *a, const app_options *o, bool wants_text);
 /* Context and tokenizer alone. */
 int app_open_tokenizer(app *a, const app_options *o);
 int app_open_session(app *a, const sfa_attention_choice *choice, int64_t context_len);
+/* The same from an index, with the options' own choice. */
+int app_load_session(app *a, const char *index, int64_t context_len);
 void app_close(app *a);
 /* Tokens of context that the options ask for, checked against the model. */
 int app_context_len(const app *a, int64_t *context_len);
-/* The text of -p or -f, in memory that the caller frees. */
+/* The text of -p or -f (of all files of a folder, see document.h), in memory that the caller frees. */
 int app_read_text(const app_options *o, char **text, size_t *n_bytes);
 int app_tokenize(const app *a, const char *text, size_t n_bytes, uint32_t flags, int32_t **ids, int64_t *n_ids);
 /* "dense" or "SFA k=16 (queries 16), 20 of 30 layers"; written for people. */
@@ -135,6 +139,7 @@ void stats_print(const app *a);
 int cmd_generate(const app_options *o);
 int cmd_chat(const app_options *o);
 int cmd_info(const app_options *o);
+int cmd_index(const app_options *o);
 int cmd_tokenize(const app_options *o);
 int cmd_bench_attention(const app_options *o);
 int cmd_bench_decode(const app_options *o);

@@ -20,8 +20,8 @@ typedef enum kind {
 } kind;
 
 typedef struct row {
-  char letter; /* 0: none */
-  const char *name, *alias;
+  char letter;              /* 0: none */
+  const char *name, *alias; /* alias "": words without a dash too */
   kind kind;
   size_t offset;
   const char *value; /* what the help calls the value */
@@ -49,11 +49,15 @@ static const row rows[] = {
     {'p', "prompt", 0, TEXT, AT(prompt), "TEXT", 0, 0, 0, VERB_GENERATE | VERB_TOKENIZE | VERB_EXPLAIN,
      "the text; explain: the question after the document"},
     {'f', "file", 0, TEXT, AT(file), "FILE", 0, 0, 0, VERB_GENERATE | VERB_TOKENIZE | VERB_EVAL | VERB_DEMO | LOOKS,
-     "read the text from a file; - is standard input"},
+     "read the text from a file, or from all text files of a folder under their names; - is standard input"},
     {0, "tokens", 0, INTS, AT(tokens), "ID,ID,...", 0, 0, INT32_MAX, VERB_EVAL, "token ids instead of a text, taken as they are"},
     {0, "system", 0, TEXT, AT(system), "TEXT", 0, 0, 0, VERB_GENERATE | VERB_CHAT, "system message of the conversation"},
     {0, "raw", "no-chat", FLAG, AT(raw), 0, 0, 0, 0, VERB_GENERATE, "no chat template, even for an instruct model"},
     {0, "no-special", 0, FLAG, AT(no_special), 0, 0, 0, 0, VERB_TOKENIZE, "add no special tokens and read none in the text"},
+    {0, "index", 0, TEXT, AT(index), "FILE", 0, 0, 0, VERB_GENERATE,
+     "keep the document of -f here once it is read, and go on from there the next time; with it -f may be left out"},
+    {0, "index", "", TEXT, AT(index), "FILE", 0, 0, 0, VERB_INDEX, NULL},
+    {0, "verify", 0, FLAG, AT(verify), 0, 0, 0, 0, VERB_INDEX, "read all of the file, and compare its checksums"},
     {0, "tensors", 0, FLAG, AT(tensors), 0, 0, 0, 0, VERB_INFO, "list the tensors too"},
     {'n', "n-predict", 0, INT, AT(n_predict), "N", 0, 1, BIG, VERB_GENERATE | VERB_CHAT | VERB_DEMO,
      "most new tokens (generate: 256; chat: as the context allows; demo: 64)"},
@@ -359,6 +363,14 @@ static const row *find_row(unsigned verb_bit, const char *arg, const char **valu
   return NULL;
 }
 
+/* The row that takes a word without a dash, or NULL. */
+static const row *find_bare_row(unsigned verb_bit) {
+  for (const row *r = rows; r < rows + N_ROWS; r++)
+    if ((r->verbs & verb_bit) && r->alias && !*r->alias)
+      return r;
+  return NULL;
+}
+
 static int unknown_option(const app_verb *v, const char *arg) {
   const char *names[N_ROWS];
   int n = 0;
@@ -378,6 +390,13 @@ static bool is_option(const app_verb *v, const char *arg) {
 int options_read(const app_verb *v, int argc, char **argv, int first, app_options *o) {
   for (int i = first; i < argc; i++) {
     const char *value, *arg = argv[i];
+    const row *bare = arg[0] != '-' || !arg[1] ? find_bare_row(v->bit) : NULL;
+    if (bare) {
+      int status = read_value(bare, arg, o);
+      if (status)
+        return status;
+      continue;
+    }
     if (arg[0] != '-' || !arg[1])
       return app_usage("%s takes options only, not \"%s\"; a text is given with -p or -f", v->name, arg);
     const row *r = find_row(v->bit, arg, &value);

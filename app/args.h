@@ -8,7 +8,7 @@
 
 enum { VERB_GENERATE = 1, VERB_CHAT = 2, VERB_INFO = 4, VERB_TOKENIZE = 8, VERB_BENCH_ATTENTION = 16, VERB_EVAL = 32, VERB_DEMO = 64 };
 enum { VERB_BENCH_DECODE = 1 << 12, VERB_BENCH_TOPK = 1 << 13, VERB_BENCH_MODEL = 1 << 14 };
-enum { VERB_PLAN = 1 << 15, VERB_EXPLAIN = 1 << 16, VERB_INSPECT = 1 << 17 };
+enum { VERB_PLAN = 1 << 15, VERB_EXPLAIN = 1 << 16, VERB_INSPECT = 1 << 17, VERB_INDEX = 1 << 18 };
 
 /* Numbers of "1,2,5-7", or one of the words that the option takes instead of them. */
 typedef struct int_list {
@@ -20,8 +20,9 @@ typedef struct int_list {
 /* What the options set; options_default is where they start. A number below its option's range means "not given". */
 typedef struct app_options {
   /* Model and text. */
-  const char *model, *tokenizer, *prompt, *file, *system, *out;
+  const char *model, *tokenizer, *prompt, *file, *system, *out, *index;
   int weights; /* sfa_weight_format */
+  bool verify;
   bool raw, no_special, json, tensors, help, child;
   int_list tokens;
   /* Amounts. */

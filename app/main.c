@@ -9,10 +9,13 @@
 #include <unistd.h>
 
 static const app_verb verbs[] = {
-    {"generate", NULL, VERB_GENERATE, "-m MODEL (-p TEXT | -f FILE) [options]",
-     "Continues a text, or answers it where the model has a chat template.", "Only the new text goes to standard output.", cmd_generate},
+    {"generate", NULL, VERB_GENERATE, "-m MODEL (-p TEXT | -f FILE | -f FILE -p TEXT) [options]",
+     "Continues a text, or answers it where the model has a chat template.",
+     "With both, the text of -p follows that of the file, after an empty line. Only the new text goes to standard output.", cmd_generate},
     {"chat", NULL, VERB_CHAT, "-m MODEL [options]", "Holds a conversation, line by line.",
      "/reset forgets it, /exit or Ctrl-D ends it, Ctrl-C stops an answer.", cmd_chat},
+    {"index", NULL, VERB_INDEX, "FILE [options]", "Tells what a document index holds.", "sfa generate --index FILE -f DOCUMENT makes one.",
+     cmd_index},
     {"info", NULL, VERB_INFO, "-m MODEL [options]", "Tells what a model file holds, and what its KV cache takes, dense and with SFA.", NULL,
      cmd_info},
     {"tokenize", NULL, VERB_TOKENIZE, "(-m MODEL | --tokenizer FILE) (-p TEXT | -f FILE) [options]", "Shows the tokens of a text.", NULL,

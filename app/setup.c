@@ -1,7 +1,6 @@
 /* From options to a context, a model, a text and a session. */
-#include "app.h"
+#include "document.h"
 
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -107,7 +106,7 @@ int app_context_len(const app *a, int64_t *context_len) {
   return EXIT_OK;
 }
 
-int app_open_session(app *a, const sfa_attention_choice *choice, int64_t context_len) {
+static int open_session(app *a, const sfa_attention_choice *choice, int64_t context_len, const char *index) {
   sfa_session_options session = {.struct_size = sizeof session,
                                  .attention = choice,
                                  .context_len = context_len,
@@ -116,26 +115,16 @@ int app_open_session(app *a, const sfa_attention_choice *choice, int64_t context
                                  .progress_user = &a->progress};
   a->context_len = context_len;
   a->progress = (progress){.what = "reading", .start = seconds_now()};
-  return sfa_session_create(a->model, &session, &a->session) == SFA_OK ? EXIT_OK : app_fail_status(a->ctx);
+  sfa_status status =
+      index ? sfa_session_load(a->model, &session, index, &a->session) : sfa_session_create(a->model, &session, &a->session);
+  return status == SFA_OK ? EXIT_OK : app_fail_status(a->ctx);
 }
+
+int app_open_session(app *a, const sfa_attention_choice *choice, int64_t context_len) { return open_session(a, choice, context_len, NULL); }
+
+int app_load_session(app *a, const char *index, int64_t context_len) { return open_session(a, &a->choice, context_len, index); }
 
 /* ---- Text -------------------------------------------------------------------------------------------------------------------- */
-
-static int read_stream(FILE *file, const char *name, char **text, size_t *n_bytes) {
-  text_buffer buffer = {0};
-  char block[1 << 16];
-  size_t n;
-  bool memory = text_append(&buffer, "", 0);
-  while (memory && (n = fread(block, 1, sizeof block, file)) > 0)
-    memory = text_append(&buffer, block, n);
-  if (!memory || ferror(file)) {
-    free(buffer.bytes);
-    return memory ? app_fail("cannot read %s: %s", name, strerror(errno)) : app_fail("out of memory for the text of %s", name);
-  }
-  *text = buffer.bytes;
-  *n_bytes = buffer.n;
-  return EXIT_OK;
-}
 
 int app_read_text(const app_options *o, char **text, size_t *n_bytes) {
   if (o->prompt && o->file)
@@ -147,13 +136,12 @@ int app_read_text(const app_options *o, char **text, size_t *n_bytes) {
     *text = strdup(o->prompt);
     return *text ? EXIT_OK : app_fail("out of memory for the prompt");
   }
-  if (strcmp(o->file, "-") == 0)
-    return read_stream(stdin, "standard input", text, n_bytes);
-  FILE *file = fopen(o->file, "rb");
-  if (!file)
-    return app_fail("cannot open %s: %s", o->file, strerror(errno));
-  int status = read_stream(file, o->file, text, n_bytes);
-  fclose(file);
+  app_document doc = {0};
+  int status = document_read(o->file, &doc);
+  *n_bytes = doc.text.n;
+  *text = doc.text.bytes;
+  doc.text.bytes = NULL;
+  document_free(&doc);
   return status;
 }
 

@@ -264,6 +264,8 @@ typedef struct sfa_index_writer sfa_index_writer;
  * written yet; a new file that got no commit is removed with the writer. */
 SFA_API sfa_status sfa_index_writer_open(sfa_context *ctx, const char *path, sfa_index_writer **writer);
 SFA_API void sfa_index_writer_close(sfa_index_writer *writer);
+/* 1: the file holds nothing yet, it is empty or its first commit was never finished. */
+SFA_API int sfa_index_writer_is_new(const sfa_index_writer *writer);
 
 /* A session that begins with the tokens of an index, as if they had been appended: the same bits follow. The model and the options must be
  * those that the index was made by: SFA_ERROR_ARGUMENT says what differs. The pages are trusted: sfa_index_verify is for files that came

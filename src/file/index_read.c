@@ -30,6 +30,11 @@ static sfa_status damaged(const sfa_index *index, const char *what, uint64_t at)
                   index->path, what, (unsigned long long)at);
 }
 
+static const char *dtype_name(uint32_t dtype) {
+  static const char *const names[] = {"default", "f32", "bf16", "f16", "int8", "int4"};
+  return dtype < sizeof names / sizeof *names ? names[dtype] : "unknown";
+}
+
 static sfa_status cut_short(const sfa_index *index, uint64_t wanted) {
   return sfa_fail(index->ctx, SFA_ERROR_FORMAT,
                   "%s is cut short: it has %zu of %llu bytes; copy it again, or delete it and read the document again", index->path,
@@ -91,13 +96,12 @@ static sfa_status read_slot(sfa_index *index) {
 
 /* ---- Settings ------------------------------------------------------------------------------------------------------------------------ */
 
-static bool is_dtype(uint32_t dtype) { return dtype > SFA_DTYPE_DEFAULT && sfa_dtype_bytes((sfa_dtype)dtype) > 0; }
-
 static bool settings_make_sense(const sfa_index_settings_head *h, const sfa_index_layer_entry *layers) {
   bool good = h->n_kv_heads >= 1 && h->n_kv_heads <= 65536 && h->head_dim >= 1 && h->head_dim <= 65536 && h->head_dim_v >= 1 &&
               h->head_dim_v <= 65536 && h->vocab_size >= 1 && h->vocab_size <= INT32_MAX && h->weights <= INT32_MAX;
   for (uint32_t i = 0; i < h->n_layers; i++)
-    good = good && layers[i].k < h->head_dim && layers[i].k_q < h->head_dim && is_dtype(layers[i].k_dtype) && is_dtype(layers[i].v_dtype) &&
+    good = good && layers[i].k < h->head_dim && layers[i].k_q < h->head_dim && layers[i].k_dtype >= SFA_F32 &&
+           layers[i].k_dtype <= SFA_I8 && layers[i].v_dtype >= SFA_F32 && layers[i].v_dtype <= SFA_I4 &&
            layers[i].page_bytes >= SFA_INDEX_ALIGN && layers[i].page_bytes % SFA_INDEX_ALIGN == 0 &&
            layers[i].page_bytes <= (uint64_t)1 << 40;
   return good;
@@ -366,6 +370,11 @@ int sfa_index_source_at(const sfa_index *index, int64_t number, sfa_index_source
   return 1;
 }
 
+static const char *weights_name(int32_t format) {
+  static const char *const names[] = {"auto", "f32", "bf16", "int8"};
+  return format >= 0 && format < (int32_t)(sizeof names / sizeof *names) ? names[format] : "unknown";
+}
+
 sfa_status sfa_index_settings_match(const sfa_index *index, const sfa_index_settings *wanted) {
   const sfa_index_settings *has = &index->settings;
   sfa_context *ctx = index->ctx;
@@ -377,8 +386,8 @@ sfa_status sfa_index_settings_match(const sfa_index *index, const sfa_index_sett
   SFA_REQUIRE(ctx, has->tokenizer == wanted->tokenizer, "%s was made with another tokenizer: take that one, or another index file",
               index->path);
   SFA_REQUIRE(ctx, has->weights == wanted->weights,
-              "%s was made with weights in memory of format %d, here it is %d: take the same, or another index file", index->path,
-              has->weights, wanted->weights);
+              "%s was made with weights in memory as %s, here they are %s: take the same, or another index file", index->path,
+              weights_name(has->weights), weights_name(wanted->weights));
   for (int32_t i = 0; i < has->n_layers; i++) {
     const sfa_index_layer_entry *a = &has->layers[i], *b = &wanted->layers[i];
     SFA_REQUIRE(
@@ -387,8 +396,8 @@ sfa_status sfa_index_settings_match(const sfa_index *index, const sfa_index_sett
         "attention, or another index file",
         index->path, a->k, a->k_q, i, b->k, b->k_q);
     SFA_REQUIRE(ctx, a->k_dtype == b->k_dtype && a->v_dtype == b->v_dtype && a->page_bytes == b->page_bytes,
-                "%s stores keys and values of layer %d as types %u and %u, here they are %u and %u: choose the same, or another index file",
-                index->path, i, a->k_dtype, a->v_dtype, b->k_dtype, b->v_dtype);
+                "%s stores keys and values of layer %d as %s and %s, here they are %s and %s: choose the same, or another index file",
+                index->path, i, dtype_name(a->k_dtype), dtype_name(a->v_dtype), dtype_name(b->k_dtype), dtype_name(b->v_dtype));
   }
   return SFA_OK;
 }

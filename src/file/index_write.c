@@ -85,6 +85,11 @@ void sfa_index_writer_close(sfa_index_writer *w) {
   sfa_free(w->ctx, w);
 }
 
+int sfa_index_writer_is_new(const sfa_index_writer *w) {
+  bool unfinished;
+  return sfa_index_is_unfinished(w->ctx, w->path, &unfinished) == SFA_OK && unfinished;
+}
+
 /* ---- Writing ------------------------------------------------------------------------------------------------------------------------- */
 
 static sfa_status write_at(const sfa_index_writer *w, const void *data, size_t bytes, uint64_t at) {

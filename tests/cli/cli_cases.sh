@@ -59,7 +59,7 @@ get() { "$json_get" "$@" <"$work/out" || echo "absent"; }
 
 case_help() {
   good --help
-  for verb in generate chat info tokenize plan bench eval demo; do
+  for verb in generate chat index info tokenize plan bench eval demo; do
     [[ $out == *"  $verb"* ]] || fault "help does not list $verb"
   done
   good --version
@@ -95,7 +95,9 @@ case_usage() {
   bad 2 "takes no value" generate --json=yes
   bad 2 "takes options only" generate -m "$story" hello
   bad 2 "wants a text" generate -m "$story"
-  bad 2 "not both" generate -m "$story" -p a -f b
+  bad 2 "not both" tokenize -m "$story" -p a -f b
+  bad 2 "wants a file" index
+  bad 2 "knows no option --frob" index --frob
   bad 2 "prompt is empty" generate -m "$story" -p ""
   bad 2 "--n-predict cannot be \"0\"" generate -m "$story" -p a -n 0
   bad 2 "--n-predict cannot be \"1x\"" generate -m "$story" -p a -n 1x
@@ -207,6 +209,94 @@ case_generate() {
   bad 1 "the context only 5" generate -m "$story" -p "$prompt" -c 5
   bad 1 "at most -n 15" generate -m "$story" -p "$prompt" -c 20 -n 16
   bad 1 "the context only 512" generate -m "$story" -f "$book"
+}
+
+# prefill_of: tokens that the last run with --json read, of the prompt's
+prefill_of() { get stats.prefill_tokens prompt_tokens | paste -sd ' '; }
+
+case_index() {
+  local index=$work/book.index docs=$work/docs ids=$work/ids n question="What did Lily see?"
+  mkdir -p "$docs/src/.git" "$docs/.cache"
+  printf 'Once upon a time, there was a little girl named Lily.' >"$docs/a.txt"
+  printf 'int main(void) { return 0; }\n' >"$docs/src/main.c"
+  printf 'One day, she saw a big, red ball.\n' >"$docs/z.txt"
+  printf 'not text\0' >"$docs/data.bin"
+  printf 'hidden' >"$docs/.hidden"
+  : >"$docs/empty"
+  ln -s ../prompt.txt "$docs/link"
+  ln -s . "$docs/round"
+  # A folder: its files in order, the rest counted.
+  local ask=(generate -m "$story" -n 30 --temp 0)
+  good "${ask[@]}" -f "$docs" -p "$question"
+  [[ $err == "[3 files, "*"; left out: 3 hidden, 1 binary, 1 empty, 2 links]"* ]] || fault "what a folder gave: $err"
+  # The same answer without an index, while it is made, and from it.
+  for choice in "" "--sfa-k 2" "--sfa-k 3 --sfa-kq all --cache-v int8"; do
+    rm -f "$index"
+    # shellcheck disable=SC2086
+    good "${ask[@]}" -f "$docs" -p "$question" --json $choice
+    get ids >"$ids" && n=$(get prompt_tokens)
+    equal "read without an index" "$(prefill_of)" "$n $n"
+    # shellcheck disable=SC2086
+    good "${ask[@]}" -f "$docs" -p "$question" --json --index "$index" $choice
+    equal "ids while the index is made" "$(get ids)" "$(cat "$ids")"
+    equal "read to make it" "$(prefill_of)" "$n $n"
+    for document in "-f $docs" ""; do
+      # shellcheck disable=SC2086
+      good "${ask[@]}" $document -p "$question" --json --index "$index" $choice
+      equal "ids from the index" "$(get ids)" "$(cat "$ids")"
+      holds "only the question is read" "$(get stats.prefill_tokens) < 20 && $(get prompt_tokens) == $n && $(get stats.index_bytes) > 0"
+    done
+  done
+  # No question: the text goes on.
+  good "${ask[@]}" -f "$docs" --json
+  get ids >"$ids"
+  rm -f "$index"
+  for i in 1 2; do
+    good "${ask[@]}" -f "$docs" --json --index "$index"
+    equal "ids without a question, $i" "$(get ids)" "$(cat "$ids")"
+  done
+  equal "nothing is read again" "$(get stats.prefill_tokens stats.decode_tokens | paste -sd ' ')" "0 30"
+  # What it tells of itself.
+  good index "$index" --verify --json
+  equal "sources" "$(get sources.0.name sources.1.name sources.2.name sources.# | paste -sd ' ')" "a.txt src/main.c z.txt 3"
+  equal "tokens" "$(get tokens)" "$(($(get sources.2.first_token) + $(get sources.2.tokens)))"
+  equal "verified" "$(get verified)" true
+  good index "$index"
+  [[ $out == *"a.txt"* && $out == *"dense"* ]] || fault "index: $out"
+  # New files at the end are appended; other changes are refused, and change nothing.
+  printf 'The end.' >"$docs/zz.txt"
+  good "${ask[@]}" -f "$docs" -p "$question" --json
+  get ids >"$ids"
+  good "${ask[@]}" -f "$docs" -p "$question" --json --index "$index"
+  equal "ids after the folder has grown" "$(get ids)" "$(cat "$ids")"
+  holds "only what is new is read" "$(get stats.prefill_tokens) < 45"
+  cp "$index" "$work/before"
+  printf 'Between.' >"$docs/b.txt"
+  bad 1 "made of another text.*part in src/main.c" "${ask[@]}" -f "$docs" -p "$question" --index "$index" --json
+  bad 1 "kept features" "${ask[@]}" -p "$question" --index "$index" --sfa-k 2
+  bad 1 "int8" "${ask[@]}" -p "$question" --index "$index" --cache-v int8
+  bad 1 "the context only 50" "${ask[@]}" -c 50 -p "$question" --index "$index"
+  cp "$story" "$work/other.bin"
+  printf '\1' | dd of="$work/other.bin" bs=1 seek=29 conv=notrunc status=none
+  bad 1 "another model" generate -m "$work/other.bin" --tokenizer "$(dirname "$story")/tok512.bin" -n 3 -p "$question" --index "$index"
+  cmp -s "$index" "$work/before" || fault "a refused use has changed the index"
+  # Files that are none, or no longer.
+  bad 1 "no index" "${ask[@]}" -p "$question" --index "$work/nothing"
+  bad 1 "not a document index" "${ask[@]}" -f "$docs" --index "$docs/a.txt" --json
+  head -c 20000 "$index" >"$work/cut"
+  bad 1 "cut short" "${ask[@]}" -p "$question" --index "$work/cut"
+  bad 1 "cut short" index "$work/cut"
+  bad 1 "not a regular file" index "$docs"
+  : >"$work/empty"
+  bad 1 "it is empty" index "$work/empty"
+  good "${ask[@]}" -f "$docs" --index "$work/empty"
+  good index "$work/empty" --verify
+  n=$(wc -c <"$work/empty")
+  printf 'x' | dd of="$work/empty" bs=1 seek=$((n - 100)) conv=notrunc status=none
+  bad 1 "is damaged: layer 4 of tokens" index "$work/empty" --verify
+  bad 1 "is damaged" "${ask[@]}" -p "$question" --index "$work/empty"
+  rm -rf "$docs"/*.txt "$docs/src"
+  bad 1 "holds no text; left out" "${ask[@]}" -f "$docs"
 }
 
 case_chat() {

@@ -325,8 +325,12 @@ static void settings_must_match(void **state) {
   const char *path = path_of("settings");
   sfa_index_layer_entry other_layers[N_LAYERS];
   assert_int_equal(commit_to(path, 10), SFA_OK);
-  static const char *const texts[] = {
-      "another model, made-up model", "another tokenizer", "weights", "kept features", "types", "another model"};
+  static const char *const texts[] = {"another model, made-up model",
+                                      "another tokenizer",
+                                      "weights",
+                                      "kept features",
+                                      "int8 and bf16, here they are int8 and f16",
+                                      "another model"};
   for (int i = 0; i < 6; i++) {
     sfa_index_settings other = settings;
     sfa_index_writer *writer;
