@@ -175,6 +175,13 @@ sfa_kv_view *sfa_attention_views(const sfa_attention_plan *plan, const sfa_atten
   return (sfa_kv_view *)(void *)((unsigned char *)args->workspace + plan->views);
 }
 
+sfa_status sfa_check_no_postings(const sfa_attention_plan *plan, const sfa_attention_args *args) {
+  if (plan->options.policy != SFA_POLICY_POSTINGS && !args->postings)
+    return SFA_OK;
+  return sfa_fail(plan->ctx, SFA_ERROR_UNSUPPORTED,
+                  "an index of postings belongs to a cache: call sfa_attention_run_cached, or choose another policy and no args.postings");
+}
+
 sfa_status sfa_attention_run(const sfa_attention_plan *plan, const sfa_attention_args *args) {
   if (!plan)
     return SFA_ERROR_ARGUMENT;
@@ -183,6 +190,7 @@ sfa_status sfa_attention_run(const sfa_attention_plan *plan, const sfa_attention
   sfa_attention_args checked;
   SFA_REQUIRE(ctx, !o->from_cache, "the plan is for sfa_attention_run_cached: make one with from_cache = 0");
   SFA_TRY(sfa_check_attention_args(plan, args, &checked));
+  SFA_TRY(sfa_check_no_postings(plan, args));
   int64_t n_keys;
   SFA_TRY(check_seqlens(ctx, "cu_seqlens_k", args->cu_seqlens_k, o->n_sequences, o->max_seqlen_k, &n_keys));
   if (args->k_codes) {
@@ -213,6 +221,10 @@ sfa_status sfa_attention_run_cached(const sfa_attention_plan *plan, const sfa_at
   char name[40];
   snprintf(name, sizeof name, "layer %d of the cache", layer);
   SFA_TRY(sfa_check_stored(plan, name, cache->n_kv_heads, &stored->k, &stored->v));
+  SFA_REQUIRE(ctx, o->policy != SFA_POLICY_POSTINGS || args->postings,
+              "args.postings is NULL: policy postings reads an index of each sequence");
+  for (int32_t b = 0; args->postings && b < o->n_sequences; b++)
+    SFA_TRY(sfa_check_postings(args->postings[b], cache, layer));
   sfa_kv_view *views = sfa_attention_views(plan, &checked);
   for (int32_t b = 0; b < o->n_sequences; b++) {
     SFA_REQUIRE(ctx, sequences[b] >= 0 && sequences[b] < cache->n_sequences, "sequences[%d] is %d: the cache has %d", b, sequences[b],

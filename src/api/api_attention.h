@@ -6,6 +6,8 @@
 
 /* All arguments but keys and values; *out is *args with its defaults filled in. */
 sfa_status sfa_check_attention_args(const sfa_attention_plan *plan, const sfa_attention_args *args, sfa_attention_args *out);
+/* That the call wants no index, which only caches have. */
+sfa_status sfa_check_no_postings(const sfa_attention_plan *plan, const sfa_attention_args *args);
 /* Whether keys and values stored so are those of the plan; `what` stores them. */
 sfa_status sfa_check_stored(const sfa_attention_plan *plan, const char *what, int32_t n_kv_heads, const sfa_row_format *k,
                             const sfa_row_format *v);

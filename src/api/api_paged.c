@@ -83,6 +83,7 @@ sfa_status sfa_attention_run_paged(const sfa_attention_plan *plan, const sfa_att
   sfa_attention_args checked;
   sfa_cache_layer layer;
   SFA_TRY(sfa_check_attention_args(plan, args, &checked));
+  SFA_TRY(sfa_check_no_postings(plan, args));
   SFA_REQUIRE(ctx, kv, "kv is NULL");
   SFA_REQUIRE(ctx, kv->struct_size == sizeof *kv, "kv.struct_size is %zu: set it to sizeof(sfa_paged_kv) = %zu", kv->struct_size,
               sizeof *kv);

@@ -200,3 +200,20 @@ void sfa_attn_predict(const sfa_attention_plan *plan, sfa_policy policy, bool de
   }
   times->call += c->call;
 }
+
+/* ---- An index or the codes --------------------------------------------------------------------------------------------------- */
+
+static double with_reading(const sfa_attention_plan *plan, const sfa_kv_view *view, double ns, double bytes) {
+  double stored = (double)view->n_keys * plan->options.n_kv_heads * (row_bytes(&view->k.format) + row_bytes(&view->v.format));
+  return stored > plan->costs.near_bytes ? fmax(ns, bytes * plan->costs.read_byte) : ns;
+}
+
+double sfa_attn_cost_scan(const sfa_attention_plan *plan, const sfa_kv_view *view, int64_t n_keys, int32_t n_rows) {
+  const sfa_row_format *k = &view->k.format;
+  const double *key = (k->k ? plan->costs.keys_code : plan->costs.keys_dense)[k->dtype];
+  return with_reading(plan, view, (double)n_keys * sfa_row_width(k) * shared(key, n_rows), (double)n_keys * row_bytes(k));
+}
+
+double sfa_attn_cost_index(const sfa_attention_plan *plan, const sfa_kv_view *view, int64_t steps, int64_t bytes) {
+  return with_reading(plan, view, (double)steps * plan->costs.posting_entry, (double)bytes);
+}

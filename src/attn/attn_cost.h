@@ -20,6 +20,11 @@ const sfa_costs *sfa_attn_costs_of(sfa_isa isa);
 /* Whether every entry is a finite time that the model can use: positive, or 0 where the instruction set has no such kernels. */
 bool sfa_attn_costs_usable(const sfa_costs *costs);
 
+/* Predicted nanoseconds of scoring n_keys of a cached sequence by its codes for n_rows query rows; and by an index, in the units of
+ * sfa_attn_postings_work. */
+double sfa_attn_cost_scan(const sfa_attention_plan *plan, const sfa_kv_view *view, int64_t n_keys, int32_t n_rows);
+double sfa_attn_cost_index(const sfa_attention_plan *plan, const sfa_kv_view *view, int64_t steps, int64_t bytes);
+
 /* Contract: sfa_costs_measure (attn_measure.c). */
 sfa_status sfa_attn_costs_measure(sfa_context *ctx, sfa_costs *costs);
 

@@ -192,6 +192,7 @@ static void weigh_span(const sfa_attn_keys_call *keys, sfa_attn_keys_item *item)
   int32_t rows = most_rows(plan), n_rows = block->n_rows;
   sfa_attn_state_clear(plan, &part);
   sfa_attn_block_load(block);
+  sfa_attn_keys_index(block, item->span);
   *span.totals = (drop_totals){.n_counted = 0};
   memset(span.depths, 0, (size_t)rows * N_DEPTHS * sizeof *span.depths);
   for (int64_t tile = sfa_attn_block_next_tile(block, first); tile < end; tile = sfa_attn_block_next_tile(block, tile + 1)) {

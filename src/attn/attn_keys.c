@@ -8,6 +8,9 @@
  * The formulas and their order are those of attn_tile.c, and so are the bits. */
 #include "attn/attn_keys.h"
 
+#include "attn/attn_cost.h"
+#include "attn/attn_postings.h"
+
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -22,6 +25,15 @@ bool sfa_attn_keys_fits(const sfa_attention_plan *plan, char why[SFA_ATTN_WHY_BY
            "it takes max_seqlen_q * n_heads / n_kv_heads = %lld query rows of a kv head, at most %d: choose "
            "SFA_POLICY_TILES",
            (long long)n_rows, SFA_KEYS_ROWS);
+  return false;
+}
+
+bool sfa_attn_keys_postings_fit(const sfa_attention_plan *plan, char why[SFA_ATTN_WHY_BYTES]) {
+  if (plan->k_format.k > 0 && plan->k_format.k <= SFA_EXACT_TERMS)
+    return sfa_attn_keys_fits(plan, why);
+  snprintf(why, SFA_ATTN_WHY_BYTES,
+           "an index holds keys with k_k from 1 to %d of fewer than head_dim features, and k_k is %d: choose SFA_POLICY_KEYS",
+           SFA_EXACT_TERMS, plan->options.k_k);
   return false;
 }
 
@@ -111,6 +123,37 @@ bool sfa_attn_keys_arrive(const sfa_attn_keys_call *keys, const sfa_attn_keys_it
   return true;
 }
 
+/* ---- An index ------------------------------------------------------------------------------------------------------------------ */
+
+/* Whether the index is faster than the code scan of what is seen of a span. */
+static bool index_pays(const sfa_attn_block *block, const sfa_postings *postings, int64_t span) {
+  const sfa_attn_scratch *s = &block->scratch;
+  int64_t n_tiles = 0, end = (span + 1) * (SFA_KEY_SPAN / SFA_KEY_TILE);
+  for (int64_t tile = sfa_attn_block_next_tile(block, span * (SFA_KEY_SPAN / SFA_KEY_TILE)); tile < end;
+       tile = sfa_attn_block_next_tile(block, tile + 1))
+    n_tiles++;
+  sfa_attn_postings_work work = {0};
+  for (int32_t i = 0; i < block->n_rows; i++)
+    sfa_attn_postings_count(postings, span, block->kv_head, s->q_rows + (int64_t)i * postings->format.dim, &work);
+  const sfa_attention_plan *plan = block->call->plan;
+  return sfa_attn_cost_index(plan, block->view, work.steps, work.bytes) <
+         sfa_attn_cost_scan(plan, block->view, n_tiles * SFA_KEY_TILE, block->n_rows);
+}
+
+void sfa_attn_keys_index(sfa_attn_block *block, int64_t span) {
+  const sfa_attn_call *call = block->call;
+  const sfa_attention_plan *plan = call->plan;
+  const sfa_attn_scratch *s = &block->scratch;
+  const sfa_postings *postings = call->args->postings ? call->args->postings[block->view - call->views] : NULL;
+  if (!postings || !sfa_attn_takes_postings(plan) || span >= sfa_attn_postings_valid(postings, block->view) ||
+      (plan->policy != SFA_POLICY_POSTINGS && !index_pays(block, postings, span)))
+    return;
+  for (int64_t i = 0; i < block->n_rows; i++)
+    sfa_attn_postings_scores(postings, span, block->kv_head, s->q_rows + i * postings->format.dim, s->q_step[i], plan->query_scale,
+                             s->index_sums, s->index_scores + i * SFA_KEY_SPAN);
+  block->indexed = s->index_scores;
+}
+
 /* ---- One tile ----------------------------------------------------------------------------------------------------------------- */
 
 static sfa_stored_rows stored_rows(const sfa_attn_block *block, const sfa_kv_side *side, int64_t tile, int32_t n_keys) {
@@ -135,8 +178,14 @@ int32_t sfa_attn_keys_weigh(const sfa_attn_block *block, int64_t tile, const sfa
   const sfa_attn_scratch *s = &block->scratch;
   int64_t first_key = tile * SFA_KEY_TILE;
   int32_t n_keys = (int32_t)sfa_min64(SFA_KEY_TILE, block->view->n_keys - first_key), n_rows = block->n_rows;
-  sfa_stored_rows keys = stored_rows(block, &block->view->k, tile, n_keys);
-  kernels->score_keys(&keys, n_rows, plan->options.head_dim, s->q_table, plan->query_scale, P);
+  if (block->indexed) {
+    const float *scores = block->indexed + tile % (SFA_KEY_SPAN / SFA_KEY_TILE) * SFA_KEY_TILE;
+    for (int32_t i = 0; i < n_rows; i++)
+      memcpy(P + i * SFA_KEY_TILE, scores + (int64_t)i * SFA_KEY_SPAN, SFA_KEY_TILE * sizeof *P);
+  } else {
+    sfa_stored_rows keys = stored_rows(block, &block->view->k, tile, n_keys);
+    kernels->score_keys(&keys, n_rows, plan->options.head_dim, s->q_table, plan->query_scale, P);
+  }
   const float *slope = block->call->args->alibi_slopes ? s->slope : NULL;
   if (plan->options.softcap > 0 || slope) {
     for (int32_t i = 0; i < n_rows; i++)
@@ -193,6 +242,7 @@ static void span_item(void *arg, int64_t number, int32_t thread) {
     sfa_attn_state part = sfa_attn_keys_part(keys, item.number, item.span);
     sfa_attn_state_clear(keys->call.plan, &part);
     sfa_attn_block_load(block);
+    sfa_attn_keys_index(block, item.span);
     int64_t end = (item.span + 1) * (SFA_KEY_SPAN / SFA_KEY_TILE);
     for (int64_t tile = sfa_attn_block_next_tile(block, item.span * (SFA_KEY_SPAN / SFA_KEY_TILE)); tile < end;
          tile = sfa_attn_block_next_tile(block, tile + 1)) {

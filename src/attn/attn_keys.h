@@ -36,6 +36,7 @@ typedef struct sfa_attn_keys_item {
 
 /* The row of the policy table. */
 bool sfa_attn_keys_fits(const sfa_attention_plan *plan, char why[SFA_ATTN_WHY_BYTES]);
+bool sfa_attn_keys_postings_fit(const sfa_attention_plan *plan, char why[SFA_ATTN_WHY_BYTES]); /* that of POSTINGS */
 size_t sfa_attn_keys_workspace(const sfa_attention_plan *plan);
 void sfa_attn_keys(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_kv_view *views);
 
@@ -46,6 +47,8 @@ void sfa_attn_keys_find(const sfa_attn_keys_call *keys, int64_t item, int32_t th
 sfa_attn_state sfa_attn_keys_part(const sfa_attn_keys_call *keys, int64_t number, int64_t span);
 /* Counts an item as done; true for the last one of its block, which sees what the others wrote. The count starts anew. */
 bool sfa_attn_keys_arrive(const sfa_attn_keys_call *keys, const sfa_attn_keys_item *item);
+/* After sfa_attn_block_load: scores of a whole span by the sequence's index, where it has one that reaches so far and the plan takes it. */
+void sfa_attn_keys_index(sfa_attn_block *block, int64_t span);
 /* Scores of a tile, then weights: P [n_rows][64], 0 beyond the sequence's end, and the state's m and l. Returns the number of keys. Where
  * *rescaled is set, o wants alpha [n_rows] first. */
 int32_t sfa_attn_keys_weigh(const sfa_attn_block *block, int64_t tile, const sfa_attn_state *state, float *P, float *alpha, bool *rescaled);

@@ -120,7 +120,10 @@ size_t sfa_attn_scratch_place(const sfa_attention_plan *plan, void *memory, int3
   s->stage_ns = take(memory, &used, SFA_STAGE_COUNT, sizeof(int64_t));
   s->q_rows = take(memory, &used, W * D, sizeof(float));
   s->q_step = take(memory, &used, W, sizeof(float));
-  s->q_table = take(memory, &used, plan->policy == SFA_POLICY_KEYS ? W : 0, sfa_query_table_bytes(o->head_dim));
+  s->q_table = take(memory, &used, sfa_attn_lanes_are_keys(plan) ? W : 0, sfa_query_table_bytes(o->head_dim));
+  size_t indexed = sfa_attn_takes_postings(plan) ? SFA_KEY_SPAN : 0;
+  s->index_sums = take(memory, &used, indexed, sizeof(int32_t));
+  s->index_scores = take(memory, &used, W * indexed, sizeof(float));
   s->q_values = take(memory, &used, W * (size_t)o->k_q, sizeof(float));
   s->q_ids = take(memory, &used, W * (size_t)o->k_q, id_bytes);
   s->id_rows = take(memory, &used, W, sizeof(void *));

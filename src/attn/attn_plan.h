@@ -50,6 +50,16 @@ void sfa_attn_plan_shape(sfa_attention_plan *plan);
 /* False if the workspace does not fit an address. */
 bool sfa_attn_plan_workspace(sfa_attention_plan *plan);
 
+/* KEYS and POSTINGS: lanes are keys. */
+static inline bool sfa_attn_lanes_are_keys(const sfa_attention_plan *plan) {
+  return plan->policy == SFA_POLICY_KEYS || plan->policy == SFA_POLICY_POSTINGS;
+}
+/* Whether an index that comes with the arguments is used: always, or where it is faster. */
+static inline bool sfa_attn_takes_postings(const sfa_attention_plan *plan) {
+  return plan->policy == SFA_POLICY_POSTINGS || (plan->policy == SFA_POLICY_KEYS && plan->options.policy == SFA_POLICY_AUTO &&
+                                                 plan->k_format.k > 0 && plan->k_format.k <= SFA_EXACT_TERMS);
+}
+
 /* Softmax state of a block's rows over some keys: unnormalised, m in units of log2. */
 typedef struct sfa_attn_state {
   float *m, *l; /* [W] */
@@ -61,7 +71,9 @@ typedef struct sfa_attn_scratch {
   int64_t *stage_ns;                /* [SFA_STAGE_COUNT] */
   float *q_rows;                    /* [W][D] */
   float *q_step;                    /* [W] of rows rounded to meet int8 keys */
-  void *q_table;                    /* [W] tables of score_keys, with SFA_POLICY_KEYS */
+  void *q_table;                    /* [W] tables of score_keys, where lanes are keys */
+  int32_t *index_sums;              /* [4096] with an index of postings */
+  float *index_scores;              /* [W][4096] */
   float *q_values;                  /* [W][K_q] */
   unsigned char *q_ids;             /* [W][K_q] */
   const void **id_rows;             /* [W] */

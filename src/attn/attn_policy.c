@@ -16,7 +16,7 @@ static const sfa_attn_way ways[] = {
     [SFA_POLICY_HALF_CODES] = {"half-codes", sfa_attn_half_codes_fits, sfa_attn_half_workspace_bytes, sfa_attn_half},
     [SFA_POLICY_HALF_DENSE] = {"half-dense", sfa_attn_half_dense_fits, sfa_attn_half_workspace_bytes, sfa_attn_half},
     [SFA_POLICY_PAPER] = {"paper", sfa_attn_paper_fits, NULL, sfa_attn_tiles},
-    [SFA_POLICY_POSTINGS] = {.name = "postings"},
+    [SFA_POLICY_POSTINGS] = {"postings", sfa_attn_keys_postings_fit, sfa_attn_keys_workspace, sfa_attn_keys},
 };
 enum { N_WAYS = sizeof ways / sizeof *ways };
 

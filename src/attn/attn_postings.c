@@ -69,7 +69,7 @@ static uint64_t stamp_of(const sfa_kv_view *view, int64_t block) {
 }
 
 int64_t sfa_attn_postings_valid(const sfa_postings *p, const sfa_kv_view *view) {
-  int64_t n = sfa_min64(p->n_blocks, view->n_keys / SFA_POSTINGS_BLOCK);
+  int64_t n = view->stamps ? sfa_min64(p->n_blocks, view->n_keys / SFA_POSTINGS_BLOCK) : 0;
   while (n > 0 && p->stamps[n - 1] != stamp_of(view, n - 1)) /* where one is right, all before it are */
     n--;
   return n;
@@ -179,12 +179,17 @@ size_t sfa_postings_bytes(const sfa_postings *p) {
 
 /* ---- Scores ------------------------------------------------------------------------------------------------------------------ */
 
-int64_t sfa_attn_postings_entries(const sfa_postings *p, int64_t block, int32_t kv_head, const float *q) {
+void sfa_attn_postings_count(const sfa_postings *p, int64_t block, int32_t kv_head, const float *q, sfa_attn_postings_work *work) {
   const uint32_t *starts = head_of(p, block, kv_head).starts;
-  int64_t n = 0;
+  int64_t most = p->kernels->isa >= SFA_ISA_AVX512 ? SFA_POSTINGS_WORDS * SFA_EXPAND_STEPS : SFA_POSTINGS_BLOCK;
+  work->steps += SFA_POSTINGS_BLOCK / 4; /* clearing the sums and scaling them */
+  work->bytes += SFA_POSTINGS_BLOCK * (int64_t)sizeof(uint16_t);
   for (int32_t u = 0; u < p->format.dim; u++)
-    n += q[u] != 0 ? starts[u + 1] - starts[u] : 0;
-  return n;
+    if (q[u] != 0) {
+      int64_t n_values = starts[u + 1] - starts[u];
+      work->steps += sfa_min64(n_values, most);
+      work->bytes += SFA_POSTINGS_WORDS * (int64_t)sizeof(uint64_t) + n_values;
+    }
 }
 
 void sfa_attn_postings_scores(const sfa_postings *p, int64_t block, int32_t kv_head, const float *q, float step, float query_scale,

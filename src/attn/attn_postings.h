@@ -37,8 +37,13 @@ int64_t sfa_attn_postings_valid(const sfa_postings *postings, const sfa_kv_view 
 /* Keeps those, forgets others, seals the full blocks that are missing. */
 sfa_status sfa_attn_postings_update(sfa_postings *postings, const sfa_kv_view *view);
 
-/* Keys that the lists of a query's features hold in a block: what scoring by the index has to add up. q [D]: zero outside the support. */
-int64_t sfa_attn_postings_entries(const sfa_postings *postings, int64_t block, int32_t kv_head, const float *q);
+/* What scoring by the index does, known before it is done. */
+typedef struct sfa_attn_postings_work {
+  int64_t steps; /* keys added to; where 64 of them are taken at once, at most SFA_EXPAND_STEPS for each 64 */
+  int64_t bytes; /* of the index that are read */
+} sfa_attn_postings_work;
+/* Adds the work for one query row over a block. q [D]: zero outside the support. */
+void sfa_attn_postings_count(const sfa_postings *postings, int64_t block, int32_t kv_head, const float *q, sfa_attn_postings_work *work);
 /* S [4096]: the scores of a block's keys, bit for bit those of score_keys. q [D]: rounded by round_rows to step. sums [4096]: scratch. */
 void sfa_attn_postings_scores(const sfa_postings *postings, int64_t block, int32_t kv_head, const float *q, float step, float query_scale,
                               int32_t *sums, float *S);

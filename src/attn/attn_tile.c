@@ -120,7 +120,7 @@ void sfa_attn_block_load(sfa_attn_block *block) {
   const sfa_attn_scratch *s = &block->scratch;
   const sfa_row_format *k_format = &block->view->k.format;
   int32_t D = plan->options.head_dim, W = plan->width, K = plan->options.k_q, n_rows = block->n_rows;
-  bool sparse = block->call->args->q_codes || (K && K < D), whole = k_format->dtype == SFA_I8, keys = plan->policy == SFA_POLICY_KEYS;
+  bool sparse = block->call->args->q_codes || (K && K < D), whole = k_format->dtype == SFA_I8, keys = sfa_attn_lanes_are_keys(plan);
   if (sparse)
     load_query_codes(block);
   else
@@ -144,6 +144,7 @@ void sfa_attn_block_load(sfa_attn_block *block) {
   }
   if (plan->policy == SFA_POLICY_PAPER)
     sfa_attn_paper_queries(block);
+  block->indexed = NULL;
   block->finite = !plan->densify || all_finite(s->q_tile, (int64_t)D * W);
 }
 

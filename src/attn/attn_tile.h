@@ -18,6 +18,7 @@ typedef struct sfa_attn_block {
   sfa_attn_scratch scratch;
   const sfa_attn_state *state; /* that the next span sets: total, part, or one elsewhere */
   int32_t kv_head, n_rows;
+  const float *indexed;    /* [n_rows][4096] scores of the span at hand by an index; NULL: keys are read */
   bool finite;             /* q_tile holds no inf or NaN, which a zero between kept features would turn into NaN; known with densify */
   int64_t first_row;       /* among the rows of the kv head */
   int64_t first_token;     /* the sequence's, in out */
@@ -41,7 +42,7 @@ sfa_attn_key_tile sfa_attn_tile_load(const sfa_attn_block *block, int64_t number
 /* Names block `block` of (sequence b, kv head g). False if the sequence has no such block. */
 bool sfa_attn_block_find(const sfa_attn_call *call, int32_t b, int32_t g, int64_t block, int32_t thread, int32_t strip,
                          sfa_attn_block *out);
-/* Codes and lays out its queries: scratch.q_tile, or q_table with SFA_POLICY_KEYS. */
+/* Codes and lays out its queries: scratch.q_tile, or q_table where lanes are keys. */
 void sfa_attn_block_load(sfa_attn_block *block);
 /* First and last key that row i sees, sink tokens apart; last < first: none. Both rise with i. */
 void sfa_attn_block_range(const sfa_attn_block *block, int32_t i, int64_t *first_key, int64_t *last_key);

@@ -17,7 +17,7 @@ V_INLINE void add_lanes(vm mask, const int8_t *values, vi q, int32_t *sums) {
 }
 
 static void expand_add(int64_t n_words, const uint64_t *words, int64_t n_values, const int8_t *values, int32_t q, int32_t *sums) {
-  if (n_values < 5 * n_words) {
+  if (n_values < SFA_EXPAND_STEPS * n_words) {
     add_bits(n_words, words, values, q, sums);
     return;
   }

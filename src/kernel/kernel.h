@@ -36,9 +36,10 @@ enum {
   SFA_KEY_TILE = 64, /* keys of a tile, counted from the sequence's first key: part of the definition of the bits */
   SFA_LANES = 16,    /* query tile widths are multiples of this on every instruction set */
   SFA_MAX_WIDTH = 128,
-  SFA_EXACT_TERMS = 32, /* slots whose products with an int8 key are summed exactly */
-  SFA_KEYS_ROWS = 16,   /* most query rows of the slots whose lanes are keys */
-  SFA_EXPAND_SLACK = 16 /* bytes behind the values of expand_add */
+  SFA_EXACT_TERMS = 32,  /* slots whose products with an int8 key are summed exactly */
+  SFA_KEYS_ROWS = 16,    /* most query rows of the slots whose lanes are keys */
+  SFA_EXPAND_SLACK = 16, /* bytes behind the values of expand_add */
+  SFA_EXPAND_STEPS = 5   /* single keys that take expand_add as long as 64 at once, where it has that: from AVX-512 on */
 };
 
 /* Bytes of one row's table for score_keys. */

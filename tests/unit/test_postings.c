@@ -236,6 +236,136 @@ static void index_follows_the_sequence(void **state) {
   sfa_context_destroy(ctx);
 }
 
+/* ---- Decode -------------------------------------------------------------------------------------------------------------------- */
+
+enum { H = 6 };
+
+static const float sink_logits[H] = {0.5f, -1, 3, 0, 2, 1}, alibi_slopes[H] = {0.5f, 0.25f, 0.0625f, 0.01f, 0, 0.1f};
+
+/* Two sequences, both of layer CODES. Returns out, lse and dropped in one array, which the caller frees. */
+static float *decode(sfa_context *ctx, const sfa_cache *cache, const sfa_attention_options *options, sfa_policy policy,
+                     const sfa_postings *const *postings, size_t *bytes) {
+  sfa_attention_options o = *options;
+  o.struct_size = sizeof o;
+  o.n_heads = H;
+  o.n_kv_heads = G;
+  o.head_dim = D;
+  o.head_dim_v = E;
+  o.n_sequences = 2;
+  o.max_seqlen_k = LEN;
+  o.k_k = K;
+  o.policy = policy;
+  sfa_attention_plan *plan;
+  if (sfa_attention_plan_create(ctx, &o, &plan) != SFA_OK)
+    fail_msg("%s", sfa_context_error(ctx));
+  int64_t rows = 2 * o.max_seqlen_q * H;
+  *bytes = (size_t)rows * (E + 2) * sizeof(float);
+  float *q = normals(31, rows * D), *out = malloc(*bytes);
+  void *workspace = aligned_alloc(64, (sfa_attention_workspace_bytes(plan) + 63) / 64 * 64);
+  sfa_attention_args args = {.struct_size = sizeof args,
+                             .q = {.data = q},
+                             .sink_logit = sink_logits,
+                             .alibi_slopes = options->softcap > 0 ? alibi_slopes : NULL,
+                             .out = out,
+                             .lse = out + rows * E,
+                             .dropped = out + rows * (E + 1),
+                             .postings = postings,
+                             .workspace = workspace};
+  if (sfa_attention_run_cached(plan, &args, cache, CODES, (int32_t[]){0, 1}) != SFA_OK)
+    fail_msg("%s", sfa_context_error(ctx));
+  sfa_attention_plan_destroy(plan);
+  free(workspace);
+  free(q);
+  return out;
+}
+
+/* By an index, forced or as the planner likes, out, lse and what eps leaves out have the bits of the code scan. */
+static void decode_by_the_index(void **state) {
+  (void)state;
+  static const sfa_attention_options options[] = {
+      {.max_seqlen_q = 1, .k_q = K},
+      {.max_seqlen_q = 1, .k_q = 20, .softmax_scale = 1, .eps = 0.05f},
+      {.max_seqlen_q = 3, .k_q = 3, .causal = 1, .softcap = 20},
+      {.max_seqlen_q = 2, .k_q = 0, .causal = 1, .has_window = 1, .window_size = {5000, 0}, .n_sink_tokens = 70},
+      {.max_seqlen_q = 5, .k_q = K, .causal = 1, .softmax_scale = 1, .eps = 0.01f, .softcap = 5},
+  };
+  for (sfa_isa isa = SFA_ISA_AVX2; isa <= sfa_isa_best(); isa++) {
+    sfa_context *ctx = new_context(2, isa);
+    sfa_cache *cache = new_cache(ctx, SFA_I8);
+    sfa_postings *postings[2];
+    for (int32_t slot = 0; slot < 2; slot++) {
+      append(cache, slot, CODES, 50 + (uint64_t)slot, slot ? BLOCK + 10 : LEN);
+      assert_int_equal(sfa_postings_create(cache, CODES, &postings[slot]), SFA_OK);
+      assert_int_equal(sfa_postings_update(postings[slot], slot), SFA_OK);
+    }
+    const sfa_postings *all[2] = {postings[0], postings[1]}, *some[2] = {NULL, postings[1]}, *wrong[2] = {postings[1], postings[0]};
+    const sfa_postings *const *given[] = {all, some, wrong};
+    for (size_t i = 0; i < sizeof options / sizeof *options; i++) {
+      size_t bytes;
+      float *keys = decode(ctx, cache, &options[i], SFA_POLICY_KEYS, NULL, &bytes);
+      float largest = 0; /* of what was left out */
+      for (int64_t row = 2 * options[i].max_seqlen_q * H, r = 0; r < row; r++)
+        largest = fmaxf(largest, keys[row * (E + 1) + r]);
+      assert_true(options[i].eps > 0 ? largest > options[i].eps / 10 && largest <= options[i].eps : largest == 0);
+      for (int g = 0; g < 3; g++)
+        for (int automatic = 0; automatic < 2; automatic++) {
+          float *index = decode(ctx, cache, &options[i], automatic ? SFA_POLICY_AUTO : SFA_POLICY_POSTINGS, given[g], &bytes);
+          assert_memory_equal(index, keys, bytes);
+          free(index);
+        }
+      free(keys);
+    }
+    for (int32_t slot = 0; slot < 2; slot++)
+      sfa_postings_destroy(postings[slot]);
+    sfa_cache_destroy(cache);
+    sfa_context_destroy(ctx);
+  }
+}
+
+static sfa_status plan_of(sfa_context *ctx, int32_t k_k, int64_t T, sfa_attention_plan **plan) {
+  sfa_attention_options o = {.struct_size = sizeof o,
+                             .n_heads = G,
+                             .head_dim = D,
+                             .head_dim_v = E,
+                             .max_seqlen_q = T,
+                             .max_seqlen_k = 100,
+                             .k_q = K,
+                             .k_k = k_k,
+                             .policy = SFA_POLICY_POSTINGS};
+  return sfa_attention_plan_create(ctx, &o, plan);
+}
+
+static void decode_refusals_say_why(void **state) {
+  (void)state;
+  sfa_context *ctx = new_context(1, SFA_ISA_DEFAULT);
+  sfa_cache *cache = new_cache(ctx, SFA_I8);
+  sfa_attention_plan *plan;
+  assert_int_equal(plan_of(ctx, 0, 1, &plan), SFA_ERROR_UNSUPPORTED);
+  assert_int_equal(plan_of(ctx, 33, 1, &plan), SFA_ERROR_UNSUPPORTED);
+  assert_non_null(strstr(sfa_context_error(ctx), "k_k is 33"));
+  assert_int_equal(plan_of(ctx, K, 17, &plan), SFA_ERROR_UNSUPPORTED);
+  assert_int_equal(plan_of(ctx, K, 1, &plan), SFA_OK);
+  float q[G * D] = {0}, out[G * E];
+  void *workspace = aligned_alloc(64, (sfa_attention_workspace_bytes(plan) + 63) / 64 * 64);
+  sfa_attention_args args = {.struct_size = sizeof args, .q = {.data = q}, .k = {.data = q}, .v = {.data = q}, .out = out};
+  args.workspace = workspace;
+  assert_int_equal(sfa_attention_run(plan, &args), SFA_ERROR_UNSUPPORTED);
+  assert_int_equal(sfa_attention_run_cached(plan, &args, cache, CODES, (int32_t[]){0}), SFA_ERROR_ARGUMENT);
+  assert_non_null(strstr(sfa_context_error(ctx), "args.postings is NULL"));
+  sfa_postings *postings;
+  assert_int_equal(sfa_postings_create(cache, HALF, &postings), SFA_OK);
+  args.postings = (const sfa_postings *const[]){postings};
+  assert_int_equal(sfa_attention_run_cached(plan, &args, cache, CODES, (int32_t[]){0}), SFA_ERROR_ARGUMENT);
+  assert_non_null(strstr(sfa_context_error(ctx), "made for layer 3"));
+  sfa_postings_destroy(postings);
+  free(workspace);
+  sfa_attention_plan_destroy(plan);
+  sfa_cache_destroy(cache);
+  sfa_context_destroy(ctx);
+}
+
+/* ---- Search --------------------------------------------------------------------------------------------------------------------- */
+
 static int hit_order(const void *a, const void *b) {
   const sfa_hit *x = a, *y = b;
   if (isnan(x->score) != isnan(y->score))
@@ -395,6 +525,8 @@ int main(void) {
       cmocka_unit_test(scores_are_products),
       cmocka_unit_test(index_follows_the_sequence),
       cmocka_unit_test(search_finds_the_highest),
+      cmocka_unit_test(decode_by_the_index),
+      cmocka_unit_test(decode_refusals_say_why),
       cmocka_unit_test(refusals_say_why),
       cmocka_unit_test(failed_allocations_leave_a_valid_index),
   };
