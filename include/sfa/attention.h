@@ -152,6 +152,9 @@ SFA_API void sfa_attention_plan_destroy(sfa_attention_plan *plan);
 /* Bytes that run wants; linear in max_seqlen_q + max_seqlen_k. */
 SFA_API size_t sfa_attention_workspace_bytes(const sfa_attention_plan *plan);
 
+/* An inverted index over a layer of a cache: sfa/postings.h. */
+typedef struct sfa_postings sfa_postings;
+
 typedef struct sfa_attention_args {
   size_t struct_size; /* sizeof(sfa_attention_args) */
 
@@ -177,7 +180,7 @@ typedef struct sfa_attention_args {
 
   /* [B] indices over the layer of the cache (sfa/postings.h), one a sequence, entries may be NULL; NULL: none. SFA_POLICY_POSTINGS scores
    * by them whatever they cover, AUTO where that is faster; the bits are the same. */
-  const struct sfa_postings *const *postings;
+  const sfa_postings *const *postings;
 
   void *workspace; /* 64-byte aligned, sfa_attention_workspace_bytes */
 

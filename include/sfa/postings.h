@@ -18,8 +18,6 @@ extern "C" {
 
 /* ---- The index --------------------------------------------------------------------------------------------------------------- */
 
-typedef struct sfa_postings sfa_postings;
-
 /* An empty index of a layer. SFA_ERROR_UNSUPPORTED: its keys are not SFA_I8 codes. */
 SFA_API sfa_status sfa_postings_create(const sfa_cache *cache, int32_t layer, sfa_postings **postings);
 SFA_API void sfa_postings_destroy(sfa_postings *postings);

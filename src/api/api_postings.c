@@ -43,6 +43,16 @@ sfa_status sfa_postings_update(sfa_postings *postings, int32_t sequence) {
   return sfa_attn_postings_update(postings, &view);
 }
 
+void sfa_postings_destroy(sfa_postings *postings) { sfa_attn_postings_destroy(postings); }
+
+int64_t sfa_postings_len(const sfa_postings *p) { return p ? p->n_blocks * SFA_POSTINGS_BLOCK : 0; }
+
+size_t sfa_postings_bytes(const sfa_postings *p) {
+  return p ? sizeof *p + (size_t)p->capacity * (sizeof *p->stamps + sizeof *p->blocks) +
+                 (size_t)p->n_blocks * (size_t)p->n_kv_heads * p->head_bytes
+           : 0;
+}
+
 sfa_status sfa_check_postings(const sfa_postings *postings, const sfa_cache *cache, int32_t layer) {
   SFA_REQUIRE(cache->ctx, !postings || (postings->cache == cache && postings->layer == layer),
               "the index of postings was made for layer %d of %s: make one for each layer", postings->layer,
@@ -103,12 +113,17 @@ sfa_status sfa_cache_search(const sfa_cache *cache, const sfa_search *search, in
   SFA_TRY(check_search(cache, search, &n_keys));
   SFA_REQUIRE(cache->ctx, n_top >= 0, "n_top is %lld: it must not be negative", (long long)n_top);
   SFA_REQUIRE(cache->ctx, n_hits && (hits || !n_top), "hits or n_hits is NULL");
-  float *scores;
-  SFA_TRY(sfa_alloc(cache->ctx, (size_t)n_keys * sizeof *scores, "the scores of a search", (void **)&scores));
+  int64_t n = sfa_min64(n_top, n_keys);
+  size_t scores_bytes = sfa_align64((size_t)n_keys * sizeof(float));
+  unsigned char *memory; /* scores, then keys */
+  SFA_TRY(sfa_alloc(cache->ctx, scores_bytes + (size_t)n * sizeof(uint64_t), "the scores of a search", (void **)&memory));
+  float *scores = (float *)(void *)memory;
+  uint64_t *keys = (uint64_t *)(void *)(memory + scores_bytes);
   sfa_status status = sfa_cache_scores(cache, search, scores);
-  *n_hits = status == SFA_OK ? sfa_min64(n_top, n_keys) : 0;
-  if (status == SFA_OK)
-    status = sfa_attn_search_top(cache->ctx, n_keys, scores, *n_hits, hits);
-  sfa_free(cache->ctx, scores);
+  *n_hits = status == SFA_OK ? n : 0;
+  sfa_attn_search_top(n_keys, scores, *n_hits, keys);
+  for (int64_t i = 0; i < *n_hits; i++)
+    hits[i] = (sfa_hit){.key = (int64_t)keys[i], .score = scores[keys[i]]};
+  sfa_free(cache->ctx, memory);
   return status;
 }

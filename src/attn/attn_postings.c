@@ -53,7 +53,7 @@ static void forget(sfa_postings *p, int64_t n_blocks) {
     sfa_free(p->ctx, p->blocks[p->n_blocks - 1]);
 }
 
-void sfa_postings_destroy(sfa_postings *p) {
+void sfa_attn_postings_destroy(sfa_postings *p) {
   if (!p)
     return;
   forget(p, 0);
@@ -167,14 +167,6 @@ sfa_status sfa_attn_postings_update(sfa_postings *p, const sfa_kv_view *view) {
   seal_job job = {p, view, first};
   sfa_parallel(p->ctx, (p->n_blocks - first) * p->n_kv_heads, seal_item, &job);
   return status;
-}
-
-int64_t sfa_postings_len(const sfa_postings *p) { return p ? p->n_blocks * SFA_POSTINGS_BLOCK : 0; }
-
-size_t sfa_postings_bytes(const sfa_postings *p) {
-  return p ? sizeof *p + (size_t)p->capacity * (sizeof *p->stamps + sizeof *p->blocks) +
-                 (size_t)p->n_blocks * (size_t)p->n_kv_heads * p->head_bytes
-           : 0;
 }
 
 /* ---- Scores ------------------------------------------------------------------------------------------------------------------ */

@@ -7,8 +7,6 @@
 
 #include "attn/attn_plan.h"
 
-#include <sfa/postings.h>
-
 enum {
   SFA_POSTINGS_BLOCK = SFA_KEY_SPAN, /* keys of a sealed block */
   SFA_POSTINGS_WORDS = SFA_POSTINGS_BLOCK / 64
@@ -32,6 +30,8 @@ bool sfa_attn_postings_fit(const sfa_row_format *format);
 /* Empty; cache, layer: as they are compared. */
 sfa_status sfa_attn_postings_create(sfa_context *ctx, const void *cache, int32_t layer, int32_t n_kv_heads, const sfa_row_format *format,
                                     sfa_postings **postings);
+/* Takes NULL. */
+void sfa_attn_postings_destroy(sfa_postings *postings);
 /* Blocks of the view that the index holds, from the first one on. */
 int64_t sfa_attn_postings_valid(const sfa_postings *postings, const sfa_kv_view *view);
 /* Keeps those, forgets others, seals the full blocks that are missing. */

@@ -4,6 +4,7 @@
 #include "base/half.h"
 
 #include <math.h>
+#include <string.h>
 
 /* ---- Scores ------------------------------------------------------------------------------------------------------------------ */
 
@@ -106,9 +107,9 @@ static void sink(uint64_t *heap, int64_t n, uint64_t rank) {
   heap[at] = rank;
 }
 
-sfa_status sfa_attn_search_top(sfa_context *ctx, int64_t n_keys, const float *scores, int64_t n_hits, sfa_hit *hits) {
-  uint64_t *heap; /* of the best until now; it begins with n_hits that are worse than any */
-  SFA_TRY(sfa_alloc_zero(ctx, (size_t)n_hits, sizeof *heap, "a search", (void **)&heap));
+void sfa_attn_search_top(int64_t n_keys, const float *scores, int64_t n_hits, uint64_t *keys) {
+  uint64_t *heap = keys; /* of the best until now; it begins with n_hits that are worse than any */
+  memset(heap, 0, (size_t)n_hits * sizeof *heap);
   float worst = -INFINITY; /* among them: most keys are below, and cost one comparison */
   for (int64_t key = 0; key < n_keys && n_hits; key++) {
     if (scores[key] < worst)
@@ -120,11 +121,9 @@ sfa_status sfa_attn_search_top(sfa_context *ctx, int64_t n_keys, const float *sc
     if (heap[0])
       worst = scores[key_of(heap[0])];
   }
-  for (int64_t n = n_hits; n > 0; n--) { /* the least goes last */
-    int64_t key = key_of(heap[0]);
-    hits[n - 1] = (sfa_hit){.key = key, .score = scores[key]};
+  for (int64_t n = n_hits; n > 0; n--) { /* the least goes last, where the heap no longer is */
+    uint64_t least = heap[0];
     sink(heap, n - 1, heap[n - 1]);
+    keys[n - 1] = (uint64_t)key_of(least);
   }
-  sfa_free(ctx, heap);
-  return SFA_OK;
 }

@@ -8,7 +8,7 @@
  * (NULL: none) that the view still has are read there, the other keys as they are stored. */
 sfa_status sfa_attn_search_scores(sfa_context *ctx, const sfa_kv_view *view, int32_t g, const sfa_postings *postings, float softmax_scale,
                                   int64_t n_keys, float *q, float *scores);
-/* hits [n_hits]: the highest of the scores, highest first, ties to the lower key, NaN before all. n_hits <= n_keys. */
-sfa_status sfa_attn_search_top(sfa_context *ctx, int64_t n_keys, const float *scores, int64_t n_hits, sfa_hit *hits);
+/* keys [n_hits]: those of the highest scores, highest first, ties to the lower key, NaN before all. n_hits <= n_keys. */
+void sfa_attn_search_top(int64_t n_keys, const float *scores, int64_t n_hits, uint64_t *keys);
 
 #endif
