@@ -104,47 +104,57 @@ static int read_to(const reading *r, int64_t end, float *logits) {
   a->progress.before = len;
   a->progress.total = r->p->n_ids;
   sfa_status read = sfa_session_append(a->session, r->p->ids + len, end - len, logits);
-  if (read == SFA_OK && !interrupted())
+  if (read == SFA_OK)
     return EXIT_OK;
   progress_clear(&a->progress);
-  return read == SFA_OK || read == SFA_ERROR_CANCELLED ? EXIT_INTERRUPTED : app_fail_status(a->ctx);
+  return read == SFA_ERROR_CANCELLED ? EXIT_INTERRUPTED : app_fail_status(a->ctx);
 }
 
-/* Reads the document on and keeps it. */
-static int read_document(const reading *r) {
+/* The document up to a token, in the same pieces with and without an index (writer NULL): where a piece ends may show in the bits of 16-bit
+ * arithmetic. */
+static int read_document(const reading *r, int64_t end, sfa_index_writer *writer) {
   app *a = r->a;
-  int64_t n_document = r->p->n_document, kept = r->has_index ? sfa_session_len(a->session) : 0;
+  int64_t len = sfa_session_len(a->session), kept = r->has_index ? len : 0;
+  int status = EXIT_OK;
+  while (!status && len < end) {
+    int64_t next = (len / COMMIT_LEN + 1) * COMMIT_LEN;
+    len = next < end ? next : end;
+    status = read_to(r, len, NULL);
+    if (!status && writer)
+      status = commit(r, writer);
+    if (!status)
+      kept = len;
+    if (!status && len < end && interrupted())
+      status = EXIT_INTERRUPTED;
+  }
+  if (status == EXIT_INTERRUPTED && writer && kept)
+    app_note("stopped; %s holds %lld of %lld tokens, and the same command reads on", a->o->index, (long long)kept, (long long)end);
+  return status;
+}
+
+/* What the index does not hold of the document, into it. */
+static int keep_document(const reading *r) {
+  app *a = r->a;
   sfa_index_writer *writer;
   if (sfa_index_writer_open(a->ctx, a->o->index, &writer) != SFA_OK)
     return app_fail_status(a->ctx);
-  int status = EXIT_OK;
-  do {
-    int64_t len = sfa_session_len(a->session), end = (len / COMMIT_LEN + 1) * COMMIT_LEN;
-    end = end < n_document ? end : n_document;
-    if (len < end)
-      status = read_to(r, end, NULL);
-    if (!status)
-      status = commit(r, writer);
-    if (!status)
-      kept = end;
-  } while (!status && kept < n_document);
+  int status = read_document(r, r->p->n_document, writer);
+  if (!status)
+    status = commit(r, writer); /* names of sources, if nothing else was new */
   sfa_index_writer_close(writer);
-  if (status == EXIT_INTERRUPTED && kept)
-    app_note("stopped; %s holds %lld of %lld tokens, and the same command reads on", a->o->index, (long long)kept, (long long)n_document);
   return status;
 }
 
 int reading_run(const reading *r, float *logits) {
   app *a = r->a;
+  int64_t n = r->p->n_ids, n_document = r->p->n_document, n_before = n_document < n ? n_document : n - 1;
   int status = EXIT_OK;
-  if (a->o->index) {
-    int64_t len = sfa_session_len(a->session);
-    if (len > r->p->n_document) /* the file has grown since reading_begin */
-      sfa_session_truncate(a->session, r->p->n_document);
-    if (a->o->file && (len < r->p->n_document || !r->is_whole))
-      status = read_document(r);
-  }
-  if (!status && sfa_session_len(a->session) == r->p->n_ids) /* no question: the logits of the document's last token are wanted */
-    sfa_session_truncate(a->session, r->p->n_ids - 1);
-  return status ? status : read_to(r, r->p->n_ids, logits);
+  if (a->o->index && a->o->file && !(r->is_whole && sfa_session_len(a->session) >= n_document))
+    status = keep_document(r);
+  else if (!a->o->index)
+    status = read_document(r, n_before, NULL);
+  /* Without a question the document's last token is run once more, for its logits; and the file may have grown since reading_begin. */
+  if (!status && sfa_session_len(a->session) > n_before)
+    sfa_session_truncate(a->session, n_before);
+  return status ? status : read_to(r, n, logits);
 }

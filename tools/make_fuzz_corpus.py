@@ -163,10 +163,57 @@ def tokenizer_bin_seeds() -> dict[str, bytes]:
     return {"small": good, "cut": good[:-1], "length": good[:8] + struct.pack("<i", 2**31 - 1) + good[12:], "negative": good[:8] + b"\xff" * 4}
 
 
+def checksum(data: bytes) -> int:
+    """docs/LAYOUTS.md, of the document index"""
+    h = 0
+    padded = data + bytes(-len(data) % 8)
+    for word in (*struct.unpack(f"<{len(padded) // 8}Q", padded), len(data)):
+        h = (h ^ word) * 0x9E3779B97F4A7C15 & (1 << 64) - 1
+        h ^= h >> 32
+    return h
+
+
+def sealed(data: bytes) -> bytes:
+    return data + struct.pack("<Q", checksum(data))
+
+
+def index(commits: list[int], sources: list[tuple], layers: list[tuple] = [(2, 2, 4, 2, 192), (0, 0, 2, 4, 256)], vocab: int = 100) -> bytes:
+    """commits: tokens of each state; sources: (segment, name, first token, tokens)"""
+    settings = struct.pack("<QQ8IQQ", 1, 2, 1, 64, len(layers), 1, 8, 8, 1, vocab, 4, 0)
+    settings += b"".join(struct.pack("<4IQ", *layer) for layer in layers) + b"tiny"
+    header = sealed(b"SFAINDEX" + struct.pack("<IIQQ", 1, 0x01020304, len(settings), checksum(settings)) + bytes(24))
+    slots, body, at, before, first, first_source = [bytes(64)] * 2, settings, 12288 + len(settings), 0, 0, 0
+    for sequence, total in enumerate(commits, 1):
+        body += bytes(-at % 64)
+        at += -at % 64
+        own = [s for s in sources if s[0] == sequence]
+        names = b"".join(s[1] + b"\0" for s in own)
+        meta = b"".join(struct.pack("<i", i * 7 % vocab) for i in range(first, total))
+        meta += bytes(-len(meta) % 8) + b"".join(struct.pack("<4Q", 10 * s[2], 9 * s[3], s[2], s[3]) for s in own) + names
+        n_pages = -(-total // 64) - first // 64
+        pages = [bytes((i * 31 + p * 17 + j) % 256 for j in range(layer[4])) for i, layer in enumerate(layers) for p in range(n_pages)]
+        meta += bytes(-len(meta) % 8) + b"".join(struct.pack("<Q", checksum(p)) for p in pages)
+        meta += bytes(-len(meta) % 64)
+        pages_at = at + 128 + len(meta)
+        end = pages_at + sum(map(len, pages))
+        counts = (before, first, total - first, first_source, len(own), len(names), pages_at, end)
+        body += sealed(b"SFASEGMT" + struct.pack("<9Q", *counts, checksum(meta)) + bytes(40)) + meta + b"".join(pages)
+        first_source += len(own)
+        slots[sequence % 2] = sealed(struct.pack("<7Q", sequence, end, at, total, first_source, 0, 0))
+        before, at, first = at, end, total
+    return header.ljust(4096, b"\0") + slots[0].ljust(4096, b"\0") + slots[1].ljust(4096, b"\0") + body
+
+
+def index_seeds() -> dict[str, bytes]:
+    two = index([70, 130], [(1, b"a.txt", 1, 60), (2, b"b.txt", 61, 69)])
+    return {"one": index([3], [(1, b"book", 0, 3)], layers=[(1, 1, 4, 4, 64)]), "two": two, "many": index([1, 2, 64, 65, 65, 66], []),
+            "cut": two[:-1], "begun": two[:4096] + bytes(8192) + two[12288:], "raw": b"\0" + two[1:]}
+
+
 def main() -> None:
     out = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else pathlib.Path(__file__).parent.parent / "tests/fuzz/corpus"
     targets = {"gguf": gguf_seeds(), "safetensors": safetensors_seeds(), "llama2c": llama2c_seeds(), "tokenizer_json": tokenizer_json_seeds(),
-               "tokenizer_bin": tokenizer_bin_seeds()}
+               "tokenizer_bin": tokenizer_bin_seeds(), "index": index_seeds()}
     for target, seeds in targets.items():
         (out / target).mkdir(parents=True, exist_ok=True)
         for name, data in seeds.items():

@@ -299,6 +299,47 @@ case_index() {
   bad 1 "holds no text; left out" "${ask[@]}" -f "$docs"
 }
 
+# A reader that knows docs/LAYOUTS.md alone finds what the command tells, and in layer 0, whose keys and values do not depend on how attention
+# is computed, the rows of a dense f32 index in one of int8 codes and values.
+case_index_reader() {
+  command -v python3 >"$work/which" || skip "no python3 here"
+  local reader=$root/tools/read_index.py which
+  printf 'Once upon a time, there was a little girl named Lily. She loved to play outside in the park.' >"$work/a.txt"
+  printf ' One day, she saw a big, red ball. She wanted to play with it, but it was too high for her to reach.' >"$work/b.txt"
+  cat "$work/a.txt" "$work/b.txt" >"$work/both.txt"
+  for which in "dense:--cache-k f32" "codes:--sfa-k 3 --cache-v int8" "mixed:--sfa-k 2 --sfa-layers 1,4 --cache-k f16 --cache-v bf16"; do
+    # shellcheck disable=SC2086
+    good generate -m "$story" -f "$work/both.txt" --index "$work/${which%%:*}" -n 1 ${which#*:}
+    good index "$work/${which%%:*}" --json
+    cp "$work/out" "$work/told"
+    python3 "$reader" "$work/${which%%:*}" --row 0 2 41 >"$work/out" 2>"$work/err"
+    equal "the second reader's exit for ${which%%:*}: $(cat "$work/err")" $? 0
+    for member in model fingerprint tokens bytes segments commits layers kv_heads head_dim k k_q sources; do
+      equal "$member of ${which%%:*}" "$(get $member)" "$("$json_get" $member <"$work/told")"
+    done
+    cp "$work/out" "$work/${which%%:*}.json"
+  done
+  holds "ids" "$(get ids.#) == $(get tokens)"
+  python3 - "$work/dense.json" "$work/codes.json" <<'END' || fault "the rows of int8 codes are not those of f32"
+import json, sys
+dense, codes = (json.load(open(path)) for path in sys.argv[1:])
+top = sorted(range(8), key=lambda i: (-abs(dense["key"][i]), i))[:3]
+assert {i for i, x in enumerate(codes["key"]) if x} == set(top), (dense["key"], codes["key"])
+for name, kept in (("key", top), ("value", range(8))):
+    step = max(abs(x) for x in dense[name]) / 127
+    assert 0 < step and all(abs(dense[name][i] - codes[name][i]) <= 0.51 * step for i in kept), (dense[name], codes[name])
+END
+  # What it finds damaged.
+  python3 - "$work/codes" "$work/bad" <<'END'
+import sys
+data = bytearray(open(sys.argv[1], "rb").read())
+data[-200] ^= 1
+open(sys.argv[2], "wb").write(data)
+END
+  python3 "$reader" "$work/bad" >"$work/out" 2>"$work/err"
+  equal "the second reader's exit for a damaged file" $? 1
+}
+
 case_chat() {
   bad 1 "no chat template" chat -m "$story"
 }
