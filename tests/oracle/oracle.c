@@ -101,7 +101,10 @@ static float *oracle_stored(const float *x, long n, int d, int k, int storage) {
   if (k == 0)
     k = d;
   for (long row = 0; row < n; row++) {
-    oracle_topk(x + row * d, d, k, ids);
+    if (k < d)
+      oracle_topk(x + row * d, d, k, ids);
+    for (int u = 0; u < d && k == d; u++)
+      ids[u] = u;
     for (int u = 0; u < k; u++)
       kept[u] = x[row * d + ids[u]];
     oracle_round(kept, k, storage);

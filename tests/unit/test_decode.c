@@ -269,8 +269,8 @@ static void others_are_exact(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(keys_are_tiles), cmocka_unit_test(lengths_differ), cmocka_unit_test(too_many_rows),
-      cmocka_unit_test(certificate),    cmocka_unit_test(needle),         cmocka_unit_test(no_numbers),
+      cmocka_unit_test(keys_are_tiles), cmocka_unit_test(lengths_differ),   cmocka_unit_test(too_many_rows),
+      cmocka_unit_test(certificate),    cmocka_unit_test(needle),           cmocka_unit_test(no_numbers),
       cmocka_unit_test(heavy_sink),     cmocka_unit_test(others_are_exact),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
