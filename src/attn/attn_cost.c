@@ -10,6 +10,7 @@
 #include "attn/attn_cost.h"
 
 #include "attn/attn_cost_tables.h"
+#include "kernel/kernel_half.h"
 
 #include <math.h>
 #include <stddef.h>
@@ -68,13 +69,15 @@ typedef struct units {
 
 enum { MOST_SAMPLED = 1024 }; /* blocks looked at; more are represented by every second, third, ... one */
 
-static units count_units(const sfa_attention_plan *plan) {
+/* For blocks of W rows that meet `tile` keys at a time. */
+static units count_units(const sfa_attention_plan *plan, int64_t W, int64_t tile) {
   const sfa_attention_options *o = &plan->options;
-  int64_t S = o->max_seqlen_k, T = o->max_seqlen_q, n_rows = T * plan->group, W = plan->width;
-  int64_t sink_tiles = (sfa_min64(o->n_sink_tokens, S) + SFA_KEY_TILE - 1) / SFA_KEY_TILE;
-  int64_t step = (plan->n_blocks + MOST_SAMPLED - 1) / MOST_SAMPLED;
+  int64_t S = o->max_seqlen_k, T = o->max_seqlen_q, n_rows = T * plan->group;
+  int64_t sink_tiles = (sfa_min64(o->n_sink_tokens, S) + tile - 1) / tile;
+  int64_t n_blocks = (n_rows + W - 1) / W;
+  int64_t step = (n_blocks + MOST_SAMPLED - 1) / MOST_SAMPLED;
   units u = {0};
-  for (int64_t block = 0; block < plan->n_blocks; block += step) {
+  for (int64_t block = 0; block < n_blocks; block += step) {
     int64_t first_row = block * W, end_row = sfa_min64(first_row + W, n_rows);
     int64_t first_position = first_row / plan->group + S - T, last_position = (end_row - 1) / plan->group + S - T;
     int64_t left = o->has_window && o->window_size[0] >= 0 ? sfa_max64(first_position - o->window_size[0], 0) : 0, right = S - 1;
@@ -82,10 +85,10 @@ static units count_units(const sfa_attention_plan *plan) {
       right = sfa_min64(right, last_position);
     if (o->has_window && o->window_size[1] >= 0)
       right = sfa_min64(right, last_position + o->window_size[1]);
-    int64_t first_tile = left / SFA_KEY_TILE, end_tile = right < left ? first_tile : right / SFA_KEY_TILE + 1;
+    int64_t first_tile = left / tile, end_tile = right < left ? first_tile : right / tile + 1;
     int64_t n_tiles = end_tile - first_tile + sfa_min64(sink_tiles, first_tile);
-    int64_t n_keys = sfa_min64(n_tiles * SFA_KEY_TILE, S);
-    double weight = (double)sfa_min64(step, plan->n_blocks - block);
+    int64_t n_keys = sfa_min64(n_tiles * tile, S);
+    double weight = (double)sfa_min64(step, n_blocks - block);
     u.blocks += weight;
     u.tiles += weight * (double)n_tiles;
     u.block_keys += weight * (double)n_keys;
@@ -127,7 +130,9 @@ static void tiles_times(const sfa_attention_plan *plan, const units *u, bool den
   double loads = u->block_keys / plan->n_strips; /* a tile is brought in once for the blocks of an item */
   double score =
       K && !densify ? u->lane_pairs * (c->code_pair + K * by_dim(c->code_step, D)) : u->lane_pairs * D * by_dim(c->dense_step, D);
-  if (densify)
+  if (densify && plan->encode_k && o->k_dtype == SFA_F32) /* once, when they are made */
+    t->pack += u->keys * (D * c->densify_key + K * c->densify_value);
+  else if (densify)
     score += loads * (D * c->densify_key + K * c->densify_value);
   if (o->k_dtype != SFA_F32)
     score += loads * sfa_row_width(&plan->k_format) * c->load_value[o->k_dtype];
@@ -180,7 +185,8 @@ static void posting_times(const sfa_attention_plan *plan, const units *u, double
 void sfa_attn_predict(const sfa_attention_plan *plan, sfa_policy policy, bool densify, sfa_attn_times *times) {
   const sfa_attention_options *o = &plan->options;
   const sfa_costs *c = &plan->costs;
-  units u = count_units(plan);
+  bool half = policy == SFA_POLICY_HALF_CODES || policy == SFA_POLICY_HALF_DENSE;
+  units u = half ? count_units(plan, sfa_half_width(o->head_dim), SFA_HALF_CHUNK) : count_units(plan, plan->width, SFA_KEY_TILE);
   *times = (sfa_attn_times){0};
   if (o->k_q && o->k_q < o->head_dim)
     times->topk += u.q_rows * topk_row(c, o->head_dim, o->k_q);

@@ -45,6 +45,7 @@ bool sfa_attn_plan_workspace(sfa_attention_plan *plan) {
   const sfa_attention_options *o = &plan->options;
   const sfa_attn_way *way = sfa_attn_way_of(plan->policy);
   int64_t n_blocks = (int64_t)o->n_sequences * o->n_kv_heads * plan->n_blocks;
+  plan->densify_once = plan->densify && plan->encode_k && o->k_dtype == SFA_F32;
   sfa_attn_state state;
   sfa_attn_scratch scratch;
   plan->part_bytes = sfa_attn_state_place(plan, NULL, &state);
@@ -62,6 +63,7 @@ bool sfa_attn_plan_workspace(sfa_attention_plan *plan) {
       add_array(&total, (size_t)plan->ctx->n_threads, plan->scratch_bytes, &plan->scratch) &&
       add_array(&total, way->workspace_bytes ? way->workspace_bytes(plan) : 0, 1, &plan->way_memory) &&
       add_array(&total, (size_t)o->n_sequences * n_pages, sizeof(void *), &plan->page_tables) &&
+      add_array(&total, plan->densify_once ? n_keys : 0, (size_t)o->head_dim * sizeof(float), &plan->k_dense) &&
       add_array(&total, n_k, sfa_row_ids_bytes(k), &plan->k_ids) && add_array(&total, n_k, sfa_row_values_bytes(k), &plan->k_values) &&
       add_array(&total, n_k, sfa_row_scale_bytes(k), &plan->k_scales) && add_array(&total, n_v, sfa_row_values_bytes(v), &plan->v_values) &&
       add_array(&total, n_v, sfa_row_scale_bytes(v), &plan->v_scales);

@@ -23,6 +23,7 @@ struct sfa_attention_plan {
 
   sfa_policy policy; /* never AUTO */
   bool densify;      /* TILES scores codes as dense rows: where that is cheaper; the same bits */
+  bool densify_once; /* f32 codes of this call's keys are written out when they are made; otherwise each item does it, tile by tile */
   char reason[224];  /* why: one line */
 
   int32_t group;                     /* H / G: query heads that share a kv head */
@@ -37,10 +38,10 @@ struct sfa_attention_plan {
 
   /* Offsets into the workspace. */
   size_t views, parts, scratch;
-  size_t part_bytes, scratch_bytes;                     /* of one part, of one thread */
-  size_t way_memory;                                    /* what the policy wants beside these: attn_policy.h */
-  size_t page_tables;                                   /* [B][pages of max_seqlen_k] pointers, for pages in the caller's memory */
-  size_t k_ids, k_values, k_scales, v_values, v_scales; /* last: calls that need none never touch the memory */
+  size_t part_bytes, scratch_bytes;                              /* of one part, of one thread */
+  size_t way_memory;                                             /* what the policy wants beside these: attn_policy.h */
+  size_t page_tables;                                            /* [B][pages of max_seqlen_k] pointers, for pages in the caller's memory */
+  size_t k_dense, k_ids, k_values, k_scales, v_values, v_scales; /* last: calls that need none never touch the memory */
   size_t workspace_bytes;
 };
 

@@ -40,6 +40,7 @@ typedef struct encode_job {
   const sfa_rows *rows;
   const sfa_row_format *format;
   sfa_row_store store;
+  float *dense;                   /* [B][G][max_seqlen_k][D] where codes are written out too; else NULL */
   int64_t n_chunks;               /* of a (sequence, head) */
   _Atomic int64_t first_bad_item; /* INT64_MAX: none */
 } encode_job;
@@ -68,6 +69,12 @@ static void encode_item(void *arg, int64_t item, int32_t thread) {
     int64_t before = atomic_load(&job->first_bad_item);
     while (item < before && !atomic_compare_exchange_weak(&job->first_bad_item, &before, item))
       continue;
+  } else if (job->dense) {
+    int64_t start = job->args->stage_ns ? sfa_now_ns() : 0;
+    int32_t D = job->format->dim;
+    sfa_code_write_out(n_rows, D, job->format->k, store.ids, store.values, job->dense + to * (size_t)D);
+    if (job->args->stage_ns)
+      scratch.stage_ns[SFA_STAGE_PACK] += sfa_now_ns() - start;
   }
 }
 
@@ -88,7 +95,9 @@ static sfa_status encode_side(encode_job *job, const char *name, size_t side_off
   }
   for (int32_t b = 0; b < o->n_sequences; b++) {
     sfa_kv_side *side = (sfa_kv_side *)((unsigned char *)&views[b] + side_offset);
-    *side = side_over(job->format, &job->store, (int64_t)b * o->n_kv_heads * o->max_seqlen_k, o->max_seqlen_k, 1);
+    int64_t first = (int64_t)b * o->n_kv_heads * o->max_seqlen_k;
+    *side = side_over(job->format, &job->store, first, o->max_seqlen_k, 1);
+    side->dense = stream_over(job->dense, (size_t)job->format->dim * sizeof(float), job->format->dim, first, o->max_seqlen_k, 1);
   }
   return SFA_OK;
 }
@@ -126,6 +135,7 @@ sfa_status sfa_attn_prepare(const sfa_attention_plan *plan, const sfa_attention_
   if (!codes && !readable_in_place(&args->k, &plan->k_format)) {
     encode_job job = {.plan = plan, .args = args, .rows = &args->k, .format = &plan->k_format};
     job.store = (sfa_row_store){workspace + plan->k_ids, workspace + plan->k_values, (uint16_t *)(void *)(workspace + plan->k_scales)};
+    job.dense = plan->densify_once ? (float *)(void *)(workspace + plan->k_dense) : NULL;
     SFA_TRY(encode_side(&job, "k", offsetof(sfa_kv_view, k), views));
   }
   if (!readable_in_place(&args->v, &plan->v_format)) {

@@ -266,11 +266,13 @@ static const void *load_ids(const sfa_attn_block *block, const sfa_kv_side *side
 }
 
 /* Codes of a tile as dense rows, where the plan found those cheaper to score. Not where int8 sums would be cut in other places. */
-static const float *densify(const sfa_attn_block *block, const sfa_row_format *format, const sfa_attn_key_tile *tile) {
+static const float *densify(const sfa_attn_block *block, const sfa_kv_side *keys, int64_t number, const sfa_attn_key_tile *tile) {
   const sfa_attention_plan *plan = block->call->plan;
-  int32_t D = plan->options.head_dim, K = format->k;
-  if (!plan->densify || (format->dtype == SFA_I8 && K > SFA_EXACT_TERMS))
+  int32_t D = plan->options.head_dim, K = keys->format.k;
+  if (!plan->densify || (keys->format.dtype == SFA_I8 && K > SFA_EXACT_TERMS))
     return NULL;
+  if (keys->dense.base)
+    return (const float *)(const void *)sfa_kv_at(block->view, &keys->dense, block->kv_head, number);
   sfa_code_write_out(tile->n_keys, D, K, tile->ids, tile->keys, block->scratch.k_dense);
   return block->scratch.k_dense;
 }
@@ -285,7 +287,7 @@ sfa_attn_key_tile sfa_attn_tile_load(const sfa_attn_block *block, int64_t number
                             .keys = load_rows(block, k, number, n_keys, NULL, block->scratch.k_rows),
                             .scale = load_key_scale(block, number, n_keys),
                             .values = load_rows(block, v, number, n_keys, load_scales(block, v, number, n_keys), block->scratch.v_rows)};
-  tile.dense = tile.ids ? densify(block, &k->format, &tile) : NULL;
+  tile.dense = tile.ids ? densify(block, k, number, &tile) : NULL;
   if (block->call->plan->policy == SFA_POLICY_PAPER)
     sfa_attn_paper_lists(block, n_keys, tile.ids, tile.keys);
   return tile;

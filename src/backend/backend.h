@@ -28,9 +28,7 @@ static inline size_t sfa_elements_bytes(sfa_dtype dtype, int64_t n) {
   return dtype == SFA_I4 ? (size_t)n / 2 : (size_t)n * sfa_dtype_bytes(dtype);
 }
 static inline bool sfa_has_scales(sfa_dtype dtype) { return dtype == SFA_I8 || dtype == SFA_I4; }
-static inline size_t sfa_row_values_bytes(const sfa_row_format *format) {
-  return sfa_elements_bytes(format->dtype, sfa_row_width(format));
-}
+static inline size_t sfa_row_values_bytes(const sfa_row_format *format) { return sfa_elements_bytes(format->dtype, sfa_row_width(format)); }
 static inline size_t sfa_row_scale_bytes(const sfa_row_format *format) { return sfa_has_scales(format->dtype) ? sizeof(uint16_t) : 0; }
 
 /* Where rows go, one after the other. */
@@ -53,6 +51,7 @@ typedef struct sfa_kv_stream {
 typedef struct sfa_kv_side {
   sfa_row_format format;
   sfa_kv_stream ids, values, scales;
+  sfa_kv_stream dense; /* codes written out as f32 rows [dim] as well; base NULL: they are not */
 } sfa_kv_side;
 
 /* The keys and values of one sequence, all kv heads: pages of SFA_KEY_TILE keys, or plain arrays (pages = NULL). */
