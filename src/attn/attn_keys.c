@@ -10,6 +10,7 @@
 
 #include "attn/attn_cost.h"
 #include "attn/attn_postings.h"
+#include "kernel/stored_rows.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -184,6 +185,11 @@ int32_t sfa_attn_keys_weigh(const sfa_attn_block *block, int64_t tile, const sfa
       memcpy(P + i * SFA_KEY_TILE, scores + (int64_t)i * SFA_KEY_SPAN, SFA_KEY_TILE * sizeof *P);
   } else {
     sfa_stored_rows keys = stored_rows(block, &block->view->k, tile, n_keys);
+    if (first_key + SFA_KEY_TILE < block->view->n_keys) {
+      int64_t n_next = sfa_min64(SFA_KEY_TILE, block->view->n_keys - first_key - SFA_KEY_TILE);
+      sfa_stored_rows next = stored_rows(block, &block->view->k, tile + 1, (int32_t)n_next);
+      sfa_stored_rows_prefetch(&next, (int32_t)sfa_id_bytes(plan->options.head_dim));
+    }
     kernels->score_keys(&keys, n_rows, plan->options.head_dim, s->q_table, plan->query_scale, P);
   }
   const float *slope = block->call->args->alibi_slopes ? s->slope : NULL;

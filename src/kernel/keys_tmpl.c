@@ -36,25 +36,29 @@ V_INLINE void score_slots(const int slots, const vf *k, const vf *ids, const flo
   vf_store(S, sum);
 }
 
-/* Dense bf16 as it lies: pairs of features turned as if they were f32. D: the whole of 16 features. */
+/* Dense bf16 as it lies, n features, a multiple of 16: pairs of them turned as if they were f32. Two vectors of keys side by side. */
 static void score_pairs(const sfa_stored_rows *keys, int32_t n_rows, int32_t D, int32_t n, const void *table, float *S) {
   const float *rows[SFA_KEY_TILE];
   for (int32_t j = 0; j < SFA_KEY_TILE; j++)
     rows[j] = (const float *)((const uint16_t *)keys->values + (j < keys->n ? j : keys->n - 1) * keys->values_stride);
   for (int32_t u = 0; u < n; u += 16)
-    for (int32_t j = 0; j < keys->n; j += V_LANES) {
-      vf pairs[8];
-      vf_turn(rows + j, u / 2, pairs);
+    for (int32_t j = 0; j < keys->n; j += 2 * V_LANES) {
+      vf a[8], b[8];
+      vf_turn(rows + j, u / 2, a);
+      vf_turn(rows + j + V_LANES, u / 2, b);
       for (int32_t i = 0; i < n_rows; i++) {
         const float *q = table_row(table, D, i) + 16 + u;
         float *s = S + (int64_t)i * SFA_KEY_TILE + j;
-        vf sum = vf_load(s);
+        vf sum_a = vf_load(s), sum_b = vf_load(s + V_LANES);
 #pragma GCC unroll 8
         for (int p = 0; p < 8; p++) {
-          sum = vf_fma(v_low_bf16(pairs[p]), vf_set(q[2 * p]), sum);
-          sum = vf_fma(v_high_bf16(pairs[p]), vf_set(q[2 * p + 1]), sum);
+          sum_a = vf_fma(v_low_bf16(a[p]), vf_set(q[2 * p]), sum_a);
+          sum_b = vf_fma(v_low_bf16(b[p]), vf_set(q[2 * p]), sum_b);
+          sum_a = vf_fma(v_high_bf16(a[p]), vf_set(q[2 * p + 1]), sum_a);
+          sum_b = vf_fma(v_high_bf16(b[p]), vf_set(q[2 * p + 1]), sum_b);
         }
-        vf_store(s, sum);
+        vf_store(s, sum_a);
+        vf_store(s + V_LANES, sum_b);
       }
     }
 }

@@ -41,6 +41,18 @@ static inline size_t sfa_stored_bytes(sfa_dtype dtype, int64_t n) {
   return dtype == SFA_I4 ? (size_t)n / 2 : (size_t)n * (dtype == SFA_F32 ? 4 : dtype == SFA_I8 ? 1 : 2);
 }
 
+/* Asks for the memory of rows that will be read soon: those of the next tile, which no processor foresees where pages are apart. */
+static inline void sfa_stored_rows_prefetch(const sfa_stored_rows *rows, int32_t id_bytes) {
+  const char *parts[] = {rows->values, rows->ids, (const char *)rows->scales};
+  const size_t row = sfa_stored_bytes(rows->dtype, rows->width);
+  const size_t bytes[] = {sfa_stored_bytes(rows->dtype, (rows->n - 1) * rows->values_stride) + row,
+                          rows->ids ? (size_t)((rows->n - 1) * rows->ids_stride + rows->width) * (size_t)id_bytes : 0,
+                          rows->scales ? (size_t)((rows->n - 1) * rows->scales_stride + 1) * 2 : 0};
+  for (int part = 0; part < 3; part++)
+    for (size_t at = 0; at < bytes[part]; at += 64)
+      __builtin_prefetch(parts[part] + at, 0, 2);
+}
+
 /* Element `at` of stored rows, before the row's scale. */
 static inline float sfa_stored_value(sfa_dtype dtype, const void *values, int64_t at) {
   switch (dtype) {

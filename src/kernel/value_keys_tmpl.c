@@ -5,12 +5,21 @@
 
 enum { PREFETCH_KEYS = 6 }; /* keys ahead where the list has gaps: the processor's own prefetching needs neighbours */
 
-/* `columns` vectors of a stored row. SFA_I4 gives pairs of vectors: the even and the odd elements. */
+/* Types whose elements share a lane at first: they come as pairs of vectors, the even and the odd elements. */
+V_INLINE int comes_in_pairs(const sfa_dtype dtype) { return dtype == SFA_BF16 || dtype == SFA_I4; }
+
+/* `columns` vectors, an even number, of a stored row. */
 V_INLINE void value_vectors(const sfa_dtype dtype, const int columns, const char *row, vf scale, vf *v) {
 #pragma GCC unroll 8
   for (int c = 0; c < columns; c++)
     switch (dtype) {
-    case SFA_BF16: v[c] = v_load_bf16((const uint16_t *)row + c * V_LANES); break;
+    case SFA_BF16:
+      if (c % 2 == 0) {
+        const vf pairs = vf_load((const float *)row + c / 2 * V_LANES);
+        v[c] = v_low_bf16(pairs);
+        v[c + 1] = v_high_bf16(pairs);
+      }
+      break;
     case SFA_F16: v[c] = v_load_f16((const uint16_t *)row + c * V_LANES); break;
     case SFA_I8: v[c] = vf_mul(v_load_i8((const int8_t *)row + c * V_LANES), scale); break;
     case SFA_I4:
@@ -40,7 +49,7 @@ V_INLINE void value_keys_block(const sfa_dtype dtype, const int rows, const int 
 #pragma GCC unroll 8
     for (int c = 0; c < columns; c++)
       sum[i * columns + c] = vf_load(O + i * E + c * V_LANES);
-  if (dtype == SFA_I4)
+  if (comes_in_pairs(dtype))
 #pragma GCC unroll 8
     for (int a = 0; a < rows * columns; a += 2)
       v_split(sum + a);
@@ -64,7 +73,7 @@ V_INLINE void value_keys_block(const sfa_dtype dtype, const int rows, const int 
         sum[i * columns + c] = vf_fma(p, v[c], sum[i * columns + c]);
     }
   }
-  if (dtype == SFA_I4)
+  if (comes_in_pairs(dtype))
 #pragma GCC unroll 8
     for (int a = 0; a < rows * columns; a += 2)
       v_join(sum + a);
@@ -85,7 +94,7 @@ V_INLINE void value_keys_band(const sfa_dtype dtype, const int columns, const va
     value_keys_block(dtype, 1, columns, list, P, E, O);
 }
 
-/* The last elements of a row that fill no vector (no pair of vectors for SFA_I4), one by one. */
+/* The last elements of a row, that fill no pair of vectors, one by one. */
 static void value_keys_rest(const sfa_stored_rows *values, const value_list *list, int32_t n_rows, const float *P, int32_t first, int32_t E,
                             float *O) {
   for (int32_t at = 0; at < list->n; at++) {

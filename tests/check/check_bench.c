@@ -1,6 +1,7 @@
 /* sfa_check --bench: how long the slots take, and a forward of one head: 4096 tokens, full attention, codes ready, V in f32, one thread.
  * "slots" composes it here of the kernels alone, "api" is sfa_attention_run. All candidates take turns; times are medians over the
  * rounds in processor time of the thread, and ratios medians of the ratios within a round, so that a busy neighbour meets both sides. */
+#include "check_bench.h"
 #include "base/half.h"
 #include "check.h"
 #include <math.h>
@@ -12,7 +13,7 @@
 
 enum { N_TOKENS = 4096, WIDTH = 64, MAX_ROUNDS = 31 };
 
-static double now_ms(void) {
+double check_clock_ms(void) {
   struct timespec t;
   clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
   return (double)t.tv_sec * 1e3 + (double)t.tv_nsec * 1e-6;
@@ -23,12 +24,12 @@ static int by_value(const void *a, const void *b) {
   return (x > y) - (x < y);
 }
 
-static double median(double *x, int n) {
+double check_median(double *x, int n) {
   qsort(x, (size_t)n, sizeof *x, by_value);
   return x[n / 2];
 }
 
-static void *memory(size_t bytes) {
+void *check_block(size_t bytes) {
   void *p = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
   if (!p) {
     fprintf(stderr, "sfa_check: out of memory (%zu bytes)\n", bytes);
@@ -52,7 +53,7 @@ typedef struct head {
 } head;
 
 static float *normal_rows(sfa_rng *rng, int64_t n) {
-  float *x = memory((size_t)n * sizeof *x);
+  float *x = check_block((size_t)n * sizeof *x);
   for (int64_t i = 0; i < n; i++)
     x[i] = (float)sfa_rng_normal(rng);
   return x;
@@ -60,8 +61,8 @@ static float *normal_rows(sfa_rng *rng, int64_t n) {
 
 static sfa_codes codes_of(const sfa_kernels *kernels, const float *x, int D, int K) {
   sfa_codes codes = {.n_rows = N_TOKENS, .head_dim = D, .k = K, .dtype = SFA_F32};
-  codes.ids = memory((size_t)N_TOKENS * (size_t)K);
-  codes.values = memory((size_t)N_TOKENS * (size_t)K * sizeof(float));
+  codes.ids = check_block((size_t)N_TOKENS * (size_t)K);
+  codes.values = check_block((size_t)N_TOKENS * (size_t)K * sizeof(float));
   kernels->topk(N_TOKENS, x, D, D, K, codes.ids, codes.values);
   return codes;
 }
@@ -72,7 +73,7 @@ static void head_create(head *h, const sfa_kernels *kernels, int D) {
   h->q = normal_rows(&rng, (int64_t)N_TOKENS * D);
   h->k = normal_rows(&rng, (int64_t)N_TOKENS * D);
   h->v = normal_rows(&rng, (int64_t)N_TOKENS * D);
-  h->rows = memory(N_TOKENS * sizeof *h->rows);
+  h->rows = check_block(N_TOKENS * sizeof *h->rows);
   for (int i = 0; i < N_TOKENS; i++)
     h->rows[i] = h->q + (int64_t)i * D;
   for (int s = 0; s < 2; s++) {
@@ -80,13 +81,13 @@ static void head_create(head *h, const sfa_kernels *kernels, int D) {
     h->q_codes[s] = codes_of(kernels, h->q, D, s ? K16 : K8);
   }
   /* One block, as attention lays its scratch: arrays that all begin at a page would meet in the same sets of the L1. */
-  h->Qt = memory(((size_t)WIDTH * (2 * (size_t)D + SFA_KEY_TILE + 3)) * sizeof(float));
+  h->Qt = check_block(((size_t)WIDTH * (2 * (size_t)D + SFA_KEY_TILE + 3)) * sizeof(float));
   h->S = h->Qt + (size_t)WIDTH * (size_t)D;
   h->O = h->S + WIDTH * SFA_KEY_TILE;
   h->m = h->O + (size_t)WIDTH * (size_t)D;
   h->l = h->m + WIDTH;
   h->alpha = h->l + WIDTH;
-  h->out = memory((size_t)N_TOKENS * (size_t)D * sizeof(float));
+  h->out = check_block((size_t)N_TOKENS * (size_t)D * sizeof(float));
 }
 
 static void head_destroy(head *h) {
@@ -168,7 +169,7 @@ static api_call api_create(sfa_context *ctx, head *h, int K) {
     call.args.q_codes = &h->q_codes[K == K16];
     call.args.k_codes = &h->codes[K == K16];
   }
-  call.args.workspace = memory(sfa_attention_workspace_bytes(call.plan));
+  call.args.workspace = check_block(sfa_attention_workspace_bytes(call.plan));
   return call;
 }
 
@@ -209,7 +210,7 @@ static double ratio(double times[N_CANDIDATES][MAX_ROUNDS], int n_rounds, int nu
       sum += times[c][round];
     ratios[round] = times[numerator][round] / sum;
   }
-  return median(ratios, n_rounds);
+  return check_median(ratios, n_rounds);
 }
 
 static void bench_head(const sfa_kernels *kernels, int D, int n_rounds) {
@@ -222,10 +223,10 @@ static void bench_head(const sfa_kernels *kernels, int D, int n_rounds) {
   api_call calls[3] = {api_create(ctx, &h, DENSE), api_create(ctx, &h, K8), api_create(ctx, &h, K16)};
   for (int round = -1; round < n_rounds; round++)
     for (int c = 0; c < N_CANDIDATES; c++) {
-      const double start = now_ms();
+      const double start = check_clock_ms();
       run(ctx, kernels, &h, calls, c);
       if (round >= 0) /* the first one warms up */
-        times[c][round] = now_ms() - start;
+        times[c][round] = check_clock_ms() - start;
     }
   const char *isa = sfa_isa_name(kernels->isa);
   double top[2];
@@ -239,7 +240,7 @@ static void bench_head(const sfa_kernels *kernels, int D, int n_rounds) {
       ratios[way][k] = ratio(times, n_rounds, dense, dense + k, dense + k);
   }
   for (int c = 0; c < N_CANDIDATES; c++)
-    ms[c] = median(times[c], n_rounds);
+    ms[c] = check_median(times[c], n_rounds);
   printf("%-6s d %3d parts of dense: QK %.2f ms, exp %.2f, PV %.2f\n", isa, D, ms[QK], ms[EXP], ms[PV]);
   for (int way = 0; way < 2; way++) {
     const double *t = ms + (way ? API_DENSE : SLOTS_DENSE);
@@ -262,12 +263,12 @@ static void bench_rows(const sfa_kernels *kernels, int n_rounds) {
   sfa_rng rng = {1};
   float *x = normal_rows(&rng, (int64_t)N_TOKENS * D), *out = normal_rows(&rng, (int64_t)N_TOKENS * D),
         *m = normal_rows(&rng, 4 * N_TOKENS);
-  int8_t *bytes = memory((size_t)N_TOKENS * D);
-  uint16_t *words = memory((size_t)N_TOKENS * D * 2), *scales = memory(N_TOKENS * 2);
+  int8_t *bytes = check_block((size_t)N_TOKENS * D);
+  uint16_t *words = check_block((size_t)N_TOKENS * D * 2), *scales = check_block(N_TOKENS * 2);
   double times[N_WAYS][MAX_ROUNDS];
   for (int round = 0; round < n_rounds; round++)
     for (int way = 0; way < N_WAYS; way++) {
-      const double start = now_ms();
+      const double start = check_clock_ms();
       switch (way) {
       case 0: kernels->quantize_i8(N_TOKENS, D, x, D, bytes, D, scales); break;
       case 1: kernels->load_rows(N_TOKENS, D, SFA_I8, bytes, D, scales, out, D); break;
@@ -275,10 +276,11 @@ static void bench_rows(const sfa_kernels *kernels, int n_rounds) {
       case 3: kernels->store_rows(N_TOKENS, D, x, D, SFA_BF16, words, D); break;
       default: kernels->merge(N_TOKENS, D, m, m + N_TOKENS, out, m + 2 * N_TOKENS, m + 3 * N_TOKENS, x);
       }
-      times[way][round] = now_ms() - start;
+      times[way][round] = check_clock_ms() - start;
     }
   for (int way = 0; way < N_WAYS; way++)
-    printf("%-6s %-16s %.0f ns a row of %d\n", sfa_isa_name(kernels->isa), names[way], median(times[way], n_rounds) * 1e6 / N_TOKENS, D);
+    printf("%-6s %-16s %.0f ns a row of %d\n", sfa_isa_name(kernels->isa), names[way], check_median(times[way], n_rounds) * 1e6 / N_TOKENS,
+           D);
   free(x);
   free(out);
   free(m);
@@ -334,27 +336,27 @@ static void bench_topk(const sfa_kernels *kernels, int n_rounds) {
   enum { N_ROWS = 512 }; /* in the L2 */
   static const int kept[] = {8, 16, 32, 64};
   sfa_rng rng = {1};
-  float *x = normal_rows(&rng, N_ROWS * 256), *values = memory(N_ROWS * 64 * sizeof *values);
-  uint8_t *ids = memory(N_ROWS * 64);
+  float *x = normal_rows(&rng, N_ROWS * 256), *values = check_block(N_ROWS * 64 * sizeof *values);
+  uint8_t *ids = check_block(N_ROWS * 64);
   for (int D = 64; D <= 256; D *= 2)
     for (size_t k = 0; k < sizeof kept / sizeof *kept; k++) {
       double plain[MAX_ROUNDS], ours[MAX_ROUNDS], ratios[MAX_ROUNDS];
       if (kept[k] == D)
         continue;
       for (int round = 0; round < n_rounds; round++) {
-        const double start = now_ms();
+        const double start = check_clock_ms();
         for (int64_t row = 0; row < N_ROWS; row++)
           quickselect(x + row * D, D, kept[k], ids + row * kept[k], values + row * kept[k]);
-        plain[round] = now_ms() - start;
+        plain[round] = check_clock_ms() - start;
         kernels->topk(N_ROWS, x, D, D, kept[k], ids, values); /* a processor takes a while to wake its wide units */
-        const double middle = now_ms();
+        const double middle = check_clock_ms();
         for (int i = 0; i < 4; i++)
           kernels->topk(N_ROWS, x, D, D, kept[k], ids, values);
-        ours[round] = (now_ms() - middle) / 4;
+        ours[round] = (check_clock_ms() - middle) / 4;
         ratios[round] = plain[round] / ours[round];
       }
       printf("%-6s d %3d top-k k %2d %.0f ns a row, scalar quickselect %.0f, ratio %.1f\n", sfa_isa_name(kernels->isa), D, kept[k],
-             median(ours, n_rounds) * 1e6 / N_ROWS, median(plain, n_rounds) * 1e6 / N_ROWS, median(ratios, n_rounds));
+             check_median(ours, n_rounds) * 1e6 / N_ROWS, check_median(plain, n_rounds) * 1e6 / N_ROWS, check_median(ratios, n_rounds));
     }
   free(x);
   free(values);
@@ -371,6 +373,9 @@ int check_bench(const char *isa_name, bool quick) {
       bench_head(kernels, D, n_rounds);
     bench_rows(kernels, 31);
     bench_topk(kernels, 31);
+    check_bench_keys(kernels, 1 << 16, n_rounds);
+    if (!quick)
+      check_bench_keys(kernels, 1 << 20, n_rounds);
   }
   return 0;
 }

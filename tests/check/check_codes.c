@@ -1,4 +1,4 @@
-/* Checks of topk, quantize_i8, load_rows, store_rows, query_tile and query_tile_codes: all exact. */
+/* Checks of topk, quantize_i8, quantize_i4, load_rows, store_rows, query_tile and query_tile_codes: all exact. */
 #include "base/half.h"
 #include "check.h"
 #include "oracle.h"
@@ -44,25 +44,37 @@ static void check_topk(check *c) {
   }
 }
 
-static void quantize_case(check *c, check_kind kind, int n_rows, int n, float factor) {
-  check_begin(c, "quantize_i8", "%s n_rows %d n %d factor %g", check_kind_name(kind), n_rows, n, (double)factor);
-  const int stride = n + check_pick(c, 3), out_stride = n + check_pick(c, 5);
-  const size_t bytes = (size_t)n_rows * (size_t)out_stride;
+/* A row's whole number at i, int8 or two of int4 a byte. */
+static int whole_at(sfa_dtype dtype, const uint8_t *row, int i) {
+  return dtype == SFA_I8 ? (int8_t)row[i] : (row[i / 2] >> i % 2 * 4 & 15) - 8;
+}
+
+static void quantize_case(check *c, check_kind kind, sfa_dtype dtype, int n_rows, int n, float factor) {
+  const char *name = dtype == SFA_I8 ? "quantize_i8" : "quantize_i4";
+  check_begin(c, name, "%s n_rows %d n %d factor %g", check_kind_name(kind), n_rows, n, (double)factor);
+  const int most = dtype == SFA_I8 ? 127 : 7, stride = n + check_pick(c, 3), out_stride = n + 2 * check_pick(c, 3);
+  const size_t row_bytes = dtype == SFA_I8 ? (size_t)out_stride : (size_t)out_stride / 2, bytes = (size_t)n_rows * row_bytes;
   float *x = check_rows(c, kind, (int64_t)n_rows * stride);
   for (int64_t i = 0; i < (int64_t)n_rows * stride; i++)
     x[i] *= factor;
-  int8_t *out = check_memory(c, bytes), *plain_out = check_memory(c, bytes);
+  uint8_t *out = check_memory(c, bytes), *plain_out = check_memory(c, bytes);
   uint16_t *scales = check_memory(c, (size_t)n_rows * 2), *plain_scales = check_memory(c, (size_t)n_rows * 2);
-  int64_t bad = c->kernels->quantize_i8(n_rows, n, x, stride, out, out_stride, scales);
-  int64_t plain_bad = c->plain->quantize_i8(n_rows, n, x, stride, plain_out, out_stride, plain_scales);
+  int64_t bad, plain_bad;
+  if (dtype == SFA_I8) {
+    bad = c->kernels->quantize_i8(n_rows, n, x, stride, (int8_t *)out, out_stride, scales);
+    plain_bad = c->plain->quantize_i8(n_rows, n, x, stride, (int8_t *)plain_out, out_stride, plain_scales);
+  } else {
+    bad = c->kernels->quantize_i4(n_rows, n, x, stride, out, out_stride, scales);
+    plain_bad = c->plain->quantize_i4(n_rows, n, x, stride, plain_out, out_stride, plain_scales);
+  }
   if (bad != plain_bad)
     check_fail(c, "returns %lld, plain C %lld", (long long)bad, (long long)plain_bad);
   const int good = bad ? (int)bad - 1 : n_rows;
-  check_bytes(c, "values", out, plain_out, (size_t)good * (size_t)out_stride);
+  check_bytes(c, "values", out, plain_out, (size_t)good * row_bytes);
   check_bytes(c, "scales", scales, plain_scales, (size_t)good * 2);
   for (int row = 0; row < n_rows; row++) {
     int values[600];
-    double scale = oracle_i8(x + (int64_t)row * stride, n, values);
+    double scale = oracle_whole(x + (int64_t)row * stride, n, most, values);
     if ((scale == -1) != (row == bad - 1) || row > good)
       check_fail(c, "row %d: oracle scale %g, returned %lld", row, scale, (long long)bad);
     if (row >= good)
@@ -71,8 +83,8 @@ static void quantize_case(check *c, check_kind kind, int n_rows, int n, float fa
     if (!(got == scale || (isnan(got) && isnan(scale))))
       check_fail(c, "row %d: scale %g, oracle %g", row, got, scale);
     for (int i = 0; i < n; i++)
-      if (out[(int64_t)row * out_stride + i] != values[i])
-        check_fail(c, "row %d element %d: %d, oracle %d", row, i, out[(int64_t)row * out_stride + i], values[i]);
+      if (whole_at(dtype, out + (size_t)row * row_bytes, i) != values[i])
+        check_fail(c, "row %d element %d: %d, oracle %d", row, i, whole_at(dtype, out + (size_t)row * row_bytes, i), values[i]);
   }
   check_end(c);
 }
@@ -82,14 +94,17 @@ static void check_quantize(check *c) {
   static const float factors[] = {1.0f, 0x1p-20f, 0x1p-140f, 1e6f, 4e6f};
   for (int s = 0; s < 10; s++)
     for (int kind = 0; kind < CHECK_KINDS; kind++)
-      for (int f = 0; f < 5; f++)
-        quantize_case(c, (check_kind)kind, check_range(c, 0, 5), sizes[s], factors[f]);
+      for (int f = 0; f < 5; f++) {
+        quantize_case(c, (check_kind)kind, SFA_I8, check_range(c, 0, 5), sizes[s], factors[f]);
+        quantize_case(c, (check_kind)kind, SFA_I4, check_range(c, 0, 5), sizes[s] + sizes[s] % 2, factors[f]);
+      }
 }
 
 static void rows_case(check *c, check_kind kind, sfa_dtype dtype, int n_rows, int n) {
   check_begin(c, "rows", "%s dtype %d n_rows %d n %d", check_kind_name(kind), dtype, n_rows, n);
-  const int stride = n + check_pick(c, 4), stored_stride = n + check_pick(c, 4);
-  const size_t item = sfa_dtype_bytes(dtype), bytes = (size_t)n_rows * (size_t)stored_stride * item;
+  const int stride = n + check_pick(c, 4), stored_stride = n + 2 * check_pick(c, 2);
+  const size_t row_bytes = dtype == SFA_I4 ? (size_t)stored_stride / 2 : (size_t)stored_stride * sfa_dtype_bytes(dtype);
+  const size_t bytes = (size_t)n_rows * row_bytes;
   const int64_t total = (int64_t)n_rows * stride;
   const float *x = check_rows(c, kind, total);
   uint8_t *stored = check_memory(c, bytes), *plain_stored = check_memory(c, bytes);
@@ -97,6 +112,8 @@ static void rows_case(check *c, check_kind kind, sfa_dtype dtype, int n_rows, in
   float *back = check_floats(c, total), *plain_back = check_floats(c, total), *expected = check_floats(c, total);
   if (dtype == SFA_I8) {
     c->plain->quantize_i8(n_rows, n, x, stride, (int8_t *)stored, stored_stride, scales);
+  } else if (dtype == SFA_I4) {
+    c->plain->quantize_i4(n_rows, n, x, stride, stored, stored_stride, scales);
   } else {
     c->kernels->store_rows(n_rows, n, x, stride, dtype, stored, stored_stride);
     c->plain->store_rows(n_rows, n, x, stride, dtype, plain_stored, stored_stride);
@@ -121,10 +138,10 @@ static void rows_case(check *c, check_kind kind, sfa_dtype dtype, int n_rows, in
 
 static void check_stored_rows(check *c) {
   static const int sizes[] = {1, 7, 8, 9, 16, 17, 64, 130};
-  for (int dtype = SFA_F32; dtype <= SFA_I8; dtype++)
+  for (int dtype = SFA_F32; dtype <= SFA_I4; dtype++)
     for (int s = 0; s < 8; s++)
       for (int kind = 0; kind < CHECK_KINDS; kind++)
-        if (kind != CHECK_NAN || dtype != SFA_I8)
+        if ((kind != CHECK_NAN || dtype < SFA_I8) && (sizes[s] % 2 == 0 || dtype != SFA_I4))
           rows_case(c, (check_kind)kind, (sfa_dtype)dtype, check_range(c, 0, 5), sizes[s]);
 }
 
@@ -181,4 +198,4 @@ static void check_queries(check *c) {
 }
 
 const check_entry check_codes_entries[] = {
-    {"topk", check_topk}, {"quantize_i8", check_quantize}, {"rows", check_stored_rows}, {"query_tile", check_queries}, {NULL, NULL}};
+    {"topk", check_topk}, {"quantize", check_quantize}, {"rows", check_stored_rows}, {"query_tile", check_queries}, {NULL, NULL}};

@@ -10,7 +10,7 @@ static const int key_counts[] = {1, 2, 5, 63, SFA_KEY_TILE};
 enum { N_HEAD_DIMS = 8, N_WIDTHS = 8, N_KEY_COUNTS = 5 };
 
 /* Errors of S [n_keys][W] against products in double, beside those of plain float sums. keys [n_keys][D] dense, zeros where not kept. */
-static void judge_scores(check *c, const float *S, const float *keys, const float *Qt, int n_keys, int D, int W) {
+static void judge_scores(check *c, const float *S, const float *keys, const float *key_scale, const float *Qt, int n_keys, int D, int W) {
   check_errors errors = {0};
   for (int j = 0; j < n_keys; j++)
     for (int i = 0; i < W; i++) {
@@ -20,7 +20,8 @@ static void judge_scores(check *c, const float *S, const float *keys, const floa
         truth += (double)keys[(int64_t)j * D + u] * (double)Qt[(int64_t)u * W + i];
         naive += keys[(int64_t)j * D + u] * Qt[(int64_t)u * W + i];
       }
-      check_errors_add(&errors, S[(int64_t)j * W + i], naive, truth);
+      check_errors_add(&errors, S[(int64_t)j * W + i], key_scale ? naive * key_scale[j] : naive,
+                       key_scale ? truth * (double)key_scale[j] : truth);
     }
   check_errors_judge(c, "scores", &errors, 2);
 }
@@ -33,9 +34,10 @@ static void codes_case(check *c, check_kind kind, int D, int K, int W, int n_key
               *Qt = check_rows(c, kind == CHECK_TIES ? CHECK_TIES : CHECK_NORMAL, (int64_t)D * W);
   void *ids = check_memory(c, (size_t)(n_keys * K * id_bytes));
   float *values = check_floats(c, (int64_t)n_keys * K), *S = check_floats(c, n), *plain = check_floats(c, n);
+  const float *key_scale = check_pick(c, 2) ? check_rows(c, CHECK_NORMAL, n_keys) : NULL;
   c->plain->topk(n_keys, x, D, D, K, ids, values);
-  c->kernels->score_codes(n_keys, K, ids, id_bytes, values, NULL, Qt, W, S);
-  c->plain->score_codes(n_keys, K, ids, id_bytes, values, NULL, Qt, W, plain);
+  c->kernels->score_codes(n_keys, K, ids, id_bytes, values, key_scale, Qt, W, S);
+  c->plain->score_codes(n_keys, K, ids, id_bytes, values, key_scale, Qt, W, plain);
   check_bits(c, "S", S, plain, n);
   if (kind == CHECK_NORMAL || kind == CHECK_TIES) {
     float *kept = check_floats(c, (int64_t)n_keys * D);
@@ -46,10 +48,10 @@ static void codes_case(check *c, check_kind kind, int D, int K, int W, int n_key
       for (int u = 0; u < K; u++)
         kept[(int64_t)j * D + chosen[u]] = x[(int64_t)j * D + chosen[u]];
     }
-    judge_scores(c, S, kept, Qt, n_keys, D, W);
+    judge_scores(c, S, kept, key_scale, Qt, n_keys, D, W);
   }
   if (K == D) { /* the dense twin's bits */
-    c->kernels->score_dense(n_keys, D, x, D, NULL, Qt, W, plain);
+    c->kernels->score_dense(n_keys, D, x, D, key_scale, Qt, W, plain);
     check_bits(c, "dense twin", S, plain, n);
   }
   check_end(c);
@@ -71,12 +73,13 @@ static void dense_case(check *c, check_kind kind, int D, int W, int n_keys) {
   check_begin(c, "score_dense", "%s D %d W %d n_keys %d", check_kind_name(kind), D, W, n_keys);
   const int64_t n = (int64_t)n_keys * W, stride = D + check_pick(c, 2) * 5;
   const float *keys = check_rows(c, kind, (n_keys - 1) * stride + D), *Qt = check_rows(c, CHECK_NORMAL, (int64_t)D * W);
+  const float *key_scale = check_pick(c, 2) ? check_rows(c, CHECK_NORMAL, n_keys) : NULL;
   float *S = check_floats(c, n), *plain = check_floats(c, n);
-  c->kernels->score_dense(n_keys, D, keys, stride, NULL, Qt, W, S);
-  c->plain->score_dense(n_keys, D, keys, stride, NULL, Qt, W, plain);
+  c->kernels->score_dense(n_keys, D, keys, stride, key_scale, Qt, W, S);
+  c->plain->score_dense(n_keys, D, keys, stride, key_scale, Qt, W, plain);
   check_bits(c, "S", S, plain, n);
   if (kind == CHECK_NORMAL && stride == D)
-    judge_scores(c, S, keys, Qt, n_keys, D, W);
+    judge_scores(c, S, keys, key_scale, Qt, n_keys, D, W);
   check_end(c);
 }
 

@@ -51,6 +51,30 @@ static void last_posting_lost(int64_t n_words, const uint64_t *words, int64_t n_
   real->expand_add(n_words, fewer, n_values, values, q, sums);
 }
 
+static void last_slot_lost(const sfa_stored_rows *keys, int32_t n_rows, int32_t D, const void *table, float query_scale, float *S) {
+  sfa_stored_rows fewer = *keys;
+  fewer.width -= keys->width > 1;
+  real->score_keys(&fewer, n_rows, D, table, query_scale, S);
+}
+
+static void step_of_the_first_row(int32_t n_rows, int32_t n, int32_t n_terms, float *x, int64_t row_stride, float *step) {
+  real->round_rows(n_rows, n, n_terms, x, row_stride, step);
+  for (int32_t i = 1; i < n_rows; i++)
+    step[i] = step[0];
+}
+
+static int keys_sum_not_carried(int32_t n_rows, int32_t n_keys, float *S, float *m, float *l, float *alpha) {
+  memset(l, 0, (size_t)n_rows * sizeof *l);
+  return real->softmax_keys(n_rows, n_keys, S, m, l, alpha);
+}
+
+static void last_value_skipped(const sfa_stored_rows *values, int32_t n_rows, const float *P, int32_t E, float *O) {
+  sfa_stored_rows fewer = *values;
+  fewer.n--;
+  if (fewer.n)
+    real->value_keys(&fewer, n_rows, P, E, O);
+}
+
 static const struct bug {
   const char *name;
   const check_entry *entries;
@@ -70,6 +94,10 @@ static const struct bug {
     {"last posting lost", check_postings_entries, "expand_add", {.expand_add = last_posting_lost}},
     {"sum not carried over", check_values_entries, "softmax_tile", {.softmax_tile = sum_not_carried}},
     {"sum not carried over", check_forward_entries, "forward", {.softmax_tile = sum_not_carried}},
+    {"last slot lost", check_keys_entries, "score_keys", {.score_keys = last_slot_lost}},
+    {"step of the first row", check_keys_entries, "round_rows", {.round_rows = step_of_the_first_row}},
+    {"sum not carried over", check_keys_entries, "softmax_keys", {.softmax_keys = keys_sum_not_carried}},
+    {"last value skipped", check_keys_entries, "value_keys", {.value_keys = last_value_skipped}},
     {"tie to the higher feature", check_codes_entries, "topk", {.topk = tie_to_the_higher}},
 };
 
