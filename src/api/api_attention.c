@@ -81,7 +81,7 @@ sfa_status sfa_attention_plan_create(sfa_context *ctx, const sfa_attention_optio
     return SFA_ERROR_ARGUMENT;
   SFA_REQUIRE(ctx, plan, "plan is NULL");
   *plan = NULL;
-  sfa_attention_plan filled = {.ctx = ctx, .kernels = sfa_kernel_select(ctx->isa)};
+  sfa_attention_plan filled = {.ctx = ctx, .kernels = sfa_kernel_of(ctx->isa)};
   char why[SFA_ATTN_WHY_BYTES];
   if (!filled.kernels)
     return sfa_fail(ctx, SFA_ERROR_UNSUPPORTED, "this build has no kernels for %s", sfa_isa_name(ctx->isa));
@@ -281,7 +281,7 @@ sfa_status sfa_attention_merge(sfa_context *ctx, int64_t n_rows, int32_t head_di
   SFA_REQUIRE(ctx, n_rows >= 0, "n_rows is %lld: it must not be negative", (long long)n_rows);
   SFA_TRY(sfa_check_head_dim(ctx, "head_dim_v", head_dim_v));
   SFA_REQUIRE(ctx, (out_a && lse_a && out_b && lse_b) || n_rows == 0, "an array is NULL");
-  merge_job job = {sfa_kernel_select(ctx->isa), n_rows, head_dim_v, out_a, lse_a, out_b, lse_b};
+  merge_job job = {sfa_kernel_of(ctx->isa), n_rows, head_dim_v, out_a, lse_a, out_b, lse_b};
   sfa_parallel(ctx, (n_rows + MERGE_ROWS - 1) / MERGE_ROWS, merge_item, &job);
   return SFA_OK;
 }

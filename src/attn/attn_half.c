@@ -42,7 +42,7 @@ bool sfa_attn_half_dense_fits(const sfa_attention_plan *plan, char why[SFA_ATTN_
   bool asked = o->policy == SFA_POLICY_HALF_CODES || o->policy == SFA_POLICY_HALF_DENSE;
   const char *hint = "choose SFA_POLICY_AUTO, which takes an f32 way";
   why[0] = 0;
-  if (!sfa_half_kernel_select(plan->ctx->isa) || (plan->ctx->isa == SFA_ISA_SCALAR && !asked))
+  if (!sfa_half_kernel_of(plan->ctx->isa) || (plan->ctx->isa == SFA_ISA_SCALAR && !asked))
     snprintf(why, SFA_ATTN_WHY_BYTES, "16-bit attention needs AVX512-FP16 and AMX, the context has %s: %s", sfa_isa_name(plan->ctx->isa),
              hint);
   else if (o->head_dim > 256)
@@ -517,7 +517,7 @@ static void block_item(void *arg, int64_t item, int32_t thread) {
 void sfa_attn_half(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_kv_view *views) {
   const sfa_attention_options *o = &plan->options;
   half_call job = {.call = {plan, args, views},
-                   .kernels = sfa_half_kernel_select(plan->ctx->isa),
+                   .kernels = sfa_half_kernel_of(plan->ctx->isa),
                    .memory = (unsigned char *)args->workspace + plan->way_memory};
   if (args->alibi_slopes) { /* no part of 16-bit scores */
     sfa_attn_tiles(plan, args, views);

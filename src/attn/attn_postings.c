@@ -38,7 +38,7 @@ sfa_status sfa_attn_postings_create(sfa_context *ctx, const void *cache, int32_t
   sfa_postings *p;
   SFA_TRY(sfa_alloc_zero(ctx, 1, sizeof *p, "an index of postings", (void **)&p));
   size_t D = (size_t)format->dim;
-  *p = (sfa_postings){.ctx = ctx, .kernels = sfa_kernel_select(ctx->isa), .cache = cache, .layer = layer, .n_kv_heads = n_kv_heads};
+  *p = (sfa_postings){.ctx = ctx, .kernels = sfa_kernel_of(ctx->isa), .cache = cache, .layer = layer, .n_kv_heads = n_kv_heads};
   p->format = *format;
   p->bitmaps = add_array(&p->head_bytes, D * SFA_POSTINGS_WORDS * sizeof(uint64_t));
   p->starts = add_array(&p->head_bytes, (D + 1) * sizeof(uint32_t));

@@ -60,7 +60,7 @@ static void score_item(void *arg, int64_t span, int32_t thread) {
 sfa_status sfa_attn_search_scores(sfa_context *ctx, const sfa_kv_view *view, int32_t g, const sfa_postings *postings, float softmax_scale,
                                   int64_t n_keys, float *q, float *scores) {
   const sfa_row_format *format = &view->k.format;
-  search_job job = {.kernels = sfa_kernel_select(ctx->isa), .view = view, .postings = postings, .kv_head = g, .q = q};
+  search_job job = {.kernels = sfa_kernel_of(ctx->isa), .view = view, .postings = postings, .kv_head = g, .q = q};
   bool whole = format->dtype == SFA_I8;
   job.query_scale = softmax_scale;
   job.n_keys = n_keys;

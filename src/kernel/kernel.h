@@ -169,6 +169,9 @@ typedef struct sfa_kernels {
 
 /* The table of an instruction set, or NULL where this build or machine lacks it. SFA_ISA_DEFAULT: the best one. */
 const sfa_kernels *sfa_kernel_select(sfa_isa isa);
+/* The same for the instruction set of a context, which the machine is known to run: this does not ask the processor, which takes a virtual
+ * machine tens of microseconds. */
+const sfa_kernels *sfa_kernel_of(sfa_isa isa);
 
 /* 2^x, relative error at most 2e-7, exact for whole x; 0 below -126, inf from 127.5 up, NaN for NaN. The one definition that all vector
  * forms follow step by step (for x <= 127): n = round_to_even(x); r = x - n; polynomial of degree 5 in r by Horner with fma; times 2^n.

@@ -123,6 +123,8 @@ typedef struct sfa_half_kernels {
 /* The table for an instruction set: plain C for SFA_ISA_SCALAR, AMX for SFA_ISA_AMX; NULL for the others, and where build or machine lack
  * it. */
 const sfa_half_kernels *sfa_half_kernel_select(sfa_isa isa);
+/* The same for the instruction set of a context: see sfa_kernel_of. */
+const sfa_half_kernels *sfa_half_kernel_of(sfa_isa isa);
 
 extern const sfa_half_kernels sfa_half_kernels_scalar;
 extern const sfa_half_kernels sfa_half_kernels_amx;

@@ -4,10 +4,10 @@
 
 const sfa_kernels *sfa_kernel_select(sfa_isa isa) {
   sfa_isa best = sfa_isa_best();
-  if (isa == SFA_ISA_DEFAULT)
-    isa = best;
-  if (isa > best)
-    return NULL;
+  return isa > best ? NULL : sfa_kernel_of(isa == SFA_ISA_DEFAULT ? best : isa);
+}
+
+const sfa_kernels *sfa_kernel_of(sfa_isa isa) {
   switch (isa) {
   case SFA_ISA_SCALAR: return &sfa_kernels_scalar;
 #if defined(SFA_KERNEL_X86)
@@ -20,11 +20,13 @@ const sfa_kernels *sfa_kernel_select(sfa_isa isa) {
   }
 }
 
-const sfa_half_kernels *sfa_half_kernel_select(sfa_isa isa) {
+const sfa_half_kernels *sfa_half_kernel_select(sfa_isa isa) { return isa > sfa_isa_best() ? NULL : sfa_half_kernel_of(isa); }
+
+const sfa_half_kernels *sfa_half_kernel_of(sfa_isa isa) {
   if (isa == SFA_ISA_SCALAR)
     return &sfa_half_kernels_scalar;
 #if defined(SFA_KERNEL_X86)
-  if (isa == SFA_ISA_AMX && sfa_isa_best() >= SFA_ISA_AMX)
+  if (isa == SFA_ISA_AMX)
     return &sfa_half_kernels_amx;
 #endif
   return NULL;
