@@ -141,6 +141,7 @@ static int side_open(decode_bench *b, decode_side *s) {
                              .k_dtype = s->k_dtype,
                              .v_dtype = s->v_dtype,
                              .n_sequences = (int32_t)c->batch};
+  sfa_costs costs;
   sfa_attention_options options = {.struct_size = sizeof options,
                                    .n_heads = (int32_t)c->heads,
                                    .n_kv_heads = (int32_t)c->kv_heads,
@@ -155,7 +156,8 @@ static int side_open(decode_bench *b, decode_side *s) {
                                    .k_dtype = s->k_dtype,
                                    .v_dtype = s->v_dtype,
                                    .causal = 1,
-                                   .eps = s->eps};
+                                   .eps = s->eps,
+                                   .costs = costs_kept(sfa_context_isa(b->ctx), &costs)};
   if (sfa_cache_create(b->ctx, &cache, &s->cache) != SFA_OK || sfa_attention_plan_create(b->ctx, &options, &s->plan) != SFA_OK)
     return app_fail_status(b->ctx);
   s->workspace = bench_alloc((int64_t)sfa_attention_workspace_bytes(s->plan), 1);
@@ -459,7 +461,7 @@ static int draw(const bench_output *out, const char *path) {
   if (!plot)
     return app_fail("cannot draw %s: gnuplot does not start", path);
   fprintf(plot, "set style fill solid 0.8\nset boxwidth 0.7\nunset key\nset grid x\nset xlabel 'times as fast as the dense cache'\n"
-                "set yrange [*:*] reverse\nset offsets 0,0,0.6,0.6\nset xrange [0:*]\nset lmargin 44\n"
+                "set yrange [*:*] reverse\nset offsets 0,graph 0.1,0.6,0.6\nset xrange [0:*]\nset lmargin 44\n"
                 "plot '-' using (0.5*$2):1:(0.5*$2):(0.35):ytic(3) with boxxyerror lc rgb '#3070b0', "
                 "'-' using 2:1:(sprintf(' %%.2f', $2)) with labels left\n");
   for (int pass = 0; pass < 2; pass++) {

@@ -9,7 +9,7 @@
 #include <immintrin.h>
 #endif
 
-enum { MOST_THREADS = 256, READ_PASSES = 5, LINE = 64 };
+enum { MOST_THREADS = 256, READ_PASSES = 5, MULTIPLY_PASSES = 20, LINE = 64 };
 static const int64_t most_read_bytes = (int64_t)1 << 30;
 
 const char *bench_machine_name(void) {
@@ -147,7 +147,7 @@ __attribute__((target("avx512f"))) static void multiply_avx512(work *w) {
 #endif
 
 double bench_multiply_rate(sfa_isa isa, int64_t n_threads) {
-  enum { STEPS = 1 << 22 };
+  enum { STEPS = 1 << 20 };
   void (*run)(work *) = multiply_scalar;
   int lanes = 4;
 #if defined(__x86_64__)
@@ -160,7 +160,7 @@ double bench_multiply_rate(sfa_isa isa, int64_t n_threads) {
 #endif
   int64_t n = thread_count(n_threads);
   double best = 0;
-  for (int pass = 0; pass < READ_PASSES; pass++) {
+  for (int pass = 0; pass < MULTIPLY_PASSES; pass++) {
     work works[MOST_THREADS];
     for (int64_t i = 0; i < n; i++)
       works[i] = (work){run, NULL, STEPS, 0};

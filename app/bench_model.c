@@ -147,7 +147,7 @@ static int bench_open(model_bench *b) {
   for (int64_t i = 0; i < most; i++) /* any tokens do: no step looks at what they are */
     b->tokens[i] = (int32_t)((state = state * 1664525u + 1013904223u) % (uint32_t)b->a.info.vocab_size);
   const app_options *o = b->a.o;
-  sfa_attention_choice dense = {.struct_size = sizeof dense}, sparse = b->a.choice;
+  sfa_attention_choice dense = {.struct_size = sizeof dense, .costs = b->a.choice.costs}, sparse = b->a.choice;
   sparse.sparse = 1;
   char sfa_name[64];
   int32_t k = sparse.k ? sparse.k : b->a.info.sfa_k ? b->a.info.sfa_k : 16;
@@ -243,7 +243,7 @@ static int draw(const bench_output *out, const char *path) {
   if (!plot)
     return app_fail("cannot draw %s: gnuplot does not start", path);
   fprintf(plot, "set style fill solid 0.8\nunset key\nset grid x\nset xlabel 'ms a step'\nset yrange [*:*] reverse\n"
-                "set offsets 0,0,0.6,0.6\nset xrange [0:*]\nset lmargin 36\n"
+                "set offsets 0,graph 0.1,0.6,0.6\nset xrange [0:*]\nset lmargin 36\n"
                 "plot '-' using (0.5*$2):1:(0.5*$2):(0.35):ytic(3) with boxxyerror lc rgb '#3070b0', "
                 "'-' using 2:1:(sprintf(' %%.1f', $2)) with labels left\n");
   for (int pass = 0; pass < 2; pass++) {
