@@ -73,7 +73,8 @@ typedef struct sfa_rows {
   int64_t batch_stride; /* elements between sequences; 0: max_seqlen * token_stride. Unused with cu_seqlens */
   int64_t token_stride; /* 0: heads * dim */
   int64_t head_stride;  /* 0: dim */
-  const sfa_rope *rope; /* NULL: none. Of queries, and of keys that a cache takes; with cu_seqlens its lines are the packed tokens' */
+  const sfa_rope *rope; /* NULL: none. Of queries, and of keys that are stored first: for a cache, for pages, or by a plan with k_k below
+                         * head_dim or a k_dtype other than SFA_F32. With cu_seqlens its lines are those of the packed tokens */
 } sfa_rows;
 
 /* ---- Attention forward: plan, then run (paper section 3.2, docs/MATH.md 2 and 3) -------------------------------------------- */

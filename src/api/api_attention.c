@@ -199,8 +199,12 @@ sfa_status sfa_attention_run(const sfa_attention_plan *plan, const sfa_attention
                 (int)args->k_codes->dtype, (int)o->k_dtype);
   } else {
     SFA_TRY(sfa_check_rows(ctx, "k", &args->k, o->n_kv_heads, o->head_dim, n_keys ? o->max_seqlen_k : 0, &checked.k));
+    if (args->k.rope && !plan->encode_k)
+      return sfa_fail(ctx, SFA_ERROR_UNSUPPORTED,
+                      "k.rope is given, but this plan reads dense f32 keys where they are: rotate them before, or plan with k_k below "
+                      "head_dim or another k_dtype");
   }
-  SFA_TRY(sfa_check_rows(ctx, "v", &args->v, o->n_kv_heads, o->head_dim_v, n_keys ? o->max_seqlen_k : 0, &checked.v));
+  SFA_TRY(sfa_check_values(ctx, &args->v, o->n_kv_heads, o->head_dim_v, n_keys ? o->max_seqlen_k : 0, &checked.v));
   sfa_attn_stages_clear(plan, &checked);
   SFA_TRY(sfa_attn_prepare(plan, &checked, sfa_attention_views(plan, &checked)));
   sfa_attention_attend(plan, &checked, sfa_attention_views(plan, &checked));

@@ -51,7 +51,7 @@ sfa_status sfa_cache_append(sfa_cache *cache, int32_t sequence, int32_t layer, i
   SFA_REQUIRE(ctx, k && v, "k or v is NULL");
   sfa_rows k_checked, v_checked;
   SFA_TRY(sfa_check_rows(ctx, "k", k, cache->n_kv_heads, cache->layers[layer].k.dim, n_tokens, &k_checked));
-  SFA_TRY(sfa_check_rows(ctx, "v", v, cache->n_kv_heads, cache->layers[layer].v.dim, n_tokens, &v_checked));
+  SFA_TRY(sfa_check_values(ctx, v, cache->n_kv_heads, cache->layers[layer].v.dim, n_tokens, &v_checked));
   return n_tokens ? sfa_cache_pages_append(cache, sequence, layer, n_tokens, &k_checked, &v_checked) : SFA_OK;
 }
 

@@ -69,5 +69,19 @@ sfa_status sfa_check_rows(sfa_context *ctx, const char *name, const sfa_rows *ro
               "%s.token_stride is %lld: %lld tokens do not fit an address", name, (long long)out->token_stride, (long long)max_seqlen);
   SFA_REQUIRE(ctx, rows->data || max_seqlen == 0, "%s.data is NULL", name);
   SFA_REQUIRE(ctx, aligned(rows->data, sfa_dtype_bytes(out->dtype)), "%s.data is not aligned to its elements", name);
+  const sfa_rope *rope = rows->rope;
+  if (!rope)
+    return SFA_OK;
+  SFA_REQUIRE(ctx, rope->cos && rope->sin && aligned(rope->cos, sizeof(float)) && aligned(rope->sin, sizeof(float)),
+              "%s.rope has no cos or no sin, or one that is not aligned", name);
+  SFA_REQUIRE(ctx, rope->n_rotated >= 0 && rope->n_rotated <= dim && rope->n_rotated % 2 == 0,
+              "%s.rope.n_rotated is %d: it must be an even number from 0 to the row's %d features", name, rope->n_rotated, dim);
+  SFA_REQUIRE(ctx, rope->interleaved == 0 || rope->interleaved == 1, "%s.rope.interleaved is %d: it must be 0 or 1", name,
+              rope->interleaved);
   return SFA_OK;
+}
+
+sfa_status sfa_check_values(sfa_context *ctx, const sfa_rows *rows, int32_t n_heads, int32_t dim, int64_t max_seqlen, sfa_rows *out) {
+  SFA_REQUIRE(ctx, !rows->rope, "v.rope is given: values are not rotated, it must be NULL");
+  return sfa_check_rows(ctx, "v", rows, n_heads, dim, max_seqlen, out);
 }

@@ -20,6 +20,8 @@ sfa_status sfa_check_code_ids(sfa_context *ctx, const char *name, const sfa_code
 /* Dense rows of max_seqlen tokens a sequence: *out is *rows with its defaults filled in. */
 sfa_status sfa_check_rows(sfa_context *ctx, const char *name, const sfa_rows *rows, int32_t n_heads, int32_t dim, int64_t max_seqlen,
                           sfa_rows *out);
+/* The same for values. */
+sfa_status sfa_check_values(sfa_context *ctx, const sfa_rows *rows, int32_t n_heads, int32_t dim, int64_t max_seqlen, sfa_rows *out);
 /* An index over this layer of the cache; NULL is one. */
 sfa_status sfa_check_postings(const sfa_postings *postings, const sfa_cache *cache, int32_t layer);
 

@@ -41,9 +41,7 @@ sfa_status sfa_codes_place(sfa_context *ctx, int64_t n_rows, int32_t head_dim, i
 typedef struct select_job {
   const sfa_context *ctx;
   const sfa_backend *backend;
-  const void *x;
-  sfa_dtype x_dtype;
-  int64_t row_stride;
+  sfa_rows rows;
   sfa_row_format format;
   const sfa_codes *codes;
   unsigned char *scratch; /* [n_threads] */
@@ -58,9 +56,8 @@ static void select_item(void *arg, int64_t item, int32_t thread) {
   sfa_row_store store = {(unsigned char *)codes->ids + (size_t)first * sfa_row_ids_bytes(&job->format),
                          (unsigned char *)codes->values + (size_t)first * sfa_row_values_bytes(&job->format),
                          codes->scales ? codes->scales + first : NULL};
-  const void *x = (const unsigned char *)job->x + (size_t)(first * job->row_stride) * sfa_dtype_bytes(job->x_dtype);
-  int64_t bad = job->backend->encode(job->ctx, n, x, job->x_dtype, job->row_stride, &job->format, &store,
-                                     job->scratch + (size_t)thread * job->scratch_bytes, NULL);
+  sfa_row_source x = sfa_rows_from(&job->rows, 0, first, first);
+  int64_t bad = job->backend->encode(job->ctx, n, &x, &job->format, &store, job->scratch + (size_t)thread * job->scratch_bytes, NULL);
   int64_t row = first + bad - 1, before = atomic_load(&job->first_bad_row);
   while (bad && row < before && !atomic_compare_exchange_weak(&job->first_bad_row, &before, row))
     continue;
@@ -72,13 +69,8 @@ sfa_status sfa_codes_select(sfa_context *ctx, const void *x, sfa_dtype x_dtype, 
   SFA_TRY(sfa_check_codes(ctx, "the codes to fill", codes));
   sfa_rows rows = {.data = x, .dtype = x_dtype, .token_stride = row_stride}, checked;
   SFA_TRY(sfa_check_rows(ctx, "x", &rows, 1, codes->head_dim, codes->n_rows, &checked));
-  select_job job = {.ctx = ctx,
-                    .backend = sfa_backend_of(ctx),
-                    .x = x,
-                    .x_dtype = checked.dtype,
-                    .row_stride = row_stride,
-                    .format = {codes->head_dim, codes->k, codes->dtype},
-                    .codes = codes};
+  select_job job = {
+      .ctx = ctx, .backend = sfa_backend_of(ctx), .rows = checked, .format = {codes->head_dim, codes->k, codes->dtype}, .codes = codes};
   job.scratch_bytes = job.backend->encode_scratch_bytes(&job.format, ROWS_AN_ITEM);
   atomic_init(&job.first_bad_row, INT64_MAX);
   SFA_TRY(sfa_alloc(ctx, job.scratch_bytes * (size_t)ctx->n_threads, "scratch of the selection", (void **)&job.scratch));

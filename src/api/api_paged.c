@@ -49,8 +49,8 @@ sfa_status sfa_pages_store(sfa_context *ctx, const sfa_page_options *options, vo
                 (long long)slots[i], (long long)n_pages, (long long)(n_pages * SFA_PAGE_LEN));
   sfa_rows k_checked, v_checked;
   SFA_TRY(sfa_check_rows(ctx, "k", k, options->n_kv_heads, options->head_dim, n_tokens, &k_checked));
-  SFA_TRY(sfa_check_rows(ctx, "v", v, options->n_kv_heads, options->head_dim_v ? options->head_dim_v : options->head_dim, n_tokens,
-                         &v_checked));
+  SFA_TRY(
+      sfa_check_values(ctx, v, options->n_kv_heads, options->head_dim_v ? options->head_dim_v : options->head_dim, n_tokens, &v_checked));
   return sfa_cache_paged_store(ctx, options, pool, n_tokens, slots, &k_checked, &v_checked);
 }
 

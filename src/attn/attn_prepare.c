@@ -56,16 +56,15 @@ static void encode_item(void *arg, int64_t item, int32_t thread) {
   if (n_rows <= 0)
     return;
   const sfa_rows *rows = job->rows;
-  int64_t first_element = job->args->cu_seqlens_k ? first_token * rows->token_stride : b * rows->batch_stride;
-  int64_t offset = first_element + row * rows->token_stride + g * rows->head_stride;
+  bool packed = job->args->cu_seqlens_k;
+  int64_t offset = (packed ? first_token * rows->token_stride : b * rows->batch_stride) + g * rows->head_stride;
+  sfa_row_source x = sfa_rows_from(rows, offset, row, packed ? first_token + row : row);
   size_t to = (size_t)(pair * max_keys + row);
   sfa_row_store store = {(unsigned char *)job->store.ids + to * sfa_row_ids_bytes(job->format),
                          (unsigned char *)job->store.values + to * sfa_row_values_bytes(job->format), job->store.scales + to};
   sfa_attn_scratch scratch;
   sfa_attn_scratch_of(plan, job->args, thread, 0, &scratch);
-  const void *x = (const unsigned char *)rows->data + (size_t)offset * sfa_dtype_bytes(rows->dtype);
-  if (sfa_code_rows(plan->kernels, n_rows, x, rows->dtype, rows->token_stride, job->format, &store, scratch.encode,
-                    job->args->stage_ns ? scratch.stage_ns : NULL)) {
+  if (sfa_code_rows(plan->kernels, n_rows, &x, job->format, &store, scratch.encode, job->args->stage_ns ? scratch.stage_ns : NULL)) {
     int64_t before = atomic_load(&job->first_bad_item);
     while (item < before && !atomic_compare_exchange_weak(&job->first_bad_item, &before, item))
       continue;
@@ -106,7 +105,7 @@ static sfa_status encode_side(encode_job *job, const char *name, size_t side_off
 
 /* Whether reading the rows as they came gives what the plan's storage type gives. */
 static bool readable_in_place(const sfa_rows *rows, const sfa_row_format *format) {
-  return !format->k && (format->dtype == SFA_F32 || format->dtype == rows->dtype);
+  return !format->k && !rows->rope && (format->dtype == SFA_F32 || format->dtype == rows->dtype);
 }
 
 static sfa_kv_side dense_side(const sfa_rows *rows, int32_t dim, int64_t first_element) {

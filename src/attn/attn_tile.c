@@ -62,17 +62,19 @@ bool sfa_attn_block_find(const sfa_attn_call *call, int32_t b, int32_t g, int64_
   return true;
 }
 
-/* Dense query rows to scratch.q_rows [n_rows][D]: a token's heads at a time, or all tokens of the only head. */
+/* Dense query rows, turned, to scratch.q_rows [n_rows][D]: a token's heads at a time, or all tokens of the only head. */
 static void load_query_rows(const sfa_attn_block *block) {
   const sfa_attention_plan *plan = block->call->plan;
   const sfa_attn_scratch *s = &block->scratch;
   const sfa_rows *q = &block->call->args->q;
+  int64_t first_line = block->call->args->cu_seqlens_q ? block->first_token : 0;
   int32_t D = plan->options.head_dim, group = plan->group, n;
   for (int32_t i = 0; i < block->n_rows; i += n) {
     n = group == 1 ? block->n_rows : (int32_t)sfa_min64((block->kv_head + 1) * group - s->head[i], block->n_rows - i);
-    int64_t offset = block->q_offset + (s->position[i] - block->position_offset) * q->token_stride + s->head[i] * q->head_stride;
-    plan->kernels->load_rows(n, D, q->dtype, (const unsigned char *)q->data + (size_t)offset * sfa_dtype_bytes(q->dtype),
-                             group == 1 ? q->token_stride : q->head_stride, NULL, s->q_rows + (int64_t)i * D, D);
+    int64_t token = s->position[i] - block->position_offset;
+    sfa_row_source x = sfa_rows_from(q, block->q_offset + s->head[i] * q->head_stride, token, first_line + token);
+    x.row_stride = group == 1 ? q->token_stride : q->head_stride;
+    sfa_code_load(plan->kernels, n, &x, D, group == 1, s->q_rows + (int64_t)i * D);
   }
 }
 

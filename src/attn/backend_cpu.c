@@ -9,9 +9,9 @@ static void copy_memory(sfa_context *ctx, void *to, const void *from, size_t byt
   memcpy(to, from, bytes);
 }
 
-static int64_t encode_rows(const sfa_context *ctx, int64_t n_rows, const void *x, sfa_dtype x_dtype, int64_t row_stride,
-                           const sfa_row_format *format, const sfa_row_store *out, void *scratch, int64_t *stage_ns) {
-  return sfa_code_rows(sfa_kernel_of(ctx->isa), n_rows, x, x_dtype, row_stride, format, out, scratch, stage_ns);
+static int64_t encode_rows(const sfa_context *ctx, int64_t n_rows, const sfa_row_source *x, const sfa_row_format *format,
+                           const sfa_row_store *out, void *scratch, int64_t *stage_ns) {
+  return sfa_code_rows(sfa_kernel_of(ctx->isa), n_rows, x, format, out, scratch, stage_ns);
 }
 
 static const sfa_backend backend_cpu = {

@@ -31,6 +31,21 @@ static inline bool sfa_has_scales(sfa_dtype dtype) { return dtype == SFA_I8 || d
 static inline size_t sfa_row_values_bytes(const sfa_row_format *format) { return sfa_elements_bytes(format->dtype, sfa_row_width(format)); }
 static inline size_t sfa_row_scale_bytes(const sfa_row_format *format) { return sfa_has_scales(format->dtype) ? sizeof(uint16_t) : 0; }
 
+/* Dense rows to be stored: [n][dim], row_stride elements apart, turned first where there is a rope: row i by its line `line + i`. */
+typedef struct sfa_row_source {
+  const void *data;
+  sfa_dtype dtype; /* SFA_F32 or SFA_BF16 */
+  int64_t row_stride;
+  const sfa_rope *rope; /* NULL: none */
+  int64_t line;
+} sfa_row_source;
+
+/* Rows of one head of an operand from token `token` on; element `offset` is the head's token 0. */
+static inline sfa_row_source sfa_rows_from(const sfa_rows *rows, int64_t offset, int64_t token, int64_t line) {
+  return (sfa_row_source){(const unsigned char *)rows->data + (size_t)(offset + token * rows->token_stride) * sfa_dtype_bytes(rows->dtype),
+                          rows->dtype, rows->token_stride, rows->rope, line};
+}
+
 /* Where rows go, one after the other. */
 typedef struct sfa_row_store {
   void *ids;        /* [n][k], unused with k = 0 */
@@ -77,12 +92,12 @@ typedef struct sfa_backend {
   void (*memory_free)(sfa_context *ctx, void *memory);
   void (*memory_copy)(sfa_context *ctx, void *to, const void *from, size_t bytes);
 
-  /* Dense rows x [n][dim] of SFA_F32 or SFA_BF16 to the stored format: top-k, then rounding. Serial, so that callers share out rows.
+  /* Dense rows x [n][dim] to the stored format: rope, top-k, rounding. Serial, so that callers share out rows.
    * scratch: encode_scratch_bytes. stage_ns [SFA_STAGE_COUNT] or NULL: time added. Returns 0, or 1 + the first row with a finite value
    * beyond f16's range where the format is SFA_I8, SFA_I4 or SFA_F16. */
   size_t (*encode_scratch_bytes)(const sfa_row_format *format, int64_t n_rows);
-  int64_t (*encode)(const sfa_context *ctx, int64_t n_rows, const void *x, sfa_dtype x_dtype, int64_t row_stride,
-                    const sfa_row_format *format, const sfa_row_store *out, void *scratch, int64_t *stage_ns);
+  int64_t (*encode)(const sfa_context *ctx, int64_t n_rows, const sfa_row_source *x, const sfa_row_format *format, const sfa_row_store *out,
+                    void *scratch, int64_t *stage_ns);
 
   /* Attention of checked arguments over views [B], in the way of the plan's policy. */
   void (*attend)(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_kv_view *views);

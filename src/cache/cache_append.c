@@ -32,10 +32,8 @@ bool sfa_cache_rows_write(sfa_context *ctx, const sfa_cache_layer *layer, unsign
   bool fits = true;
   for (int side = 0; side < 2; side++) {
     const sfa_rows *rows = side ? v : k;
-    int64_t offset = first * rows->token_stride + g * rows->head_stride;
-    const void *x = (const unsigned char *)rows->data + (size_t)offset * sfa_dtype_bytes(rows->dtype);
-    if (sfa_backend_of(ctx)->encode(ctx, n, x, rows->dtype, rows->token_stride, side ? &layer->v : &layer->k, side ? &v_store : &k_store,
-                                    scratch, NULL))
+    sfa_row_source x = sfa_rows_from(rows, g * rows->head_stride, first, first);
+    if (sfa_backend_of(ctx)->encode(ctx, n, &x, side ? &layer->v : &layer->k, side ? &v_store : &k_store, scratch, NULL))
       fits = false;
   }
   return fits;

@@ -1,5 +1,5 @@
-/* quantize_i8, quantize_i4, round_rows, load_rows, store_rows: rows from one element type to another, V_LANES elements a step and what
- * remains one by one. */
+/* quantize_i8, quantize_i4, round_rows, load_rows, store_rows, rotate_rows: rows from one element type to another, V_LANES elements a step
+ * and what remains one by one. */
 
 static uint32_t largest_magnitude(const float *x, int32_t n) {
   const int32_t whole = n - n % V_LANES;
@@ -138,4 +138,30 @@ static void load_scales(const sfa_stored_rows *rows, float out[SFA_KEY_TILE]) {
   }
   for (int32_t j = 0; j < SFA_KEY_TILE; j++)
     out[j] = rows->scales && j < rows->n ? sfa_f32_from_f16(rows->scales[j * rows->scales_stride]) : 1.0f;
+}
+
+static void rotate_rows(int64_t n_rows, int32_t D, const float *x, int64_t x_stride, const float *cos, const float *sin,
+                        int64_t line_stride, int32_t n_rotated, int interleaved, float *out, int64_t out_stride) {
+  const int32_t half = n_rotated / 2, step = interleaved ? 2 : 1, apart = interleaved ? 1 : half;
+  for (int64_t row = 0; row < n_rows; row++, x += x_stride, out += out_stride, cos += line_stride, sin += line_stride) {
+    int32_t p = 0; /* pairs */
+    if (interleaved)
+      for (; p + V_LANES / 2 <= half; p += V_LANES / 2) {
+        const vf pairs = vf_load(x + 2 * p), crossed = vf_mul(vf_swap_pairs(pairs), vf_load_twice(sin + p));
+        vf_store(out + 2 * p, vf_add(vf_mul(pairs, vf_load_twice(cos + p)), vf_negate_even(crossed)));
+      }
+    else
+      for (; p + V_LANES <= half; p += V_LANES) {
+        const vf a = vf_load(x + p), b = vf_load(x + p + half), c = vf_load(cos + p), s = vf_load(sin + p);
+        vf_store(out + p, vf_sub(vf_mul(a, c), vf_mul(b, s)));
+        vf_store(out + p + half, vf_add(vf_mul(b, c), vf_mul(a, s)));
+      }
+    for (; p < half; p++) {
+      const float a = x[p * step], b = x[p * step + apart];
+      out[p * step] = a * cos[p] - b * sin[p];
+      out[p * step + apart] = b * cos[p] + a * sin[p];
+    }
+    if (out != x)
+      memcpy(out + n_rotated, x + n_rotated, (size_t)(D - n_rotated) * sizeof *out);
+  }
 }

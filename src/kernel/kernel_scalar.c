@@ -114,6 +114,20 @@ static void store_rows(int64_t n_rows, int32_t n, const float *in, int64_t in_st
   }
 }
 
+static void rotate_rows(int64_t n_rows, int32_t D, const float *x, int64_t x_stride, const float *cos, const float *sin,
+                        int64_t line_stride, int32_t n_rotated, int interleaved, float *out, int64_t out_stride) {
+  const int32_t step = interleaved ? 2 : 1, apart = interleaved ? 1 : n_rotated / 2;
+  for (int64_t row = 0; row < n_rows; row++, x += x_stride, out += out_stride, cos += line_stride, sin += line_stride) {
+    for (int32_t p = 0; p < n_rotated / 2; p++) {
+      float a = x[p * step], b = x[p * step + apart];
+      out[p * step] = a * cos[p] - b * sin[p];
+      out[p * step + apart] = b * cos[p] + a * sin[p];
+    }
+    for (int32_t u = n_rotated; u < D; u++)
+      out[u] = x[u];
+  }
+}
+
 /* ---- attention ---- */
 
 static void query_tile(int32_t n_rows, const float *const *rows, int32_t D, int32_t W, float scale, float *Qt) {

@@ -35,6 +35,11 @@ V_INLINE vf vf_max(vf a, vf b) { return _mm256_max_ps(a, b); }
 V_INLINE vf vf_min(vf a, vf b) { return _mm256_min_ps(a, b); }
 V_INLINE vf vf_abs(vf x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
 V_INLINE vf vf_copysign(vf x, vf sign) { return _mm256_or_ps(vf_abs(x), _mm256_and_ps(_mm256_set1_ps(-0.0f), sign)); }
+V_INLINE vf vf_swap_pairs(vf x) { return _mm256_permute_ps(x, 0xb1); }
+V_INLINE vf vf_load_twice(const float *p) {
+  return _mm256_permutevar8x32_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3));
+}
+V_INLINE vf vf_negate_even(vf x) { return _mm256_xor_ps(x, _mm256_castsi256_ps(_mm256_set1_epi64x((int64_t)0x80000000))); }
 V_INLINE vi vf_bits(vf x) { return _mm256_castps_si256(x); }
 
 V_INLINE vi vi_load(const int32_t *p) { return _mm256_loadu_si256((const void *)p); }

@@ -44,6 +44,15 @@ V_INLINE vf vf_copysign(vf x, vf sign) { /* per bit: mask ? sign : x */
   return _mm512_castsi512_ps(
       _mm512_ternarylogic_epi32(_mm512_set1_epi32(INT32_MIN), _mm512_castps_si512(sign), _mm512_castps_si512(x), 0xca));
 }
+/* Lanes 2 i and 2 i + 1 changed for each other; V_LANES / 2 floats, each in two lanes; lanes 2 i times -1. */
+V_INLINE vf vf_swap_pairs(vf x) { return _mm512_permute_ps(x, 0xb1); }
+V_INLINE vf vf_load_twice(const float *p) {
+  const __m512i lanes = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+  return _mm512_permutexvar_ps(lanes, _mm512_castps256_ps512(_mm256_loadu_ps(p)));
+}
+V_INLINE vf vf_negate_even(vf x) {
+  return _mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(x), _mm512_set1_epi64((int64_t)0x80000000)));
+}
 V_INLINE vi vf_bits(vf x) { return _mm512_castps_si512(x); }
 
 V_INLINE vi vi_load(const int32_t *p) { return _mm512_loadu_si512(p); }

@@ -59,7 +59,7 @@ typedef struct qkv_view {
   int64_t stride;
 } qkv_view;
 
-static qkv_view project_qkv(sfa_forward *f, const sfa_layer *layer, int32_t index, int32_t n) {
+static qkv_view project_qkv(sfa_forward *f, const sfa_layer *layer, int32_t n) {
   const sfa_model *m = f->model;
   const sfa_model_config *c = &m->config;
   int64_t q_dim = (int64_t)c->n_heads * c->head_dim, kv_dim = (int64_t)c->n_kv_heads * c->head_dim;
@@ -71,24 +71,28 @@ static qkv_view project_qkv(sfa_forward *f, const sfa_layer *layer, int32_t inde
     m->device->rms_norm(m->ctx, n, c->n_heads, c->head_dim, view.q, view.stride, layer->q_norm.weight, c->norm_eps, view.q, view.stride);
     m->device->rms_norm(m->ctx, n, c->n_kv_heads, c->head_dim, view.k, view.stride, layer->k_norm.weight, c->norm_eps, view.k, view.stride);
   }
-  if (c->rope_pairs) { /* q and k lie side by side: one call turns both */
-    int kind = c->layer_kinds[index];
-    m->device->rope(m->ctx, n, c->n_heads + c->n_kv_heads, c->head_dim, c->rope_pairs, c->rope_interleaved, f->rope_cos[kind],
-                    f->rope_sin[kind], view.q, view.stride);
-  }
   return view;
 }
 
 static sfa_status attend(sfa_forward *f, int32_t index, int32_t n, const qkv_view *view) {
   const sfa_model_config *c = &f->model->config;
   const sfa_layer_route *route = &f->routes[index];
-  const sfa_rows q = {view->q, SFA_F32, 0, view->stride, c->head_dim};
-  const sfa_rows k = {view->k, SFA_F32, 0, view->stride, c->head_dim};
-  const sfa_rows v = {view->v, SFA_F32, 0, view->stride, c->head_dim};
+  int kind = c->layer_kinds[index];
+  /* Rotary positions are applied where rows are read: before top-k, in the same pass. */
+  const sfa_rope turn = {f->rope_cos[kind], f->rope_sin[kind], 2 * c->rope_pairs, c->rope_interleaved};
+  const sfa_rope *rope = c->rope_pairs ? &turn : NULL;
+  sfa_rows q = {view->q, SFA_F32, 0, view->stride, c->head_dim, rope};
+  const sfa_rows k = {view->k, SFA_F32, 0, view->stride, c->head_dim, rope};
+  const sfa_rows v = {view->v, SFA_F32, 0, view->stride, c->head_dim, NULL};
   const int32_t cu_seqlens_q[2] = {0, n}, slot = 0;
   SFA_TRY(sfa_cache_append(route->cache, slot, route->cache_layer, n, &k, &v));
   if (f->probe) {
-    bool local = c->layer_kinds[index] == SFA_LAYER_LOCAL;
+    bool local = kind == SFA_LAYER_LOCAL;
+    if (rope) { /* a probe is shown what top-k will see */
+      f->model->device->rope(f->model->ctx, n, c->n_heads, c->head_dim, c->rope_pairs, c->rope_interleaved, rope->cos, rope->sin, view->q,
+                             view->stride);
+      q.rope = NULL;
+    }
     const sfa_probe probe = {.layer = index,
                              .n_tokens = n,
                              .first = sfa_cache_len(route->cache, slot, route->cache_layer) - n,
@@ -129,7 +133,7 @@ static sfa_status run_layer(sfa_forward *f, int32_t index, int32_t n, int64_t *a
   const sfa_model_config *c = &m->config;
   const sfa_layer *layer = &m->layers[index];
   norm_rows(m, &layer->attention_norm, n, f->stream, f->normed);
-  qkv_view view = project_qkv(f, layer, index, n);
+  qkv_view view = project_qkv(f, layer, n);
   int64_t start = sfa_now_ns();
   SFA_TRY(attend(f, index, n, &view));
   *attention_ns += sfa_now_ns() - start;

@@ -1,4 +1,4 @@
-/* Checks of topk, quantize_i8, quantize_i4, load_rows, store_rows, query_tile and query_tile_codes: all exact. */
+/* Checks of topk, quantize_i8, quantize_i4, load_rows, store_rows, rotate_rows, query_tile and query_tile_codes: all exact. */
 #include "base/half.h"
 #include "check.h"
 #include "oracle.h"
@@ -145,6 +145,46 @@ static void check_stored_rows(check *c) {
           rows_case(c, (check_kind)kind, (sfa_dtype)dtype, check_range(c, 0, 5), sizes[s]);
 }
 
+static void rotate_case(check *c, check_kind kind, int n_rows, int D, int n_rotated, int interleaved, bool one_line) {
+  check_begin(c, "rotate_rows", "%s n_rows %d D %d n_rotated %d interleaved %d one_line %d", check_kind_name(kind), n_rows, D, n_rotated,
+              interleaved, one_line);
+  const int stride = D + check_pick(c, 4), half = n_rotated / 2, step = interleaved ? 2 : 1, apart = interleaved ? 1 : half;
+  const int64_t total = (int64_t)n_rows * stride, line_stride = one_line ? 0 : half;
+  const float *x = check_rows(c, kind, total);
+  float *cos = check_floats(c, (int64_t)n_rows * half), *sin = check_floats(c, (int64_t)n_rows * half);
+  float *out = check_floats(c, total), *in_place = check_floats(c, total), *expected = check_floats(c, total);
+  for (int64_t i = 0; i < (int64_t)n_rows * half; i++) {
+    cos[i] = cosf((float)i);
+    sin[i] = sinf((float)i);
+  }
+  memcpy(in_place, x, (size_t)total * sizeof *x);
+  memcpy(expected, x, (size_t)total * sizeof *x);
+  memcpy(out, x, (size_t)total * sizeof *x); /* what lies between rows stays */
+  for (int64_t row = 0; row < n_rows; row++)
+    for (int p = 0; p < half; p++) {
+      const float a = x[row * stride + p * step], b = x[row * stride + p * step + apart];
+      const float cosine = cos[row * line_stride + p], sine = sin[row * line_stride + p];
+      const float products[4] = {a * cosine, b * sine, b * cosine, a * sine};
+      expected[row * stride + p * step] = products[0] - products[1];
+      expected[row * stride + p * step + apart] = products[2] + products[3];
+    }
+  c->kernels->rotate_rows(n_rows, D, x, stride, cos, sin, line_stride, n_rotated, interleaved, out, stride);
+  c->kernels->rotate_rows(n_rows, D, in_place, stride, cos, sin, line_stride, n_rotated, interleaved, in_place, stride);
+  check_bits(c, "out", out, expected, total);
+  check_bits(c, "in place", in_place, expected, total);
+  check_end(c);
+}
+
+static void check_rotations(check *c) {
+  for (int d = 0; d < N_HEAD_DIMS; d++) {
+    const int D = head_dims[d], rotated[] = {0, 2, D / 2 / 2 * 2, D - 2, D};
+    for (int kind = 0; kind < CHECK_KINDS; kind++)
+      for (int r = 0; r < 5; r++)
+        for (int interleaved = 0; interleaved < 2; interleaved++)
+          rotate_case(c, (check_kind)kind, check_range(c, 0, 5), D, rotated[r], interleaved, check_pick(c, 2));
+  }
+}
+
 static void query_case(check *c, check_kind kind, int D, int W, int n_rows) {
   check_begin(c, "query_tile", "%s D %d W %d n_rows %d", check_kind_name(kind), D, W, n_rows);
   const int64_t n = (int64_t)D * W;
@@ -197,5 +237,6 @@ static void check_queries(check *c) {
     }
 }
 
-const check_entry check_codes_entries[] = {
-    {"topk", check_topk}, {"quantize", check_quantize}, {"rows", check_stored_rows}, {"query_tile", check_queries}, {NULL, NULL}};
+const check_entry check_codes_entries[] = {{"topk", check_topk},          {"quantize", check_quantize},
+                                           {"rows", check_stored_rows},   {"rotate_rows", check_rotations},
+                                           {"query_tile", check_queries}, {NULL, NULL}};
