@@ -123,6 +123,7 @@ static const char *policy_words[] = {"auto", "tiles", "keys", "half-codes", "hal
 
 static int side_open(attention_bench *b, int32_t k, side *s) {
   const attention_case *c = &b->c;
+  sfa_costs costs;
   sfa_attention_options options = {.struct_size = sizeof options,
                                    .n_heads = 1,
                                    .head_dim = (int32_t)c->head_dim,
@@ -133,7 +134,8 @@ static int side_open(attention_bench *b, int32_t k, side *s) {
                                    .k_dtype = k ? c->k_dtype : c->dtype,
                                    .v_dtype = c->dtype,
                                    .causal = c->causal,
-                                   .policy = k ? c->policy : SFA_POLICY_AUTO};
+                                   .policy = k ? c->policy : SFA_POLICY_AUTO,
+                                   .costs = costs_kept(sfa_context_isa(b->ctx), &costs)};
   s->bench = b;
   s->coded = k > 0 && c->ready;
   if (sfa_attention_plan_create(b->ctx, &options, &s->plan) != SFA_OK)

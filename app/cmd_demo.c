@@ -37,7 +37,7 @@ typedef struct demo {
 static void set_variant(demo *d, int index, const char *name, int32_t k, int32_t k_q, bool hybrid) {
   variant *v = &d->variants[index];
   snprintf(v->name, sizeof v->name, "%s", name);
-  v->choice = (sfa_attention_choice){.struct_size = sizeof v->choice, .sparse = k > 0, .k = k, .k_q = k_q};
+  v->choice = (sfa_attention_choice){.struct_size = sizeof v->choice, .sparse = k > 0, .k = k, .k_q = k_q, .costs = d->app.choice.costs};
   if (hybrid) {
     v->choice.layers = 2;
     v->choice.layer_list = d->layers;

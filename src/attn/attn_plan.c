@@ -29,9 +29,9 @@ void sfa_attn_plan_shape(sfa_attention_plan *plan) {
   plan->n_blocks = (n_rows + plan->width - 1) / plan->width;
   plan->n_spans = (o->max_seqlen_k + SFA_KEY_SPAN - 1) / SFA_KEY_SPAN;
   int64_t n_blocks = (int64_t)o->n_sequences * o->n_kv_heads * plan->n_blocks;
-  /* Four blocks to an item leave the keys and values in the cache, and convert them, four times as seldom; 16 items are still enough for
-   * threads to share. */
-  plan->n_strips = (int32_t)sfa_min64(sfa_max64(n_blocks / 16, 1), sfa_min64(SFA_MAX_STRIPS, sfa_max64(plan->n_blocks, 1)));
+  /* Four blocks to an item leave the keys and values in the cache, and convert them, four times as seldom; 32 items, of which the longest
+   * come first, keep 16 threads busy to the end under a causal mask (16 items would leave half of their time idle). */
+  plan->n_strips = (int32_t)sfa_min64(sfa_max64(n_blocks / 32, 1), sfa_min64(SFA_MAX_STRIPS, sfa_max64(plan->n_blocks, 1)));
   /* Few blocks over many keys, as in decode: share out the spans too. 64 items keep the machines of today busy, and bound the parts. */
   plan->split = plan->n_spans > 1 && n_blocks < 64;
   plan->query_scale = o->softcap > 0 ? o->softmax_scale / o->softcap : o->softmax_scale * (float)M_LOG2E;
