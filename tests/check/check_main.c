@@ -13,17 +13,19 @@ static const struct {
               {"public", check_attention_entries}};
 enum { N_GROUPS = sizeof groups / sizeof *groups };
 
-static const char usage[] = "usage: sfa_check [--quick] [--isa scalar|avx2|avx512|vbmi] [--only NAME] [--seed N] [--list] [--bench]\n"
-                            "  --quick     fewer cases, under a minute\n"
-                            "  --isa NAME  one instruction set only\n"
-                            "  --only NAME one check only, as --list names them\n"
-                            "  --seed N    other random numbers (default 1)\n"
-                            "  --bench     times the kernels and a whole forward instead\n";
+static const char usage[] =
+    "usage: sfa_check [--quick] [--isa scalar|avx2|avx512|vbmi] [--only NAME] [--seed N] [--list] [--bench | --bench-forms]\n"
+    "  --quick     fewer cases, under a minute\n"
+    "  --isa NAME  one instruction set only\n"
+    "  --only NAME one check only, as --list names them\n"
+    "  --seed N    other random numbers (default 1)\n"
+    "  --bench     times the kernels and a whole forward instead\n"
+    "  --bench-forms  times Algorithm 1 of the paper and the inverted index beside what they stand for\n";
 
 int main(int argc, char **argv) {
   const char *isa_name = NULL, *only = NULL;
   uint64_t seed = 1;
-  bool quick = false, list = false, bench = false;
+  bool quick = false, list = false, bench = false, forms = false;
   for (int i = 1; i < argc; i++) {
     const char *value = i + 1 < argc ? argv[i + 1] : NULL;
     if (!strcmp(argv[i], "--quick"))
@@ -32,6 +34,8 @@ int main(int argc, char **argv) {
       list = true;
     else if (!strcmp(argv[i], "--bench"))
       bench = true;
+    else if (!strcmp(argv[i], "--bench-forms"))
+      forms = true;
     else if (!strcmp(argv[i], "--isa") && value)
       isa_name = argv[++i];
     else if (!strcmp(argv[i], "--only") && value)
@@ -45,6 +49,8 @@ int main(int argc, char **argv) {
   }
   if (bench)
     return check_bench(isa_name, quick);
+  if (forms)
+    return check_bench_forms(isa_name, quick);
   if (!list)
     printf("seed %llu\n", (unsigned long long)seed);
   int64_t n_passed = 0, n_failed = 0;
