@@ -60,7 +60,7 @@ struct sfa_costs {
 
   /* SFA_POLICY_PAPER and POSTINGS. */
   double paper_entry;   /* an entry of a posting list scattered into the scores */
-  double posting_entry; /* a key of a sealed block that a feature's list adds to */
+  double posting_entry; /* a key of a sealed block that a list adds to; from AVX-512 on 64 of them at once */
 };
 
 /* The table in the source for an instruction set; SFA_ISA_DEFAULT: the best one here. */

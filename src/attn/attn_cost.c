@@ -171,11 +171,21 @@ static void half_times(const sfa_attention_plan *plan, const units *u, bool code
 }
 
 /* Posting lists: of the K_q K features of a pair of rows, K_q K / D meet if all features are used alike. */
-static void posting_times(const sfa_attention_plan *plan, const units *u, double entry, sfa_attn_times *t) {
+static double entries_of_pair(const sfa_attention_plan *plan) {
+  const sfa_attention_options *o = &plan->options;
+  return (o->k_q ? o->k_q : o->head_dim) * (double)sfa_row_width(&plan->k_format) / o->head_dim;
+}
+
+/* The same in the steps of sfa_attn_postings_work. */
+static double steps_of_pair(const sfa_attention_plan *plan) {
+  double lists = plan->options.k_q ? plan->options.k_q : plan->options.head_dim, steps = entries_of_pair(plan);
+  return 1.0 / 16 + (plan->kernels->isa >= SFA_ISA_AVX512 ? fmin(steps, lists * SFA_EXPAND_STEPS / 64) : steps);
+}
+
+static void posting_times(const sfa_attention_plan *plan, const units *u, double pair_ns, sfa_attn_times *t) {
   const sfa_attention_options *o = &plan->options;
   const sfa_costs *c = &plan->costs;
-  double k_q = o->k_q ? o->k_q : o->head_dim, k_k = sfa_row_width(&plan->k_format);
-  t->score = u->row_pairs * (k_q * k_k / o->head_dim) * entry;
+  t->score = u->row_pairs * pair_ns;
   t->softmax = u->row_pairs * c->keys_exp_pair;
   t->value =
       at_least_reading(plan, u, u->block_keys * o->head_dim_v * c->keys_value[o->v_dtype][0], u->block_keys * row_bytes(&plan->v_format));
@@ -200,8 +210,8 @@ void sfa_attn_predict(const sfa_attention_plan *plan, sfa_policy policy, bool de
   case SFA_POLICY_KEYS: keys_times(plan, &u, times); break;
   case SFA_POLICY_HALF_CODES: half_times(plan, &u, true, times); break;
   case SFA_POLICY_HALF_DENSE: half_times(plan, &u, false, times); break;
-  case SFA_POLICY_PAPER: posting_times(plan, &u, c->paper_entry, times); break;
-  case SFA_POLICY_POSTINGS: posting_times(plan, &u, c->posting_entry, times); break;
+  case SFA_POLICY_PAPER: posting_times(plan, &u, entries_of_pair(plan) * c->paper_entry, times); break;
+  case SFA_POLICY_POSTINGS: posting_times(plan, &u, steps_of_pair(plan) * c->posting_entry, times); break;
   default: tiles_times(plan, &u, densify, times); break;
   }
   times->call += c->call;

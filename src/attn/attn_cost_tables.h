@@ -30,8 +30,8 @@ static const sfa_costs cost_tables[SFA_ISA_AMX + 1] =
                 .keys_dense = {{4.3, 3.96}, {4.3, 3.96}, {4.6, 4.3}, {5.89, 6.01}, {2.4, 2.43}, {2.4, 2.43}},
                 .keys_exp_pair = 13.2,
                 .keys_value = {{3.19, 3.24}, {3.19, 3.24}, {3.12, 3.15}, {5.09, 5.18}, {2.86, 2.84}, {3.78, 3.71}},
-                .paper_entry = 1,
-                .posting_entry = 0.5,
+                .paper_entry = 2,
+                .posting_entry = 3,
             },
         [SFA_ISA_AVX2] =
             {
@@ -58,8 +58,8 @@ static const sfa_costs cost_tables[SFA_ISA_AMX + 1] =
                 .keys_dense = {{0.571, 0.0442}, {0.571, 0.0442}, {0.205, 0.06}, {0.426, 0.0531}, {0.177, 0.152}, {0.177, 0.152}},
                 .keys_exp_pair = 1.27,
                 .keys_value = {{0.076, 0.0392}, {0.076, 0.0392}, {0.08, 0.0356}, {0.0699, 0.029}, {0.109, 0.0428}, {0.119, 0.0555}},
-                .paper_entry = 1,
-                .posting_entry = 0.5,
+                .paper_entry = 2,
+                .posting_entry = 3,
             },
         [SFA_ISA_AVX512] =
             {
@@ -86,8 +86,8 @@ static const sfa_costs cost_tables[SFA_ISA_AMX + 1] =
                 .keys_dense = {{0.595, 0.0111}, {0.595, 0.0111}, {0.128, 0.0333}, {0.346, 0.0287}, {0.101, 0.0219}, {0.101, 0.0219}},
                 .keys_exp_pair = 1.15,
                 .keys_value = {{0.0542, 0.00804}, {0.0542, 0.00804}, {0.0468, 0.0155}, {0.0392, 0.0144}, {0.0596, 0.017}, {0.0487, 0.0189}},
-                .paper_entry = 1,
-                .posting_entry = 0.5,
+                .paper_entry = 2,
+                .posting_entry = 6.7,
             },
         [SFA_ISA_VBMI] =
             {
@@ -115,8 +115,8 @@ static const sfa_costs cost_tables[SFA_ISA_AMX + 1] =
                 .keys_exp_pair = 0.922,
                 .keys_value =
                     {{0.0434, 0.00643}, {0.0434, 0.00643}, {0.0374, 0.0124}, {0.0314, 0.0115}, {0.0477, 0.0136}, {0.0389, 0.0151}},
-                .paper_entry = 1,
-                .posting_entry = 0.5,
+                .paper_entry = 2,
+                .posting_entry = 6.7,
             },
         [SFA_ISA_AMX] =
             {
@@ -149,7 +149,7 @@ static const sfa_costs cost_tables[SFA_ISA_AMX + 1] =
                 .half_exp_pair = 0.04,
                 .half_value_step = {0.0015, 0.0014, 0.0014},
                 .half_pack_value = 0.2,
-                .paper_entry = 1,
-                .posting_entry = 0.5,
+                .paper_entry = 2,
+                .posting_entry = 6.7,
             },
 };

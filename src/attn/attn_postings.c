@@ -174,7 +174,7 @@ sfa_status sfa_attn_postings_update(sfa_postings *p, const sfa_kv_view *view) {
 void sfa_attn_postings_count(const sfa_postings *p, int64_t block, int32_t kv_head, const float *q, sfa_attn_postings_work *work) {
   const uint32_t *starts = head_of(p, block, kv_head).starts;
   int64_t most = p->kernels->isa >= SFA_ISA_AVX512 ? SFA_POSTINGS_WORDS * SFA_EXPAND_STEPS : SFA_POSTINGS_BLOCK;
-  work->steps += SFA_POSTINGS_BLOCK / 4; /* clearing the sums and scaling them */
+  work->steps += SFA_POSTINGS_BLOCK / 16; /* clearing the sums and scaling them */
   work->bytes += SFA_POSTINGS_BLOCK * (int64_t)sizeof(uint16_t);
   for (int32_t u = 0; u < p->format.dim; u++)
     if (q[u] != 0) {

@@ -39,7 +39,7 @@ enum {
   SFA_EXACT_TERMS = 32,  /* slots whose products with an int8 key are summed exactly */
   SFA_KEYS_ROWS = 16,    /* most query rows of the slots whose lanes are keys */
   SFA_EXPAND_SLACK = 16, /* bytes behind the values of expand_add */
-  SFA_EXPAND_STEPS = 5   /* single keys that take expand_add as long as 64 at once, where it has that: from AVX-512 on */
+  SFA_EXPAND_STEPS = 1   /* single keys that take expand_add as long as 64 at once, where it has that: from AVX-512 on */
 };
 
 /* Bytes of one row's table for score_keys. */

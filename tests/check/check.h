@@ -90,6 +90,6 @@ extern const check_entry check_codes_entries[], check_scores_entries[], check_va
 /* Plants bugs in a copy of a table; each must be caught. */
 void check_selftest(check *c);
 int check_bench(const char *isa_name, bool quick);
-int check_bench_forms(const char *isa_name, bool quick);
+int check_bench_forms(const char *isa_name, const char *only, bool quick);
 
 #endif

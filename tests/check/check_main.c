@@ -50,7 +50,7 @@ int main(int argc, char **argv) {
   if (bench)
     return check_bench(isa_name, quick);
   if (forms)
-    return check_bench_forms(isa_name, quick);
+    return check_bench_forms(isa_name, only, quick);
   if (!list)
     printf("seed %llu\n", (unsigned long long)seed);
   int64_t n_passed = 0, n_failed = 0;
