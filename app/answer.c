@@ -91,6 +91,7 @@ cJSON *stats_json(const app *a) {
       {"attention_share", attention_share(&s)},
       {"kv_bytes", (double)s.kv_bytes},
       {"index_bytes", (double)s.index_bytes},
+      {"dropped_most", (double)s.dropped_most},
   };
   cJSON *stats = cJSON_CreateObject();
   for (size_t i = 0; i < sizeof members / sizeof *members; i++)
@@ -101,12 +102,14 @@ cJSON *stats_json(const app *a) {
 void stats_print(const app *a) {
   sfa_session_stats s;
   sfa_session_stats_read(a->session, &s);
-  char bytes[32], name[96], index_bytes[32], index[64] = "";
+  char bytes[32], name[96], index_bytes[32], index[64] = "", dropped[64] = "";
   if (s.index_bytes)
     snprintf(index, sizeof index, " and %s of the index", human_bytes((double)s.index_bytes, index_bytes));
+  if (a->choice.eps > 0)
+    snprintf(dropped, sizeof dropped, ", at most %.2e of the softmax left out", (double)s.dropped_most);
   fprintf(stderr,
-          "[prefill %lld tokens, %.1f tokens/s; decode %lld tokens, %.1f tokens/s; attention %.0f %% of the time; KV cache %s%s; %s]\n",
+          "[prefill %lld tokens, %.1f tokens/s; decode %lld tokens, %.1f tokens/s; attention %.0f %% of the time; KV cache %s%s; %s%s]\n",
           (long long)s.prefill_tokens, per_second(s.prefill_tokens, s.prefill_ns), (long long)s.decode_tokens,
           per_second(s.decode_tokens, s.decode_ns), 100 * attention_share(&s), human_bytes((double)s.kv_bytes, bytes), index,
-          app_attention_name(a, name, sizeof name));
+          app_attention_name(a, name, sizeof name), dropped);
 }

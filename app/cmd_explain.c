@@ -19,7 +19,9 @@ typedef struct passage {
 
 typedef struct explain {
   app app;
-  int32_t *ids; /* [n] */
+  int32_t *ids; /* [n], the context's: those of the text given; behind an index `all` has these too */
+  int64_t n_ids;
+  const int32_t *all; /* [n] of the session */
   int64_t n;
   float *mass; /* [n] */
   sfa_explained_token tokens[N_ASKED];
@@ -29,7 +31,7 @@ typedef struct explain {
 
 /* ---- The text ------------------------------------------------------------------------------------------------------------------ */
 
-/* The document, then the question: what -f and -p give, either of them alone or both. */
+/* The document, then the question: what -f and -p give, either of them alone or both; behind an index the question alone. */
 static int read_texts(explain *e) {
   app_options part = *e->app.o;
   text_buffer text = {0};
@@ -47,10 +49,12 @@ static int read_texts(explain *e) {
       status = app_fail("out of memory for the text");
     free(bytes);
   }
-  if (!status && text.n == 0)
+  if (!status && e->app.o->index && e->app.o->file)
+    status = app_usage("the document is in the index: give the question with -p, not -f");
+  if (!status && text.n == 0 && !e->app.o->index)
     status = app_usage("explain wants a text: a document with -f FILE, a question about it with -p TEXT, or both");
-  if (!status)
-    status = app_tokenize(&e->app, text.bytes, text.n, SFA_TOKENIZE_SPECIAL, &e->ids, &e->n);
+  if (!status && text.n)
+    status = app_tokenize(&e->app, text.bytes, text.n, e->app.o->index ? 0 : SFA_TOKENIZE_SPECIAL, &e->ids, &e->n_ids);
   free(text.bytes);
   return status;
 }
@@ -60,7 +64,7 @@ static int append_text(const explain *e, int64_t first, int64_t end, text_buffer
   utf8_stream stream = {0};
   char bytes[512], whole[3 * sizeof bytes + 3];
   for (int64_t i = first; i < end; i++) {
-    size_t n = sfa_tokenizer_decode(e->app.tokenizer, i ? e->ids[i - 1] : -1, e->ids[i], 1, bytes, sizeof bytes);
+    size_t n = sfa_tokenizer_decode(e->app.tokenizer, i ? e->all[i - 1] : -1, e->all[i], 1, bytes, sizeof bytes);
     n = utf8_push(&stream, bytes, n < sizeof bytes ? n : sizeof bytes, i + 1 == end, whole);
     for (size_t c = 0; c < n; c++)
       whole[c] = whole[c] == '\n' || whole[c] == '\r' || whole[c] == '\t' ? ' ' : whole[c];
@@ -285,27 +289,35 @@ static int look(explain *e, int64_t *n_tokens) {
   return status;
 }
 
-static int run(explain *e, const app_options *o) {
+/* The session with all of the text in it. */
+static int read_all(explain *e) {
   app *a = &e->app;
-  int64_t context_len, n_tokens = 0;
+  const app_options *o = a->o;
+  int64_t context_len;
+  int status = app_context_len(a, &context_len);
+  if (!status)
+    status = o->index ? app_load_session(a, o->index, context_len) : app_open_session(a, &a->choice, context_len);
+  if (status)
+    return status;
+  e->n = sfa_session_len(a->session) + e->n_ids;
+  if (e->n > context_len)
+    return app_fail("the text has %lld tokens, the context only %lld: shorten it", (long long)e->n, (long long)context_len);
+  interrupt_begin();
+  sfa_status read = e->n_ids ? sfa_session_append(a->session, e->ids, e->n_ids, NULL) : SFA_OK;
+  progress_clear(&a->progress);
+  e->all = sfa_session_tokens(a->session);
+  return read == SFA_OK ? EXIT_OK : read == SFA_ERROR_CANCELLED ? EXIT_INTERRUPTED : app_fail_status(a->ctx);
+}
+
+static int run(explain *e, const app_options *o) {
+  int64_t n_tokens = 0;
   int status = app_require_model(o, "explain");
   if (!status)
-    status = app_open_model(a, o, true);
+    status = app_open_model(&e->app, o, true);
   if (!status)
     status = read_texts(e);
   if (!status)
-    status = app_context_len(a, &context_len);
-  if (!status && e->n > context_len)
-    status = app_fail("the text has %lld tokens, the context only %lld: shorten it", (long long)e->n, (long long)context_len);
-  if (!status)
-    status = app_open_session(a, &a->choice, context_len);
-  if (!status) {
-    interrupt_begin();
-    sfa_status read = sfa_session_append(a->session, e->ids, e->n, NULL);
-    progress_clear(&a->progress);
-    if (read != SFA_OK)
-      status = read == SFA_ERROR_CANCELLED ? EXIT_INTERRUPTED : app_fail_status(a->ctx);
-  }
+    status = read_all(e);
   if (!status)
     status = look(e, &n_tokens);
   if (status)

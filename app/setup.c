@@ -28,9 +28,9 @@ void app_close(app *a) {
   *a = (app){0};
 }
 
-/* Places in "int8|bf16|f16|f32" of the option table, from -1: not given. */
+/* Places in "int8|bf16|f16|f32|int4" of the option table, from -1: not given. */
 static sfa_dtype cache_dtype(int index) {
-  static const sfa_dtype dtypes[] = {SFA_DTYPE_DEFAULT, SFA_I8, SFA_BF16, SFA_F16, SFA_F32};
+  static const sfa_dtype dtypes[] = {SFA_DTYPE_DEFAULT, SFA_I8, SFA_BF16, SFA_F16, SFA_F32, SFA_I4};
   return dtypes[index + 1];
 }
 
@@ -45,6 +45,8 @@ static int read_choice(app *a) {
                                      .k_q = (int32_t)o->sfa_kq,
                                      .cache_k = cache_dtype(o->cache_k),
                                      .cache_v = cache_dtype(o->cache_v),
+                                     .precision = (sfa_precision)o->precision,
+                                     .eps = (float)o->eps,
                                      .costs = costs_kept(sfa_context_isa(a->ctx), &a->costs)};
   if (sfa_options && !a->choice.sparse)
     return app_usage("--attention dense and the --sfa options exclude each other");

@@ -6,7 +6,7 @@
 #ifndef SFA_ENGINE_H
 #define SFA_ENGINE_H
 
-#include <sfa/base.h>
+#include <sfa/attention.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -114,9 +114,11 @@ typedef struct sfa_attention_choice {
   int32_t layers;            /* which layers are sparse: 0 all, 1 those with global attention, 2 those in layer_list */
   const int32_t *layer_list; /* layers = 2: indices from 0 */
   int32_t n_layer_list;
-  sfa_dtype cache_k;             /* 0: SFA_I8 for codes; for dense keys SFA_F32 if the file's weights are f32, else SFA_BF16 */
-  sfa_dtype cache_v;             /* 0: SFA_F32 if the file's weights are f32, else SFA_BF16 */
-  const struct sfa_costs *costs; /* of this machine, for the planner (sfa/plan.h); NULL: those in the source */
+  sfa_dtype cache_k;       /* 0: SFA_I8 for codes; for dense keys SFA_F32 if the file's weights are f32, else SFA_BF16 */
+  sfa_dtype cache_v;       /* 0: SFA_F32 if the file's weights are f32, else SFA_BF16 */
+  const sfa_costs *costs;  /* of this machine, for the planner (sfa/plan.h); NULL: those in the source */
+  sfa_precision precision; /* SFA_PRECISION_F32: the same bits on every machine and however a prompt is cut */
+  float eps;               /* softmax mass that a decode step may leave out of each head, 0 to 0.5, with a certificate */
 } sfa_attention_choice;
 
 /* KV bytes a token under a choice, over all layers. */
@@ -161,6 +163,7 @@ typedef struct sfa_session_stats {
   int64_t prefill_attention_ns, decode_attention_ns; /* of it in attention: top-k, packing, scores, values */
   int64_t kv_bytes;                                  /* the session's own pages in use */
   int64_t index_bytes;                               /* pages in use that lie in an index file */
+  float dropped_most;                                /* the largest mass that a head left out in a decode step; 0 without eps */
 } sfa_session_stats;
 
 SFA_API void sfa_session_stats_read(const sfa_session *session, sfa_session_stats *stats);

@@ -211,6 +211,7 @@ sfa_status sfa_session_score(sfa_session *session, const int32_t *tokens, int64_
 void sfa_session_stats_read(const sfa_session *session, sfa_session_stats *stats) {
   *stats = session->stats;
   stats->kv_bytes = (int64_t)sfa_forward_kv_bytes(session->forward);
+  stats->dropped_most = sfa_forward_dropped(session->forward);
   stats->index_bytes = sfa_session_index_bytes(session);
 }
 

@@ -107,7 +107,11 @@ static sfa_status attend(sfa_forward *f, int32_t index, int32_t n, const qkv_vie
   sfa_attention_args args = {
       .struct_size = sizeof args, .q = q, .cu_seqlens_q = n == 1 ? NULL : cu_seqlens_q, .out = f->attended, .workspace = f->workspace};
   const sfa_attention_plan *plan = n == 1 ? route->attention->one : route->attention->chunk;
-  return sfa_attention_run_cached(plan, &args, route->cache, route->cache_layer, &slot);
+  args.dropped = n == 1 ? f->dropped : NULL;
+  SFA_TRY(sfa_attention_run_cached(plan, &args, route->cache, route->cache_layer, &slot));
+  for (int32_t head = 0; args.dropped && head < c->n_heads; head++)
+    f->dropped_most = fmaxf(f->dropped_most, args.dropped[head]);
+  return SFA_OK;
 }
 
 /* The stream plus what a sub-layer left in f->normed. */

@@ -8,6 +8,8 @@ typedef struct resolution {
   int32_t *k_keys, *k_queries; /* [n_layers] */
   sfa_dtype k_dtype[SFA_CACHES], v_dtype;
   const sfa_costs *costs;
+  sfa_precision precision;
+  float eps;
 } resolution;
 
 static void free_resolution(sfa_context *ctx, resolution *r) {
@@ -17,7 +19,12 @@ static void free_resolution(sfa_context *ctx, resolution *r) {
 
 static sfa_status resolve(const sfa_model *model, const sfa_attention_choice *choice, resolution *r) {
   size_t n_layers = (size_t)model->config.n_layers;
-  *r = (resolution){.costs = choice ? choice->costs : NULL};
+  *r = (resolution){0};
+  if (choice) {
+    r->costs = choice->costs;
+    r->precision = choice->precision;
+    r->eps = choice->eps;
+  }
   SFA_TRY(sfa_alloc_zero(model->ctx, n_layers, sizeof(int32_t), "kept features by layer", (void **)&r->k_keys));
   SFA_TRY(sfa_alloc_zero(model->ctx, n_layers, sizeof(int32_t), "kept features by layer", (void **)&r->k_queries));
   return sfa_model_resolve(model, choice, r->k_keys, r->k_queries, &r->k_dtype[SFA_CACHE_SPARSE], &r->k_dtype[SFA_CACHE_DENSE],
@@ -97,6 +104,8 @@ static sfa_status create_plan(const sfa_forward *f, const resolution *r, const s
       .k_dtype = r->k_dtype[kind->k_keys ? SFA_CACHE_SPARSE : SFA_CACHE_DENSE],
       .v_dtype = r->v_dtype,
       .costs = r->costs,
+      .precision = r->precision,
+      .eps = n_tokens == 1 ? r->eps : 0, /* what is read stays exact */
   };
   return sfa_attention_plan_create(f->model->ctx, &options, plan);
 }
@@ -161,6 +170,8 @@ static sfa_status fill_forward(sfa_forward *f, const resolution *r) {
   SFA_TRY(create_caches(m, r, f->caches, f->routes));
   memcpy(f->k_dtype, r->k_dtype, sizeof f->k_dtype);
   f->v_dtype = r->v_dtype;
+  if (r->eps > 0)
+    SFA_TRY(sfa_alloc_zero(m->ctx, (size_t)m->config.n_heads, sizeof *f->dropped, "masses left out", (void **)&f->dropped));
   SFA_TRY(route_attention(f, r, &workspace_bytes));
   return create_buffers(f, workspace_bytes);
 }
@@ -205,8 +216,8 @@ void sfa_forward_destroy(sfa_forward *f) {
       sfa_attention_plan_destroy(f->attention[i].one);
   }
   destroy_caches(f->caches);
-  void *buffers[] = {f->routes,      f->attention,   f->stream,      f->normed,      f->qkv,     f->attended, f->ffn,
-                     f->rope_cos[0], f->rope_cos[1], f->rope_sin[0], f->rope_sin[1], f->scratch, f->workspace};
+  void *buffers[] = {f->routes,      f->attention,   f->stream,      f->normed,      f->qkv,     f->attended,  f->ffn,
+                     f->rope_cos[0], f->rope_cos[1], f->rope_sin[0], f->rope_sin[1], f->scratch, f->workspace, f->dropped};
   for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++)
     sfa_free(ctx, buffers[i]);
   sfa_free(ctx, f);
@@ -222,6 +233,8 @@ sfa_status sfa_forward_truncate(sfa_forward *f, int64_t new_len) {
       SFA_TRY(sfa_cache_truncate(f->caches[kind], 0, new_len));
   return SFA_OK;
 }
+
+float sfa_forward_dropped(const sfa_forward *f) { return f->dropped_most; }
 
 size_t sfa_forward_kv_bytes(const sfa_forward *f) {
   size_t bytes = 0;

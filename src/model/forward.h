@@ -37,6 +37,8 @@ struct sfa_forward {
   float *rope_cos[SFA_LAYER_KINDS], *rope_sin[SFA_LAYER_KINDS]; /* [chunk_len][rope_pairs] */
   void *scratch;                                                /* of linear layers */
   void *workspace;                                              /* of attention */
+  float *dropped;                                               /* [H] mass that a step left out; NULL without eps */
+  float dropped_most;                                           /* the largest so far */
   sfa_probe_fn probe;                                           /* NULL: none */
   void *probe_user;
 };

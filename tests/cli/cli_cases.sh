@@ -632,6 +632,10 @@ case_explain() {
   equal "the head asked for" "$(get tokens.0.head)" 0
   holds "at most k shared" "$(get tokens.0.shared_features) <= 4"
   holds "passages" "$(get passages.#) >= 1"
+  good generate -m "$story" -f "$work/text" -p "Lily saw a" -n 1 --temp 0 --sfa-k 4 --index "$work/book.sfa"
+  good explain -m "$story" --index "$work/book.sfa" -p "Lily saw a" --sfa-k 4 --json
+  holds "the index's tokens" "$(get n_tokens) > 300"
+  bad 2 "is in the index" explain -m "$story" --index "$work/book.sfa" -f "$work/text" --sfa-k 4
   bad 2 "wants a text" explain -m "$story"
   bad 1 "0 to 4" explain -m "$story" -p hello --layers 5
   bad 1 "512: shorten" explain -m "$story" -f "$book"

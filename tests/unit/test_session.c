@@ -311,6 +311,44 @@ static void refused_memory_is_an_error(void **state) {
   assert_int_equal(account.out, 0);
 }
 
+/* Steps leave out at most what they may, say how much, and end near the exact ones. */
+static void eps_is_kept_and_told(void **state) {
+  (void)state;
+  sfa_context *ctx = make_context(2, NULL);
+  sfa_model *model = open_model(ctx);
+  static const sfa_dtype stores[] = {SFA_F32, SFA_I8, SFA_I4};
+  for (size_t v = 0; v < sizeof stores / sizeof *stores; v++) {
+    float dropped[2];
+    for (int pass = 0; pass < 2; pass++) {
+      sfa_attention_choice choice = {.struct_size = sizeof choice, .sparse = 1, .k = 4, .cache_v = stores[v], .eps = pass ? 0.05f : 0};
+      sfa_session_options options = {.struct_size = sizeof options, .attention = &choice};
+      sfa_session *session;
+      float *logits = pass ? logits_b : logits_a;
+      assert_int_equal(sfa_session_create(model, &options, &session), SFA_OK);
+      assert_int_equal(sfa_session_append(session, tokens, N - 1, NULL), SFA_OK);
+      assert_int_equal(sfa_session_append(session, tokens + N - 1, 1, logits), SFA_OK);
+      sfa_session_stats stats;
+      sfa_session_stats_read(session, &stats);
+      dropped[pass] = stats.dropped_most;
+      sfa_session_destroy(session);
+    }
+    assert_true(dropped[0] == 0);
+    assert_true(dropped[1] > 0 && dropped[1] <= 0.05f);
+    double difference = 0, size = 0;
+    for (int i = 0; i < VOCAB; i++) {
+      difference += pow((double)logits_a[i] - (double)logits_b[i], 2);
+      size += pow((double)logits_a[i], 2);
+    }
+    assert_true(difference > 0 && sqrt(difference / size) < 0.1);
+  }
+  sfa_attention_choice choice = {.struct_size = sizeof choice, .eps = 0.6f};
+  sfa_session_options options = {.struct_size = sizeof options, .attention = &choice};
+  sfa_session *session;
+  assert_int_equal(sfa_session_create(model, &options, &session), SFA_ERROR_ARGUMENT);
+  sfa_model_close(model);
+  sfa_context_destroy(ctx);
+}
+
 static void opening_tells_what_is_wrong(void **state) {
   (void)state;
   sfa_context *ctx = make_context(1, NULL);
@@ -343,6 +381,7 @@ int main(void) {
       cmocka_unit_test(wrong_calls_change_nothing),
       cmocka_unit_test(stats_tell_prefill_from_decode),
       cmocka_unit_test(refused_memory_is_an_error),
+      cmocka_unit_test(eps_is_kept_and_told),
       cmocka_unit_test(opening_tells_what_is_wrong),
   };
   return cmocka_run_group_tests(tests, make_tokens, NULL);
