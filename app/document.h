@@ -54,7 +54,7 @@ typedef struct reading {
   app *a;
   const prompt *p;
   bool has_index; /* the session is loaded from --index */
-  bool is_whole;  /* which knows all of the document's parts */
+  bool is_whole;  /* which has all of the document */
 } reading;
 
 /* Looks at the index of the options, if one is asked for, and whether it belongs to the prompt; without -f the prompt gets its tokens. */

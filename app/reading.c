@@ -41,6 +41,14 @@ static int64_t count_same(const sfa_index *index, const prompt *p, int64_t n) {
   return same;
 }
 
+/* The token behind the last source: what follows is of one that was not read to its end. */
+static int64_t sources_end(const sfa_index *index) {
+  sfa_index_info info;
+  sfa_index_source last;
+  sfa_index_describe(index, &info);
+  return sfa_index_source_at(index, info.n_sources - 1, &last) ? last.first_token + last.n_tokens : 0;
+}
+
 /* With -f: the index holds the document, or its first part. */
 static int check_document(const app *a, const sfa_index *index, const prompt *p) {
   sfa_index_info info;
@@ -62,13 +70,12 @@ static int check_document(const app *a, const sfa_index *index, const prompt *p)
 /* Without -f: the index holds the whole of a document, behind the start that these options give; its tokens become the prompt's. */
 static int take_document(const app *a, const sfa_index *index, prompt *p) {
   sfa_index_info info;
-  sfa_index_source last;
   sfa_index_describe(index, &info);
   if (info.n_tokens < p->n_head || count_same(index, p, p->n_head) < p->n_head)
     return app_fail("%s was read with another system message, or not with the same --raw; ask as it was read, or give the document with -f "
                     "and another --index",
                     a->o->index);
-  if (!sfa_index_source_at(index, info.n_sources - 1, &last) || last.first_token + last.n_tokens < info.n_tokens)
+  if (sources_end(index) < info.n_tokens)
     return app_fail("%s holds a document that was not read to its end; give it with -f once more, and the reading goes on", a->o->index);
   return prompt_insert(p, sfa_index_tokens(index), info.n_tokens);
 }
@@ -80,8 +87,7 @@ int reading_begin(app *a, prompt *p, reading *r) {
   if (!status && index) {
     r->has_index = true;
     status = a->o->file ? check_document(a, index, p) : take_document(a, index, p);
-    sfa_index_source source;
-    r->is_whole = sfa_index_source_at(index, p->n_sources - 1, &source);
+    r->is_whole = sources_end(index) >= p->n_document;
   }
   sfa_index_close(index);
   return status;

@@ -275,9 +275,9 @@ SFA_API int sfa_index_writer_is_new(const sfa_index_writer *writer);
  * a long way. SFA_ERROR_RANGE: more tokens than the context. */
 SFA_API sfa_status sfa_session_load(const sfa_model *model, const sfa_session_options *options, const char *path, sfa_session **session);
 /* Commits the session's tokens and pages: all of them into a new file, else what follows the file's own. SFA_ERROR_ARGUMENT: the file was
- * made by another model or other options, or its tokens are not the first of the session. sources: the whole list, of which those that the
- * file has are skipped; none of them beyond the session's tokens. On failure the file holds what it held.
- * Costs one write of the new pages, and two waits for the disk. */
+ * made by another model or other options, or its tokens are not the first of the session. sources: the whole list, none beyond the
+ * session's tokens; what ends before the end of the file's last source is left out, and what begins before it is told of from there on. On
+ * failure the file holds what it held. Costs one write of the new pages, and two waits for the disk. */
 SFA_API sfa_status sfa_session_save(const sfa_session *session, sfa_index_writer *writer, const sfa_index_source *sources,
                                     int64_t n_sources);
 

@@ -21,7 +21,8 @@ struct sfa_index_writer {
 static sfa_status fail_errno(const sfa_index_writer *w, const char *what) {
   int reason = errno;
   return sfa_fail(w->ctx, SFA_ERROR_IO, "cannot %s %s: %s%s", what, w->path, strerror(reason),
-                  reason == ENOSPC || reason == EDQUOT || reason == EFBIG ? "; it holds what it held before, make room and try again" : "");
+                  reason == ENOSPC || reason == EDQUOT || reason == EFBIG ? "; make room and try again, nothing that was there is lost"
+                                                                          : "");
 }
 
 /* The lock belongs to the file, not to its name: between open and lock, the writer before may have removed the name. */
@@ -180,11 +181,38 @@ static sfa_status write_pages(const sfa_index_writer *w, const sfa_index_state *
   return status;
 }
 
+/* What of the state's sources a file has not: those behind the end of its last one. */
+typedef struct new_sources {
+  const sfa_index_source *list;
+  uint64_t n;
+  int64_t byte, token; /* where they may begin */
+} new_sources;
+
+static new_sources find_new_sources(const sfa_index *index, const sfa_index_state *state) {
+  new_sources new = {.list = state->sources, .n = (uint64_t)state->n_sources};
+  if (index && index->n_sources) {
+    const sfa_index_source *last = &index->sources[index->n_sources - 1];
+    new.byte = last->first_byte + last->n_bytes;
+    new.token = last->first_token + last->n_tokens;
+    for (; new.n &&new.list->first_token + new.list->n_tokens <= new.token; new.n--)
+      new.list++;
+  }
+  return new;
+}
+
+/* A source from `at` on. The file may hold its beginning: a text that has grown since. */
+static void cut_front(int64_t at, int64_t *first, int64_t *n) {
+  int64_t cut = sfa_min64(sfa_max64(at - *first, 0), *n);
+  *first = sfa_max64(*first, at);
+  *n -= cut;
+}
+
 /* The segment at an offset: pages first, since their sums are among what lies before them. */
-static sfa_status write_segment(const sfa_index_writer *w, const sfa_index_state *state, uint64_t at, sfa_index_segment *head) {
-  const sfa_index_source *sources = head->n_sources ? state->sources + head->first_source : NULL;
-  for (uint64_t i = 0; i < head->n_sources; i++)
-    head->name_bytes += strlen(sources[i].name) + 1;
+static sfa_status write_segment(const sfa_index_writer *w, const sfa_index_state *state, const new_sources *sources, uint64_t at,
+                                sfa_index_segment *head) {
+  head->n_sources = sources->n;
+  for (uint64_t i = 0; i < sources->n; i++)
+    head->name_bytes += strlen(sources->list[i].name) + 1;
   sfa_index_parts parts;
   if (!sfa_index_parts_of(state->settings, at, head, &parts))
     return sfa_fail(w->ctx, SFA_ERROR_RANGE, "%s: %llu tokens are too many for an index", w->path, (unsigned long long)state->n_tokens);
@@ -194,12 +222,14 @@ static sfa_status write_segment(const sfa_index_writer *w, const sfa_index_state
   SFA_TRY(sfa_alloc_zero(w->ctx, parts.pages_at - at, 1, "the list of a segment", (void **)&meta));
   memcpy(meta + (parts.tokens_at - at), state->tokens + head->first_token, head->n_tokens * sizeof *state->tokens);
   char *name = (char *)meta + (parts.names_at - at);
-  for (uint64_t i = 0; i < head->n_sources; i++) {
-    const sfa_index_source *s = &sources[i];
-    sfa_index_source_entry entry = {(uint64_t)s->first_byte, (uint64_t)s->n_bytes, (uint64_t)s->first_token, (uint64_t)s->n_tokens};
+  for (uint64_t i = 0; i < sources->n; i++) {
+    sfa_index_source s = sources->list[i];
+    cut_front(sources->byte, &s.first_byte, &s.n_bytes);
+    cut_front(sources->token, &s.first_token, &s.n_tokens);
+    sfa_index_source_entry entry = {(uint64_t)s.first_byte, (uint64_t)s.n_bytes, (uint64_t)s.first_token, (uint64_t)s.n_tokens};
     memcpy(meta + (parts.sources_at - at) + i * sizeof entry, &entry, sizeof entry);
-    size_t bytes = strlen(s->name) + 1;
-    memcpy(name, s->name, bytes);
+    size_t bytes = strlen(s.name) + 1;
+    memcpy(name, s.name, bytes);
     name += bytes;
   }
   sfa_status status = write_pages(w, state, &parts, (uint64_t *)(void *)(meta + (parts.sums_at - at)));
@@ -251,7 +281,7 @@ static sfa_status check_state(const sfa_index_writer *w, const sfa_index_state *
   return SFA_OK;
 }
 
-/* Does the state go on from what the file holds, and its new sources from the file's? */
+/* Does the state go on from what the file holds? */
 static sfa_status check_goes_on(const sfa_index_writer *w, const sfa_index *index, const sfa_index_state *state) {
   SFA_TRY(sfa_index_settings_match(index, state->settings));
   int64_t n = sfa_min64(index->n_tokens, state->n_tokens), same = 0;
@@ -260,18 +290,13 @@ static sfa_status check_goes_on(const sfa_index_writer *w, const sfa_index *inde
   SFA_REQUIRE(w->ctx, same == index->n_tokens,
               "%s holds %lld tokens of a text that goes on otherwise from token %lld: save under another name, or delete it first", w->path,
               (long long)index->n_tokens, (long long)same);
-  if (index->n_sources && state->n_sources > index->n_sources) {
-    const sfa_index_source *last = &index->sources[index->n_sources - 1], *next = &state->sources[index->n_sources];
-    SFA_REQUIRE(w->ctx, next->first_byte >= last->first_byte + last->n_bytes && next->first_token >= last->first_token + last->n_tokens,
-                "%s: source %lld (%s) begins at token %lld, inside of the file's last one, %s", w->path, (long long)index->n_sources,
-                next->name, (long long)next->first_token, last->name);
-  }
   return SFA_OK;
 }
 
 /* From the state that the file holds to the new one; `index` is NULL for a file that holds none. *old_bytes: what to go back to. */
-static sfa_status commit(const sfa_index_writer *w, const sfa_index *index, const sfa_index_state *state, uint64_t *old_bytes) {
-  sfa_index_slot slot = {.n_tokens = (uint64_t)state->n_tokens, .n_sources = (uint64_t)state->n_sources};
+static sfa_status commit(const sfa_index_writer *w, const sfa_index *index, const sfa_index_state *state, const new_sources *sources,
+                         uint64_t *old_bytes) {
+  sfa_index_slot slot = {.n_tokens = (uint64_t)state->n_tokens, .n_sources = sources->n};
   sfa_index_segment head = {.magic = SFA_SEGMENT_MAGIC};
   uint64_t at;
   if (index) {
@@ -280,15 +305,14 @@ static sfa_status commit(const sfa_index_writer *w, const sfa_index *index, cons
     head.first_token = index->slot.n_tokens;
     head.first_source = index->slot.n_sources;
     slot.sequence = index->slot.sequence;
-    slot.n_sources = slot.n_sources > head.first_source ? slot.n_sources : head.first_source;
+    slot.n_sources += head.first_source;
   } else {
     *old_bytes = 0;
     SFA_TRY(write_settings(w, state->settings, &at));
   }
   at = (at + SFA_INDEX_ALIGN - 1) / SFA_INDEX_ALIGN * SFA_INDEX_ALIGN;
   head.n_tokens = slot.n_tokens - head.first_token;
-  head.n_sources = slot.n_sources - head.first_source;
-  SFA_TRY(write_segment(w, state, at, &head));
+  SFA_TRY(write_segment(w, state, sources, at, &head));
   SFA_TRY(confirm(w));
   slot.sequence++;
   slot.bytes = head.end;
@@ -310,10 +334,10 @@ sfa_status sfa_index_writer_commit(sfa_index_writer *w, const sfa_index_state *s
   if (!fresh)
     SFA_TRY(sfa_index_open(w->ctx, w->path, &index));
   sfa_status status = index ? check_goes_on(w, index, state) : SFA_OK;
-  bool news = !index || state->n_tokens > index->n_tokens || state->n_sources > index->n_sources;
-  if (status == SFA_OK && news) {
+  new_sources sources = find_new_sources(index, state);
+  if (status == SFA_OK && (!index || state->n_tokens > index->n_tokens || sources.n)) {
     uint64_t old_bytes = 0;
-    status = commit(w, index, state, &old_bytes);
+    status = commit(w, index, state, &sources, &old_bytes);
     if (status != SFA_OK && ftruncate(w->file, (off_t)old_bytes) != 0) /* gives the room back; what lies there never counts */
       sfa_log(w->ctx, "%s stays longer than it need be: %s", w->path, strerror(errno));
   }

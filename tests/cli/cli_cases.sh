@@ -280,6 +280,16 @@ case_index() {
   printf '\1' | dd of="$work/other.bin" bs=1 seek=29 conv=notrunc status=none
   bad 1 "another model" generate -m "$work/other.bin" --tokenizer "$(dirname "$story")/tok512.bin" -n 3 -p "$question" --index "$index"
   cmp -s "$index" "$work/before" || fault "a refused use has changed the index"
+  # A file that has grown.
+  head -n 6 "$book" >"$work/book" && rm -f "$index"
+  good "${ask[@]}" -f "$work/book" --json --index "$index"
+  head -n 9 "$book" >"$work/book"
+  good "${ask[@]}" -f "$work/book" --json
+  get ids >"$ids"
+  good "${ask[@]}" -f "$work/book" --json --index "$index"
+  equal "ids after the file has grown" "$(get ids)" "$(cat "$ids")"
+  good "${ask[@]}" --json --index "$index"
+  equal "ids without it" "$(get ids)" "$(cat "$ids")"
   # Files that are none, or no longer.
   bad 1 "no index" "${ask[@]}" -p "$question" --index "$work/nothing"
   bad 1 "not a document index" "${ask[@]}" -f "$docs" --index "$docs/a.txt" --json

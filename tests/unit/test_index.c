@@ -646,10 +646,15 @@ static void other_sessions_are_refused(void **state) {
   sources[1].first_byte = 10;
   assert_int_equal(save(session, path, sources, 1), SFA_OK);
   read_on(session, 100, 120, NULL);
-  sources[1].first_token = 49;
-  assert_int_equal(save(session, path, (sfa_index_source[]){{"a", 0, 5, 0, 40}, sources[1]}, 2), SFA_ERROR_ARGUMENT); /* not the file's */
-  sources[1].first_token = 50;
-  assert_int_equal(save(session, path, sources, 2), SFA_OK);
+  /* A longer text under the first name: told of from where the file's ends. */
+  assert_int_equal(save(session, path, (sfa_index_source[]){{"longer a", 0, 14, 0, 70}, {"b", 14, 6, 70, 50}}, 2), SFA_OK);
+  sfa_index *grown = open_good(path);
+  sfa_index_source seen;
+  assert_int_equal(grown->n_sources, 3);
+  assert_true(sfa_index_source_at(grown, 1, &seen) && strcmp(seen.name, "longer a") == 0);
+  assert_true(seen.first_byte == 10 && seen.n_bytes == 4 && seen.first_token == 50 && seen.n_tokens == 20);
+  assert_true(sfa_index_source_at(grown, 2, &seen) && seen.first_token == 70 && seen.n_tokens == 50);
+  sfa_index_close(grown);
   sfa_session_destroy(session);
 
   /* Other settings, other texts, a small context. */
@@ -694,7 +699,7 @@ static void other_sessions_are_refused(void **state) {
   sfa_model_close(model);
   sfa_index *index = open_good(path);
   assert_int_equal(index->n_tokens, 120);
-  assert_int_equal(index->n_sources, 2);
+  assert_int_equal(index->n_sources, 3);
   sfa_index_close(index);
 }
 
