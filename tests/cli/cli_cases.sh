@@ -281,9 +281,9 @@ case_index() {
   bad 1 "another model" generate -m "$work/other.bin" --tokenizer "$(dirname "$story")/tok512.bin" -n 3 -p "$question" --index "$index"
   cmp -s "$index" "$work/before" || fault "a refused use has changed the index"
   # A file that has grown.
-  head -n 6 "$book" >"$work/book" && rm -f "$index"
+  printf 'Lily had a ball.\nIt was red.\n' >"$work/book" && rm -f "$index"
   good "${ask[@]}" -f "$work/book" --json --index "$index"
-  head -n 9 "$book" >"$work/book"
+  printf 'She lost it in the park.\n' >>"$work/book"
   good "${ask[@]}" -f "$work/book" --json
   get ids >"$ids"
   good "${ask[@]}" -f "$work/book" --json --index "$index"
