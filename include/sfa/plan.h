@@ -37,7 +37,7 @@ struct sfa_costs {
 
   /* SFA_POLICY_TILES: lanes are query rows. A pair is one lane and one key. */
   double query_value;                /* a value of a query row laid into its block */
-  double code_pair;                  /* a pair scored from a code: what does not grow with K */
+  double code_pair[SFA_COST_DIMS];   /* a pair scored from a code: what does not grow with K, by D */
   double code_step[SFA_COST_DIMS];   /* a kept feature of such a pair, by D */
   double dense_step[SFA_COST_DIMS];  /* a feature of a pair scored from dense rows, by D */
   double densify_key, densify_value; /* a key's code written out as a dense row: a feature of the row, a kept feature */

@@ -128,8 +128,8 @@ static void tiles_times(const sfa_attention_plan *plan, const units *u, bool den
   const sfa_costs *c = &plan->costs;
   int32_t D = o->head_dim, E = o->head_dim_v, K = plan->k_format.k;
   double loads = u->block_keys / plan->n_strips; /* a tile is brought in once for the blocks of an item */
-  double score =
-      K && !densify ? u->lane_pairs * (c->code_pair + K * by_dim(c->code_step, D)) : u->lane_pairs * D * by_dim(c->dense_step, D);
+  double score = K && !densify ? u->lane_pairs * (by_dim(c->code_pair, D) + K * by_dim(c->code_step, D))
+                               : u->lane_pairs * D * by_dim(c->dense_step, D);
   if (densify && plan->encode_k && o->k_dtype == SFA_F32) /* once, when they are made */
     t->pack += u->keys * (D * c->densify_key + K * c->densify_value);
   else if (densify)

@@ -1,6 +1,6 @@
 /* Timing this machine: one entry of sfa_costs after the other, each by running its kernel over random rows in the order in which attention
- * would. A machine is rarely quiet, so the whole table is read many times, each round short, and every entry becomes the median of its
- * readings. */
+ * would. A machine is rarely quiet, so the whole table is read many times, each round short. Other work can only add to a reading: every
+ * entry becomes the reading a third of the way up from the shortest. */
 #include "attn/attn_cost.h"
 #include "attn/attn_tile.h"
 #include "base/rng.h"
@@ -234,7 +234,7 @@ static void time_tiles(measurement *x, int32_t D, int32_t K, double part[3]) {
 /* ---- One reading of the table ---------------------------------------------------------------------------------------------------- */
 
 static void read_tiles(measurement *x, sfa_costs *c) {
-  double pair_sum = 0, exp_sum = 0;
+  double exp_sum = 0;
   for (int d = 0; d < SFA_COST_DIMS; d++) {
     int32_t D = dims[d], fewest = kept[0], most = kept[SFA_COST_KEPT - 1];
     double dense[3], few[3], many[3];
@@ -248,10 +248,9 @@ static void read_tiles(measurement *x, sfa_costs *c) {
     c->code_step[d] = (many[0] - few[0]) / (most - fewest);
     c->dense_step[d] = dense[0] / D;
     c->value_step[d] = (dense[2] + few[2] + many[2]) / (3 * D);
-    pair_sum += few[0] - fewest * c->code_step[d];
+    c->code_pair[d] = few[0] - fewest * c->code_step[d];
     exp_sum += (dense[1] + few[1] + many[1]) / 3;
   }
-  c->code_pair = pair_sum / SFA_COST_DIMS;
   c->exp_pair = exp_sum / SFA_COST_DIMS;
 }
 
@@ -322,7 +321,7 @@ static void read_keys(measurement *x, sfa_costs *c) {
   c->keys_exp_pair = time_of(x, step_softmax_keys, &p) / (4 * SFA_KEY_TILE);
 }
 
-/* ---- The median ---------------------------------------------------------------------------------------------------------------- */
+/* ---- Of all readings ---------------------------------------------------------------------------------------------------------------- */
 
 enum { FIRST_ENTRY = offsetof(sfa_costs, call), N_ENTRIES = (sizeof(sfa_costs) - FIRST_ENTRY) / sizeof(double) };
 
@@ -332,14 +331,15 @@ static double entry_of(const sfa_costs *c, int i) {
   return entry;
 }
 
-static double median(double *values, int n) {
+/* The value a third of the way up; sorts. */
+static double low_third(double *values, int n) {
   for (int i = 1; i < n; i++)
     for (int j = i; j > 0 && values[j - 1] > values[j]; j--) {
       double swap = values[j];
       values[j] = values[j - 1];
       values[j - 1] = swap;
     }
-  return values[n / 2];
+  return values[(n - 1) / 3];
 }
 
 /* Entry by entry. A difference of two times may come out as nothing: then as little as a clock can tell. */
@@ -348,7 +348,7 @@ static void combine(const sfa_costs *readings, int n, sfa_costs *costs) {
     double values[N_ROUNDS];
     for (int round = 0; round < n; round++)
       values[round] = entry_of(&readings[round], i);
-    double entry = median(values, n);
+    double entry = low_third(values, n);
     if (entry_of(costs, i) > 0)
       entry = fmax(entry, 1e-5);
     memcpy((unsigned char *)costs + FIRST_ENTRY + (size_t)i * sizeof entry, &entry, sizeof entry);

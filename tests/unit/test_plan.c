@@ -128,10 +128,10 @@ static void choices(void **state) {
   sfa_costs costs;
   sfa_costs_default(SFA_ISA_SCALAR, &costs);
   for (int i = 0; i < SFA_COST_DIMS; i++) {
+    costs.code_pair[i] = 1e-5;
     costs.code_step[i] = 2;
     costs.dense_step[i] = 1;
   }
-  costs.code_pair = 1e-5;
   sfa_attention_options o = shape(1024, 1024, 64, 16);
   o.costs = &costs;
   sfa_attention_report r = report_of(ctx, &o);
