@@ -16,10 +16,7 @@
 #include <string.h>
 
 enum {
-  STEPS = 8,             /* counters of an octave of weight */
-  N_DEPTHS = 40 * STEPS, /* what weighs less than 2^-40 of the largest is counted as if it weighed that */
-  ONE = 127 * STEPS,     /* upper bits of 1.0f: exponent and log2(STEPS) more */
-  SAMPLED = 8,           /* one tile in so many is counted at first */
+  SAMPLED = 8, /* one tile in so many is counted at first */
   SPAN_TILES = SFA_KEY_SPAN / SFA_KEY_TILE,
   TILE_KEPT = SFA_KEY_TILE - 8 /* more kept rows than this are read as a stream, and then all count as kept */
 };
@@ -39,7 +36,7 @@ typedef struct drop_span {
   float *weights;         /* [tiles][rows][64] P, relative to the largest score so far */
   float *alpha, *factor;  /* [tiles][rows] of o; from P's unit to the span's */
   unsigned char *changed; /* [tiles] any alpha differs from 1 */
-  uint32_t *depths;       /* [rows][N_DEPTHS] number of keys by weight */
+  uint32_t *depths;       /* [rows][SFA_N_DEPTHS] number of keys by weight */
 } drop_span;
 
 typedef struct drop_block {
@@ -57,7 +54,7 @@ static size_t span_place(const sfa_attention_plan *plan, unsigned char *memory, 
   size_t tiles = (n_keys + SFA_KEY_TILE - 1) / SFA_KEY_TILE;
   size_t weights = sfa_align64(sizeof *span->totals), alpha = weights + tiles * rows * SFA_KEY_TILE * sizeof(float);
   size_t factor = alpha + sfa_align64(tiles * rows * sizeof(float)), changed = factor + sfa_align64(tiles * rows * sizeof(float));
-  size_t depths = changed + sfa_align64(tiles), end = depths + rows * N_DEPTHS * sizeof(uint32_t);
+  size_t depths = changed + sfa_align64(tiles), end = depths + rows * SFA_N_DEPTHS * sizeof(uint32_t);
   if (memory)
     *span = (drop_span){.totals = (drop_totals *)(void *)memory,
                         .weights = (float *)(void *)(memory + weights),
@@ -94,34 +91,28 @@ static drop_span span_of(const sfa_attn_keys_call *keys, int64_t number, int64_t
 
 /* ---- Counting by weight -------------------------------------------------------------------------------------------------------- */
 
-/* The weights of depth d have ONE - d in their upper bits; the last depth has all smaller ones too. */
-static float depth_end(int32_t depth) { return sfa_float_of((uint32_t)(ONE - depth + 1) << 20); }
+/* What the weights of a depth are below: see count_depths. */
+static float depth_end(int32_t depth) { return sfa_float_of((uint32_t)(127 * SFA_DEPTH_STEPS - depth + 1) << 20); }
 
-static void count_tile(const drop_span *span, int32_t tile, int32_t rows, int32_t n_rows) {
+static void count_tile(const sfa_attn_keys_call *keys, const drop_span *span, int64_t tile, int32_t n_rows) {
+  int32_t rows = most_rows(keys->call.plan);
   for (int32_t i = 0; i < n_rows; i++) {
-    const float *weights = span->weights + ((int64_t)tile * rows + i) * SFA_KEY_TILE;
-    float factor = span->factor[(int64_t)tile * rows + i];
-    uint32_t depth[SFA_KEY_TILE], *depths = span->depths + (int64_t)i * N_DEPTHS;
-    for (int32_t j = 0; j < SFA_KEY_TILE; j++) {
-      int32_t d = ONE - (int32_t)(sfa_bits_of(weights[j] * factor) >> 20);
-      depth[j] = (uint32_t)d < N_DEPTHS ? (uint32_t)d : N_DEPTHS - 1;
-    }
-    for (int32_t j = 0; j < SFA_KEY_TILE; j++)
-      depths[depth[j]]++;
+    int64_t at = tile * rows + i;
+    keys->call.plan->kernels->count_depths(span->weights + at * SFA_KEY_TILE, span->factor[at], span->depths + (int64_t)i * SFA_N_DEPTHS);
   }
   span->totals->n_counted += SFA_KEY_TILE;
 }
 
 /* Keys of row i by weight in the block's unit, all spans. */
 static void gather_depths(const sfa_attn_keys_call *keys, const sfa_attn_keys_item *item, int32_t i, float reference,
-                          int64_t counts[N_DEPTHS]) {
-  memset(counts, 0, N_DEPTHS * sizeof *counts);
+                          int64_t counts[SFA_N_DEPTHS]) {
+  memset(counts, 0, SFA_N_DEPTHS * sizeof *counts);
   for (int64_t n = 0; n < item->spans->n; n++) {
     drop_span span = span_of(keys, item->number, item->spans->numbers[n]);
     float octaves = reference - span.totals->reference[i]; /* inf where the row sees nothing of the span */
-    int32_t shift = octaves < N_DEPTHS / STEPS ? (int32_t)octaves * STEPS : N_DEPTHS;
-    for (int32_t d = 0; d < N_DEPTHS; d++)
-      counts[d + shift < N_DEPTHS ? d + shift : N_DEPTHS - 1] += span.depths[(int64_t)i * N_DEPTHS + d];
+    int32_t shift = octaves < SFA_N_DEPTHS / SFA_DEPTH_STEPS ? (int32_t)octaves * SFA_DEPTH_STEPS : SFA_N_DEPTHS;
+    for (int32_t d = 0; d < SFA_N_DEPTHS; d++)
+      counts[d + shift < SFA_N_DEPTHS ? d + shift : SFA_N_DEPTHS - 1] += span.depths[(int64_t)i * SFA_N_DEPTHS + d];
   }
 }
 
@@ -163,14 +154,14 @@ static void choose(const sfa_attn_keys_call *keys, const sfa_attn_keys_item *ite
   }
   drop->drops = n_seen > 0;
   for (int32_t i = 0; i < n_rows; i++) {
-    int64_t counts[N_DEPTHS], n_kept = n_counted;
+    int64_t counts[SFA_N_DEPTHS], n_kept = n_counted;
     drop->mass[i] = (double)l[i] * exp2((double)m[i] - (double)drop->reference[i]);
     drop->edge[i] = drop->reference[i] == -INFINITY ? INFINITY : 0; /* who sees no key keeps none */
     if (drop->edge[i] > 0 || !isfinite(l[i]) || !isfinite(drop->reference[i]))
       continue;
     gather_depths(keys, item, i, drop->reference[i], counts);
     double budget = (double)keys->call.plan->options.eps * margin * drop->mass[i] * (double)n_counted / (double)n_seen, spent = 0;
-    for (int32_t d = N_DEPTHS - 1; d >= 0; d--) {
+    for (int32_t d = SFA_N_DEPTHS - 1; d >= 0; d--) {
       spent += (double)counts[d] * (double)depth_end(d);
       if (!(spent <= budget))
         break;
@@ -194,7 +185,7 @@ static void weigh_span(const sfa_attn_keys_call *keys, sfa_attn_keys_item *item)
   sfa_attn_block_load(block);
   sfa_attn_keys_index(block, item->span);
   *span.totals = (drop_totals){.n_counted = 0};
-  memset(span.depths, 0, (size_t)rows * N_DEPTHS * sizeof *span.depths);
+  memset(span.depths, 0, (size_t)rows * SFA_N_DEPTHS * sizeof *span.depths);
   for (int64_t tile = sfa_attn_block_next_tile(block, first); tile < end; tile = sfa_attn_block_next_tile(block, tile + 1)) {
     int64_t at = (tile - first) * rows;
     bool rescaled;
@@ -212,7 +203,7 @@ static void weigh_span(const sfa_attn_keys_call *keys, sfa_attn_keys_item *item)
       span.factor[at + i] = m == -INFINITY ? 0 : sfa_exp2(m - span.totals->reference[i]);
     }
     if ((tile - first) % SAMPLED == 0)
-      count_tile(&span, (int32_t)(tile - first), rows, n_rows);
+      count_tile(keys, &span, tile - first, n_rows);
   }
 }
 
@@ -238,33 +229,10 @@ static void count_item(void *arg, int64_t number, int32_t thread) {
   drop_span span = span_of(keys, item.number, item.span);
   for (int64_t tile = sfa_attn_block_next_tile(&item.block, first); tile < end; tile = sfa_attn_block_next_tile(&item.block, tile + 1))
     if ((tile - first) % SAMPLED)
-      count_tile(&span, (int32_t)(tile - first), most_rows(keys->call.plan), item.block.n_rows);
+      count_tile(keys, &span, tile - first, item.block.n_rows);
   if (sfa_attn_keys_arrive(keys, &item))
     choose(keys, &item);
   sfa_attn_clock_stop(&item.block, start);
-}
-
-/* Takes the keys of a tile that no row keeps out of P, unless they are few. dropped [n_rows]: their weights are added. */
-static void drop_keys(int32_t n_rows, const float *factor, const float *limit, float *P, double *dropped) {
-  int32_t kept[SFA_KEY_TILE] = {0}, n_kept = 0;
-  for (int32_t i = 0; i < n_rows; i++)
-    for (int32_t j = 0; j < SFA_KEY_TILE; j++)
-      kept[j] |= !(P[i * SFA_KEY_TILE + j] * factor[i] < limit[i]); /* NaN stays */
-  for (int32_t j = 0; j < SFA_KEY_TILE; j++)
-    n_kept += kept[j];
-  if (n_kept > TILE_KEPT)
-    return;
-  for (int32_t i = 0; i < n_rows; i++) {
-    float *p = P + i * SFA_KEY_TILE, sums[16] = {0}, sum = 0; /* lanes, so that the order is ours and not the compiler's */
-    for (int32_t j = 0; j < SFA_KEY_TILE; j++) {
-      float left = kept[j] ? 0 : p[j];
-      sums[j % 16] += left;
-      p[j] = kept[j] ? p[j] : 0;
-    }
-    for (int32_t lane = 0; lane < 16; lane++)
-      sum += sums[lane];
-    dropped[i] += (double)sum * (double)factor[i];
-  }
 }
 
 static void value_span(const sfa_attn_keys_call *keys, sfa_attn_keys_item *item) {
@@ -273,6 +241,7 @@ static void value_span(const sfa_attn_keys_call *keys, sfa_attn_keys_item *item)
   drop_span span = span_of(keys, item->number, item->span);
   sfa_attn_state part = sfa_attn_keys_part(keys, item->number, item->span);
   int64_t first = item->span * SPAN_TILES, end = first + SPAN_TILES;
+  const sfa_kernels *kernels = keys->call.plan->kernels;
   int32_t rows = most_rows(keys->call.plan);
   float limit[SFA_KEYS_ROWS]; /* the edges in the span's unit: powers of two apart, so that depths are cut where they were counted */
   for (int32_t i = 0; i < block->n_rows; i++)
@@ -281,8 +250,10 @@ static void value_span(const sfa_attn_keys_call *keys, sfa_attn_keys_item *item)
     int64_t at = (tile - first) * rows;
     float *P = span.weights + at * SFA_KEY_TILE;
     int32_t n_keys = (int32_t)sfa_min64(SFA_KEY_TILE, block->view->n_keys - tile * SFA_KEY_TILE);
-    if (drop->drops)
-      drop_keys(block->n_rows, span.factor + at, limit, P, span.totals->dropped);
+    float sums[SFA_KEYS_ROWS];
+    if (drop->drops && kernels->drop_keys(block->n_rows, span.factor + at, limit, TILE_KEPT, P, sums) <= TILE_KEPT)
+      for (int32_t i = 0; i < block->n_rows; i++)
+        span.totals->dropped[i] += (double)sums[i] * (double)span.factor[at + i];
     sfa_attn_keys_values(block, tile, n_keys, P, span.alpha + at, span.changed[tile - first], &part);
   }
 }

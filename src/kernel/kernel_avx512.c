@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "kernel/convert_tmpl.c"
+#include "kernel/drop_tmpl.c"
 #include "kernel/expand_tmpl.c"
 #include "kernel/lists_tmpl.c"
 #include "kernel/score_tmpl.c"

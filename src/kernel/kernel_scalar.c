@@ -256,6 +256,7 @@ static void value_product_masked(int32_t n_rows, int32_t n_keys, int32_t W, cons
 
 /* ---- an inverted index ---- */
 
+#include "kernel/drop_tmpl.c"
 #include "kernel/expand_tmpl.c"
 
 /* ---- the paper's algorithm ---- */

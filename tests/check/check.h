@@ -86,7 +86,7 @@ typedef struct check_entry {
 
 /* Ends with an entry of NULL. One an instruction set: */
 extern const check_entry check_codes_entries[], check_scores_entries[], check_values_entries[], check_keys_entries[],
-    check_forward_entries[], check_postings_entries[], check_attention_entries[];
+    check_forward_entries[], check_postings_entries[], check_drop_entries[], check_attention_entries[];
 /* Plants bugs in a copy of a table; each must be caught. */
 void check_selftest(check *c);
 int check_bench(const char *isa_name, bool quick);

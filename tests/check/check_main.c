@@ -9,7 +9,7 @@ static const struct {
   const char *title;
   const check_entry *entries;
 } groups[] = {{"codes", check_codes_entries},     {"scores", check_scores_entries},     {"values", check_values_entries},
-              {"keys", check_keys_entries},       {"postings", check_postings_entries}, {"forward", check_forward_entries},
+              {"keys", check_keys_entries},       {"postings", check_postings_entries}, {"drop", check_drop_entries}, {"forward", check_forward_entries},
               {"public", check_attention_entries}};
 enum { N_GROUPS = sizeof groups / sizeof *groups };
 
