@@ -524,9 +524,9 @@ case_plan() {
   holds "stages add up" "($(get plans.3.topk_ns) + $(get plans.3.pack_ns) + $(get plans.3.score_ns) + $(get plans.3.softmax_ns) + $(get plans.3.value_ns) + $(get plans.3.call_ns) - $(get plans.3.total_ns)) ^ 2 < 1"
   equal "bytes" "$(get plans.3.key_bytes plans.3.dense_key_bytes plans.3.value_bytes | tr '\n' ' ')" "81920 524288 524288 "
   equal "half of dense scores, where top-k is little" "$(get plans.3.dense_wins)" false
-  # Short and nearly dense: top-k is not paid for.
-  good plan --n 4 --head-dim 64 --k 60 --isa scalar
-  [[ $out == *"dense wins here"* ]] || fault "plan of k = 60 of 64 at 4 tokens: $out"
+  # One query never pays for top-k of all keys.
+  good plan --n 4096 --n-q 1 --head-dim 64 --isa scalar
+  [[ $out == *"dense wins here"* ]] || fault "plan of one query over dense rows: $out"
   # A model's shapes: a chunk of the prompt, and one step.
   good plan -m "$story" --json
   equal "a model" "$(get plans.0.n_q plans.1.n_q plans.0.n plans.0.heads plans.0.kv_heads plans.0.head_dim plans.0.cached plans.0.causal | tr '\n' ' ')" \
