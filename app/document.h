@@ -37,7 +37,8 @@ typedef struct prompt {
   int64_t n_ids, capacity, n_document;
   sfa_index_source *sources; /* [n_sources] the document's parts; names are the document's */
   int64_t n_sources;
-  int64_t n_head; /* of n_document, those before the text */
+  int64_t n_frame; /* of n_document, those of the chat template before the text */
+  int64_t n_head;  /* those and what the tokenizer puts before a text */
 } prompt;
 
 /* The prompt of -p alone, of -f alone, or of -p after -f; doc is read from -f. Without -f, document_known (it is in an index): head and

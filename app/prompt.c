@@ -65,7 +65,7 @@ static int add_all(const app *a, const app_document *doc, bool chat, const char 
   int status = EXIT_OK;
   if (*head)
     status = add_tokens(a, p, head, strlen(head), SFA_TOKENIZE_PARSE);
-  p->n_head = p->n_ids;
+  p->n_frame = p->n_head = p->n_ids;
   if (!status && doc->n_parts)
     status = add_document(a, doc, start, p);
   else if (!status && !chat) /* the document's own start, as far as it is known */

@@ -71,7 +71,9 @@ static int check_document(const app *a, const sfa_index *index, const prompt *p)
 static int take_document(const app *a, const sfa_index *index, prompt *p) {
   sfa_index_info info;
   sfa_index_describe(index, &info);
-  if (info.n_tokens < p->n_head || count_same(index, p, p->n_head) < p->n_head)
+  sfa_index_source first = {0};
+  bool framed_alike = sfa_index_source_at(index, 0, &first) && first.first_token == p->n_frame;
+  if (info.n_tokens < p->n_head || count_same(index, p, p->n_head) < p->n_head || (info.n_sources && !framed_alike))
     return app_fail("%s was read with another system message, or not with the same --raw; ask as it was read, or give the document with -f "
                     "and another --index",
                     a->o->index);
