@@ -23,7 +23,7 @@ SFA_API sfa_status sfa_postings_create(const sfa_cache *cache, int32_t layer, sf
 SFA_API void sfa_postings_destroy(sfa_postings *postings);
 /* Brings the index in line with a sequence: keeps the blocks whose tokens the sequence still has (after append, truncate or fork, also from
  * another sequence), forgets the others, and seals every full block of 4096 tokens that is missing. SFA_ERROR_MEMORY: it then covers less,
- * and may be used. Cost: about 10 ns a new key and head; nothing where no block is missing. */
+ * and may be used. Cost: about 100 ns a new key and head; nothing where no block is missing. */
 SFA_API sfa_status sfa_postings_update(sfa_postings *postings, int32_t sequence);
 /* Tokens in sealed blocks: a multiple of 4096. */
 SFA_API int64_t sfa_postings_len(const sfa_postings *postings);

@@ -2,6 +2,7 @@
 #include "attn/attn_search.h"
 
 #include "base/half.h"
+#include "kernel/stored_rows.h"
 
 #include <math.h>
 #include <string.h>
@@ -50,6 +51,10 @@ static void score_item(void *arg, int64_t span, int32_t thread) {
   }
   for (int64_t key = first; key < end; key += SFA_KEY_TILE) {
     sfa_stored_rows rows = stored_keys(job, key / SFA_KEY_TILE);
+    if (key + SFA_KEY_TILE < job->n_keys) { /* pages lie anywhere: the processor does not guess the next one */
+      sfa_stored_rows next = stored_keys(job, key / SFA_KEY_TILE + 1);
+      sfa_stored_rows_prefetch(&next, (int32_t)sfa_id_bytes(job->view->k.format.dim));
+    }
     float tile[SFA_KEY_TILE];
     job->kernels->score_keys(&rows, 1, job->view->k.format.dim, job->table, job->query_scale, tile);
     for (int32_t j = 0; j < rows.n; j++)

@@ -170,7 +170,7 @@ static void bench_index(sfa_context *ctx, bool skewed, int64_t n_keys, int n_rou
     printf("postings %-7s n %7lld k %2d sealed in %.1f ns a key, %.1f bytes a key\n", skewed ? "skewed" : "uniform", (long long)n_keys,
            index_k[layer], (now_ns() - start) / (double)n_keys, (double)sfa_postings_bytes(postings) / (double)n_keys);
     sfa_search search = {.struct_size = sizeof search, .layer = layer, .query = &queries};
-    for (search.end_key = CHUNK; search.end_key <= n_keys; search.end_key *= 16)
+    for (search.end_key = 4096; search.end_key <= n_keys; search.end_key *= 16)
       bench_search(ctx, cache, search, postings, overlap(&queries, &keys), skewed, scores, n_rounds);
     sfa_postings_destroy(postings);
     free(queries.ids);
