@@ -108,7 +108,7 @@ static const row rows[] = {
     {0, "heads", 0, INT, AT(heads), "N", 0, 1, 4096, VERB_BENCH_DECODE, "query heads (default: as many as --kv-heads)"},
     {0, "kv-heads", 0, INT, AT(kv_heads), "N", 0, 1, 4096, VERB_BENCH_DECODE, "key and value heads (default: 1)"},
     {0, "head-dim-v", 0, INT, AT(head_dim_v), "N", 0, 8, 65536, VERB_BENCH_DECODE,
-     "of the values; 8 leaves little but the scores (default: as --head-dim)"},
+     "of the values; 32 leaves little but the scores (default: as --head-dim)"},
     {0, "batch", 0, INTS, AT(bench_batch), "LIST", 0, 1, 4096, VERB_BENCH_DECODE,
      "sequences; lengths rise evenly from n / batch to n (default: 1)"},
     {0, "n-q", 0, INTS, AT(bench_n_q), "LIST", 0, 1, 4096, VERB_BENCH_DECODE, "query tokens of a step (default: 1)"},
