@@ -133,7 +133,8 @@ typedef struct sfa_session_options {
   size_t struct_size;                    /* sizeof(sfa_session_options) */
   const sfa_attention_choice *attention; /* NULL: dense */
   int64_t context_len;                   /* most tokens; 0: the model's */
-  int32_t chunk_len;                     /* prefill tokens a step; 0: 512. The result does not depend on it */
+  int32_t chunk_len;                     /* prefill tokens a step; 0: 512. The result does not depend on it (with
+                                          * 16-bit arithmetic, on AMX machines: but for rounding) */
   sfa_progress_fn progress;              /* NULL: none */
   void *progress_user;
 } sfa_session_options;
