@@ -1,5 +1,5 @@
-/* sfa_check --bench-forms [--only paper|postings]: the forms that stand beside the tile loop and the code scan. One thread; candidates take turns, ratios are
- * medians of the ratios within a round, in processor time of the thread.
+/* sfa_check --bench-forms [--only paper|postings]: the forms that stand beside the tile loop and the code scan. One thread; candidates take
+ * turns, ratios are medians of the ratios within a round, in processor time of the thread.
  *
  *     paper     a forward of one head by Algorithm 1 of the paper against the tile loop: 4096 tokens, codes ready
  *     postings  scores of a query over all keys by an inverted index against the code scan: D = 128, int8 codes, 8 queries
