@@ -188,7 +188,10 @@ int32_t sfa_attn_keys_weigh(const sfa_attn_block *block, int64_t tile, const sfa
     if (first_key + SFA_KEY_TILE < block->view->n_keys) {
       int64_t n_next = sfa_min64(SFA_KEY_TILE, block->view->n_keys - first_key - SFA_KEY_TILE);
       sfa_stored_rows next = stored_rows(block, &block->view->k, tile + 1, (int32_t)n_next);
-      sfa_stored_rows_prefetch(&next, (int32_t)sfa_id_bytes(plan->options.head_dim));
+      if (next.ids)
+        sfa_stored_rows_prefetch(&next, (int32_t)sfa_id_bytes(plan->options.head_dim));
+      else
+        keys.next = next.values;
     }
     kernels->score_keys(&keys, n_rows, plan->options.head_dim, s->q_table, plan->query_scale, P);
   }
@@ -215,6 +218,8 @@ void sfa_attn_keys_values(const sfa_attn_block *block, int64_t tile, int32_t n_k
   const sfa_kernels *kernels = block->call->plan->kernels;
   int32_t E = block->call->plan->options.head_dim_v;
   sfa_stored_rows values = stored_rows(block, &block->view->v, tile, n_keys);
+  if ((tile + 1) * SFA_KEY_TILE < block->view->n_keys)
+    values.next = sfa_kv_at(block->view, &block->view->v.values, block->kv_head, tile + 1);
   if (rescaled)
     kernels->rescale(block->n_rows, E, alpha, state->o);
   kernels->value_keys(&values, block->n_rows, P, E, state->o);
@@ -237,29 +242,32 @@ void sfa_attn_keys_join(const sfa_attn_keys_call *keys, sfa_attn_keys_item *item
   sfa_attn_block_finish(block, &total, rho);
 }
 
-static void span_item(void *arg, int64_t number, int32_t thread) {
-  const sfa_attn_keys_call *keys = arg;
-  sfa_attn_keys_item item;
-  sfa_attn_keys_find(keys, number, thread, &item);
-  sfa_attn_block *block = &item.block;
-  int64_t start = sfa_attn_clock(block);
-  if (item.span >= 0) {
+void sfa_attn_keys_step(const sfa_attn_keys_call *keys, sfa_attn_keys_item *item) {
+  sfa_attn_block *block = &item->block;
+  if (item->span >= 0) {
     const sfa_attn_scratch *s = &block->scratch;
-    sfa_attn_state part = sfa_attn_keys_part(keys, item.number, item.span);
+    sfa_attn_state part = sfa_attn_keys_part(keys, item->number, item->span);
     sfa_attn_state_clear(keys->call.plan, &part);
     sfa_attn_block_load(block);
-    sfa_attn_keys_index(block, item.span);
-    int64_t end = (item.span + 1) * (SFA_KEY_SPAN / SFA_KEY_TILE);
-    for (int64_t tile = sfa_attn_block_next_tile(block, item.span * (SFA_KEY_SPAN / SFA_KEY_TILE)); tile < end;
+    sfa_attn_keys_index(block, item->span);
+    int64_t end = (item->span + 1) * (SFA_KEY_SPAN / SFA_KEY_TILE);
+    for (int64_t tile = sfa_attn_block_next_tile(block, item->span * (SFA_KEY_SPAN / SFA_KEY_TILE)); tile < end;
          tile = sfa_attn_block_next_tile(block, tile + 1)) {
       bool rescaled;
       int32_t n_keys = sfa_attn_keys_weigh(block, tile, &part, s->scores, s->alpha, &rescaled);
       sfa_attn_keys_values(block, tile, n_keys, s->scores, s->alpha, rescaled, &part);
     }
   }
-  if (sfa_attn_keys_arrive(keys, &item))
-    sfa_attn_keys_join(keys, &item, NULL);
-  sfa_attn_clock_stop(block, start);
+  if (sfa_attn_keys_arrive(keys, item))
+    sfa_attn_keys_join(keys, item, NULL);
+}
+
+static void span_item(void *arg, int64_t number, int32_t thread) {
+  sfa_attn_keys_item item;
+  sfa_attn_keys_find(arg, number, thread, &item);
+  int64_t start = sfa_attn_clock(&item.block);
+  sfa_attn_keys_step(arg, &item);
+  sfa_attn_clock_stop(&item.block, start);
 }
 
 void sfa_attn_keys(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_kv_view *views) {

@@ -13,7 +13,7 @@
  *
  *     s_j = 0; for features u of key j, rising: s_j = fma(k_ju, q_iu, s_j)          score_codes, score_dense
  *     m'  = max(m, s_j over the tile);  alpha = e2(m - m');  l = l * alpha          softmax_tile
- *     p_j = e2(s_j - m');  l = l + p_j, one key after the other
+ *     p_j = e2(s_j - m');  l = l + ((t_0 + t_1) + (t_2 + t_3)), t_a = the sum of p_j over j = a modulo 4, one after the other
  *     o_e = o_e * alpha                                                             rescale
  *     o_e = fma(p_j, v_je, o_e), one key after the other                            value_product
  *
@@ -25,7 +25,8 @@
  * order, and s_j = that total * (scale of row j * query_scale), the product in brackets rounded to f32 first: key_scale[j] below.
  *
  * Decode has one or a few query rows. There lanes are keys (the last section); those slots are the same formulas, rounding for rounding,
- * so that a prompt may be cut anywhere: sums over features in rising order (or exact), l and o one key after the other.
+ * so that a prompt may be cut anywhere: sums over features in rising order (or exact), l in four interleaved sums a tile, o one key after
+ * the other.
  */
 #ifndef SFA_KERNEL_H
 #define SFA_KERNEL_H
@@ -56,6 +57,7 @@ typedef struct sfa_stored_rows {
   int64_t ids_stride, values_stride; /* elements between rows */
   const uint16_t *scales;            /* f16, SFA_I8 and SFA_I4; else NULL */
   int64_t scales_stride;
+  const void *next; /* values that will be asked for after these, laid out alike: memory to ask ahead for. NULL: unknown */
 } sfa_stored_rows;
 
 /* Codes of a tile turned around: for each feature the keys that keep it, rising. */

@@ -210,14 +210,14 @@ static int softmax_tile(int32_t n_keys, int32_t W, float *S, float *m, float *l,
     float base = empty ? 0.0f : largest;
     alpha[i] = empty ? 1.0f : sfa_exp2(m[i] - base);
     changed |= alpha[i] != 1.0f;
-    float sum = l[i] * alpha[i];
+    float sums[4] = {0};
     for (int32_t j = 0; j < n_keys; j++) {
       float *s = S + (int64_t)j * W + i;
       *s = sfa_exp2(*s - base);
-      sum += *s;
+      sums[j % 4] += *s;
     }
     m[i] = largest;
-    l[i] = sum;
+    l[i] = l[i] * alpha[i] + ((sums[0] + sums[1]) + (sums[2] + sums[3]));
   }
   return changed;
 }

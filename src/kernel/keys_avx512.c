@@ -1,67 +1,11 @@
-/* Scores of int8 keys whose lanes are keys, in AVX-512 with BW: sums of products of whole numbers, exact in any order (kernel.h).
+/* Scores of int8 keys whose lanes are keys, in AVX-512: sums of products of whole numbers, exact in any order (kernel.h).
  *
- * 64 slots of keys, ids and values as they lie in memory, are one register each. The query stays in registers too, as a table of 16-bit
- * whole numbers that vpermi2w looks up, 64 of its entries an instruction. Words are half as many as bytes, so slots go as the even and the
- * odd ones: no unpacking, for a table look-up ignores the upper bits of its index. vpmaddwd adds pairs of products; even and odd together
- * make one dword of four neighbouring slots, a quad. What remains is to add the quads of each key: a tree of shuffles and adds that ends
- * in a vector of 16 keys.
+ * 64 slots of keys, ids and values as they lie in memory, are one register each. lookup_<isa>.h, which comes before, looks the query's
+ * numbers up at the ids, multiplies them by the values and adds up four neighbouring slots: a register of 16 quads. What remains is to add
+ * the quads of each key: a tree of shuffles and adds that ends in a vector of 16 keys.
  *
  *     K = 8:  a register holds 8 keys of 2 quads;  K = 16: 4 keys of 4 quads;  else 2 keys, 32 slots each, of 8 quads.
  */
-
-/* Of a row's table, after its step. Codes with ids of a byte: words [D, rounded up to 64, 128 or 256]. Dense keys: words of even features
- * and of odd ones, 16 and 16 for each 32. Ids of two bytes: dwords [D], gathered. */
-enum { LOOKED_UP = 256 }; /* words at most */
-
-static int32_t dense_offset(int32_t D) { return D > LOOKED_UP ? D * 2 : D <= 64 ? 64 : D <= 128 ? 128 : 256; } /* words */
-
-static void write_whole(int32_t D, const float *q, float step, void *numbers) {
-  int16_t *words = numbers, *dense = words + dense_offset(D);
-  memset(dense, 0, (size_t)(D + 31) / 32 * 64);
-  memset(words, 0, (size_t)dense_offset(D) * sizeof *words);
-  for (int32_t u = 0; u < D; u++) {
-    const int32_t whole = step == step ? (int32_t)(q[u] / step) : 0; /* with a NaN step any numbers will do */
-    if (D > LOOKED_UP)
-      ((int32_t *)numbers)[u] = whole;
-    else
-      words[u] = (int16_t)whole;
-    dense[u / 32 * 32 + u % 2 * 16 + u % 32 / 2] = (int16_t)whole;
-  }
-}
-
-/* ---- 64 slots ---- */
-
-/* Even slots and odd slots as words. */
-typedef struct slot_words {
-  __m512i even, odd;
-} slot_words;
-
-V_INLINE slot_words value_words(__m512i values) {
-  return (slot_words){_mm512_srai_epi16(_mm512_slli_epi16(values, 8), 8), _mm512_srai_epi16(values, 8)};
-}
-
-/* Words of the table at the ids in the low bytes; `size` words, a constant where this is inlined. */
-V_INLINE __m512i look_up(const int size, const int16_t *table, __m512i ids) {
-  const __m512i *t = (const __m512i *)table;
-  __m512i words = _mm512_permutex2var_epi16(t[0], ids, t[1]);
-  if (size > 64)
-    words = _mm512_mask_blend_epi16(_mm512_test_epi16_mask(ids, _mm512_set1_epi16(64)), words, _mm512_permutex2var_epi16(t[2], ids, t[3]));
-  if (size > 128) {
-    const __mmask32 odd = _mm512_test_epi16_mask(ids, _mm512_set1_epi16(64)), upper = _mm512_test_epi16_mask(ids, _mm512_set1_epi16(128));
-    const __m512i high =
-        _mm512_mask_blend_epi16(odd, _mm512_permutex2var_epi16(t[4], ids, t[5]), _mm512_permutex2var_epi16(t[6], ids, t[7]));
-    words = _mm512_mask_blend_epi16(upper, words, high);
-  }
-  return words;
-}
-
-V_INLINE __m512i quads_of(slot_words q, slot_words k) {
-  return _mm512_add_epi32(_mm512_madd_epi16(q.even, k.even), _mm512_madd_epi16(q.odd, k.odd));
-}
-
-V_INLINE __m512i look_up_quads(const int size, const int16_t *table, __m512i ids, slot_words k) {
-  return quads_of((slot_words){look_up(size, table, ids), look_up(size, table, _mm512_srli_epi16(ids, 8))}, k);
-}
 
 /* ---- sums of 16 keys ---- */
 
@@ -106,17 +50,17 @@ V_INLINE void score_packed(const int K, const int size, const sfa_stored_rows *k
   for (int32_t j = 0; j < SFA_KEY_TILE; j += 16) {
     const __m512 key_scale = _mm512_mul_ps(_mm512_loadu_ps(scale + j), _mm512_set1_ps(query_scale));
     __m512i ids[most], quads[most];
-    slot_words k[most];
+    slot64 k[most];
 #pragma GCC unroll 4
     for (int r = 0; r < n; r++) {
       ids[r] = _mm512_loadu_si512((const char *)keys->ids + j * K + r * 64);
-      k[r] = value_words(_mm512_loadu_si512((const char *)keys->values + j * K + r * 64));
+      k[r] = slots_of(_mm512_loadu_si512((const char *)keys->values + j * K + r * 64));
     }
     for (int32_t i = 0; i < n_rows; i++) {
       const float *head = (const float *)((const char *)table + (size_t)i * sfa_query_table_bytes(D));
 #pragma GCC unroll 4
       for (int r = 0; r < n; r++)
-        quads[r] = look_up_quads(size, (const int16_t *)(head + 16), ids[r], k[r]);
+        quads[r] = look_up_quads(size, head + 16, ids[r], k[r]);
       store_scores(_mm512_cvtepi32_ps(K == 8 ? fold_2(quads) : fold_4(quads)), head[0], key_scale, S + i * SFA_KEY_TILE + j);
     }
   }
@@ -127,41 +71,22 @@ V_INLINE __m512i load_two(const void *a, __mmask32 mask_a, const void *b, __mmas
   return _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_maskz_loadu_epi8(mask_a, a)), _mm256_maskz_loadu_epi8(mask_b, b), 1);
 }
 
-/* Dwords of the table at the ids (two bytes) of 32 slots of two keys. */
-V_INLINE slot_words gather_words(const int32_t *table, const uint16_t *a, __mmask32 mask_a, const uint16_t *b, __mmask32 mask_b) {
-  const __m512i ids_a = _mm512_maskz_loadu_epi16(mask_a, a), ids_b = _mm512_maskz_loadu_epi16(mask_b, b), low = _mm512_set1_epi32(0xffff);
-  const __m512i pack = _mm512_setr_epi32(0x20000, 0x60004, 0xa0008, 0xe000c, 0x120010, 0x160014, 0x1a0018, 0x1e001c, 0x220020, 0x260024,
-                                         0x2a0028, 0x2e002c, 0x320030, 0x360034, 0x3a0038, 0x3e003c); /* words 0, 2, 4, .. */
-  return (slot_words){_mm512_permutex2var_epi16(_mm512_i32gather_epi32(_mm512_and_si512(ids_a, low), table, 4), pack,
-                                                _mm512_i32gather_epi32(_mm512_and_si512(ids_b, low), table, 4)),
-                      _mm512_permutex2var_epi16(_mm512_i32gather_epi32(_mm512_srli_epi32(ids_a, 16), table, 4), pack,
-                                                _mm512_i32gather_epi32(_mm512_srli_epi32(ids_b, 16), table, 4))};
-}
-
 /* 32 slots (or the last ones) of 16 keys, one pair of keys a register: their quads with one query row. size: words of its table, 0 for
  * dense keys, 2 for gathered ids of two bytes; a constant where this is inlined. */
 V_INLINE __m512i chunk_sums(const int size, const sfa_stored_rows *keys, int32_t first, int32_t key, const __mmask32 *masks,
-                            const slot_words *k, int32_t D, const float *head) {
+                            const slot64 *k, int32_t D, const float *head) {
   __m512i quads[8];
-  slot_words dense = {_mm512_setzero_si512(), _mm512_setzero_si512()};
-  if (size == 0) {
-    const int16_t *words = (const int16_t *)(head + 16) + dense_offset(D) + first;
-    dense.even = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)words));
-    dense.odd = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(words + 16)));
-  }
 #pragma GCC unroll 8
   for (int p = 0; p < 8; p++) {
     const int64_t a = (key + 2 * p) * keys->ids_stride + first, b = a + keys->ids_stride;
     if (size == 0)
-      quads[p] = quads_of(dense, k[p]);
+      quads[p] = dense_quads(head + 16, D, first, k[p]);
     else if (size == 2)
-      quads[p] = quads_of(gather_words((const int32_t *)(head + 16), (const uint16_t *)keys->ids + a, masks[2 * p],
-                                       (const uint16_t *)keys->ids + b, masks[2 * p + 1]),
-                          k[p]);
+      quads[p] = gather_quads((const int32_t *)(head + 16), _mm512_maskz_loadu_epi16(masks[2 * p], (const uint16_t *)keys->ids + a),
+                              _mm512_maskz_loadu_epi16(masks[2 * p + 1], (const uint16_t *)keys->ids + b), k[p]);
     else
-      quads[p] =
-          look_up_quads(size, (const int16_t *)(head + 16),
-                        load_two((const uint8_t *)keys->ids + a, masks[2 * p], (const uint8_t *)keys->ids + b, masks[2 * p + 1]), k[p]);
+      quads[p] = look_up_quads(
+          size, head + 16, load_two((const uint8_t *)keys->ids + a, masks[2 * p], (const uint8_t *)keys->ids + b, masks[2 * p + 1]), k[p]);
   }
   return fold_8(quads);
 }
@@ -174,13 +99,14 @@ V_INLINE void score_chunks(const int size, const sfa_stored_rows *keys, int32_t 
     for (int32_t first = 0; first < keys->width; first += SFA_EXACT_TERMS) {
       const int32_t terms = keys->width - first < SFA_EXACT_TERMS ? keys->width - first : SFA_EXACT_TERMS;
       const int last = first + terms == keys->width;
+      sfa_next_prefetch(keys, j / 16 * (keys->width / SFA_EXACT_TERMS) + first / SFA_EXACT_TERMS, 4 * (keys->width / SFA_EXACT_TERMS + 1));
       __mmask32 masks[16];
-      slot_words k[8];
+      slot64 k[8];
       for (int i = 0; i < 16; i++)
         masks[i] = j + i < keys->n ? 0xffffffffu >> (32 - terms) : 0;
       for (int p = 0; p < 8; p++) {
         const int8_t *a = (const int8_t *)keys->values + (j + 2 * p) * keys->values_stride + first;
-        k[p] = value_words(load_two(a, masks[2 * p], a + keys->values_stride, masks[2 * p + 1]));
+        k[p] = slots_of(load_two(a, masks[2 * p], a + keys->values_stride, masks[2 * p + 1]));
       }
       for (int32_t i = 0; i < n_rows; i++) {
         const float *head = (const float *)((const char *)table + (size_t)i * sfa_query_table_bytes(D));

@@ -60,13 +60,13 @@ static int softmax_keys(int32_t n_rows, int32_t n_keys, float *S, float *m, floa
     float base = empty ? 0.0f : largest;
     alpha[i] = empty ? 1.0f : sfa_exp2(m[i] - base);
     changed |= alpha[i] != 1.0f;
-    float sum = l[i] * alpha[i];
+    float sums[4] = {0};
     for (int32_t j = 0; j < n_keys; j++) {
       S[j] = sfa_exp2(S[j] - base);
-      sum += S[j];
+      sums[j % 4] += S[j];
     }
     m[i] = largest;
-    l[i] = sum;
+    l[i] = l[i] * alpha[i] + ((sums[0] + sums[1]) + (sums[2] + sums[3]));
   }
   return changed;
 }

@@ -41,8 +41,10 @@ static void score_pairs(const sfa_stored_rows *keys, int32_t n_rows, int32_t D, 
   const float *rows[SFA_KEY_TILE];
   for (int32_t j = 0; j < SFA_KEY_TILE; j++)
     rows[j] = (const float *)((const uint16_t *)keys->values + (j < keys->n ? j : keys->n - 1) * keys->values_stride);
+  /* Each step asks for its share of the next tile, line by line between multiply-adds: 2 V_LANES keys of 16 features are V_LANES lines. */
+  const char *ahead = keys->next ? keys->next : keys->values;
   for (int32_t u = 0; u < n; u += 16)
-    for (int32_t j = 0; j < keys->n; j += 2 * V_LANES) {
+    for (int32_t j = 0; j < keys->n; j += 2 * V_LANES, ahead += 64 * V_LANES) {
       vf a[8], b[8];
       vf_turn(rows + j, u / 2, a);
       vf_turn(rows + j + V_LANES, u / 2, b);
@@ -52,6 +54,9 @@ static void score_pairs(const sfa_stored_rows *keys, int32_t n_rows, int32_t D, 
         vf sum_a = vf_load(s), sum_b = vf_load(s + V_LANES);
 #pragma GCC unroll 8
         for (int p = 0; p < 8; p++) {
+          if (i == 0)
+            for (int line = 0; line < V_LANES / 8; line++)
+              __builtin_prefetch(ahead + (p * V_LANES / 8 + line) * 64, 0, 2);
           sum_a = vf_fma(v_low_bf16(a[p]), vf_set(q[2 * p]), sum_a);
           sum_b = vf_fma(v_low_bf16(b[p]), vf_set(q[2 * p]), sum_b);
           sum_a = vf_fma(v_high_bf16(a[p]), vf_set(q[2 * p + 1]), sum_a);
@@ -154,20 +159,16 @@ V_INLINE int weigh_keys(int32_t n_keys, float *S, float *m, float *l, float *alp
   return *alpha != 1.0f;
 }
 
-/* The sums are chains, one key after the other; those of up to four rows run side by side. */
+/* Weights beyond n_keys are 0 by now. */
 static int softmax_keys(int32_t n_rows, int32_t n_keys, float *S, float *m, float *l, float *alpha) {
   int changed = 0;
-  for (int32_t i = 0; i < n_rows; i++)
-    changed |= weigh_keys(n_keys, S + i * SFA_KEY_TILE, m + i, l + i, alpha + i);
-  for (; n_rows >= 4; n_rows -= 4, S += 4 * SFA_KEY_TILE, l += 4) {
-    float sum[4] = {l[0], l[1], l[2], l[3]};
-    for (int32_t j = 0; j < n_keys; j++)
-      for (int i = 0; i < 4; i++)
-        sum[i] += S[i * SFA_KEY_TILE + j];
-    memcpy(l, sum, sizeof sum);
+  for (int32_t i = 0; i < n_rows; i++, S += SFA_KEY_TILE) {
+    changed |= weigh_keys(n_keys, S, m + i, l + i, alpha + i);
+    float sums[4] = {0};
+    for (int32_t j = 0; j < n_keys; j += 4)
+      for (int a = 0; a < 4; a++)
+        sums[a] += S[j + a];
+    l[i] += (sums[0] + sums[1]) + (sums[2] + sums[3]);
   }
-  for (; n_rows > 0; n_rows--, S += SFA_KEY_TILE, l++)
-    for (int32_t j = 0; j < n_keys; j++)
-      *l += S[j];
   return changed;
 }

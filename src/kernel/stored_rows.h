@@ -41,7 +41,15 @@ static inline size_t sfa_stored_bytes(sfa_dtype dtype, int64_t n) {
   return dtype == SFA_I4 ? (size_t)n / 2 : (size_t)n * (dtype == SFA_F32 ? 4 : dtype == SFA_I8 ? 1 : 2);
 }
 
-/* Asks for the memory of rows that will be read soon: those of the next tile, which no processor foresees where pages are apart. */
+/* Asks ahead for a part of the rows that come next, so that the requests spread over the work on these. */
+static inline void sfa_next_prefetch(const sfa_stored_rows *rows, int32_t part, int32_t n_parts) {
+  const size_t bytes = sfa_stored_bytes(rows->dtype, rows->n * rows->values_stride) / (size_t)n_parts;
+  const char *from = (const char *)rows->next + bytes * (size_t)part;
+  for (size_t at = 0; rows->next && at < bytes; at += 64)
+    __builtin_prefetch(from + at, 0, 2);
+}
+
+/* Asks for the memory of codes that will be read soon: those of the next tile, which no processor foresees where pages are apart. */
 static inline void sfa_stored_rows_prefetch(const sfa_stored_rows *rows, int32_t id_bytes) {
   const char *parts[] = {rows->values, rows->ids, (const char *)rows->scales};
   const size_t row = sfa_stored_bytes(rows->dtype, rows->width);

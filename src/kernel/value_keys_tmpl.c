@@ -3,7 +3,9 @@
  * A block of rows times a block of output vectors stays in registers over all keys of the tile; each key costs one load and conversion a
  * vector, which the rows share. Keys are taken from a list, so that those without weight are not touched. */
 
-enum { PREFETCH_KEYS = 6 }; /* keys ahead where the list has gaps: the processor's own prefetching needs neighbours */
+/* Keys ahead that memory is asked for: where the list has gaps, and where it has none, there in bytes. The processor's own prefetching
+ * needs neighbours, and looks ahead too little beside so much arithmetic. */
+enum { PREFETCH_KEYS = 6, PREFETCH_BYTES = 2048 };
 
 /* Types whose elements share a lane at first: they come as pairs of vectors, the even and the odd elements. */
 V_INLINE int comes_in_pairs(const sfa_dtype dtype) { return dtype == SFA_BF16 || dtype == SFA_I4; }
@@ -32,7 +34,7 @@ V_INLINE void value_vectors(const sfa_dtype dtype, const int columns, const char
 
 /* The keys of a tile that have weight, and where their values lie. */
 typedef struct value_list {
-  const char *values; /* of key 0, at the block's first element */
+  const char *values, *next; /* of key 0, at the block's first element; of the next tile's key 0 */
   int64_t row_bytes;
   const float *scale; /* [SFA_KEY_TILE] */
   int32_t n;
@@ -53,16 +55,18 @@ V_INLINE void value_keys_block(const sfa_dtype dtype, const int rows, const int 
 #pragma GCC unroll 8
     for (int a = 0; a < rows * columns; a += 2)
       v_split(sum + a);
+  const int64_t ahead = PREFETCH_BYTES / list->row_bytes;
   for (int32_t at = 0; at < list->n; at++) {
     const int32_t j = list->gaps ? list->keys[at] : at;
     const char *row = list->values + j * list->row_bytes;
-    if (list->gaps) {
-      const char *next = list->values + list->keys[at + PREFETCH_KEYS] * list->row_bytes;
-      const int bytes = dtype == SFA_I4 ? columns * V_LANES / 2 : columns * V_LANES * (dtype == SFA_I8 ? 1 : dtype == SFA_F32 ? 4 : 2);
+    const int64_t later = at + ahead - list->n; /* in the next tile */
+    const char *wanted = list->gaps  ? list->values + list->keys[at + PREFETCH_KEYS] * list->row_bytes
+                         : later < 0 ? row + ahead * list->row_bytes
+                                     : list->next + later * list->row_bytes;
+    const int bytes = dtype == SFA_I4 ? columns * V_LANES / 2 : columns * V_LANES * (dtype == SFA_I8 ? 1 : dtype == SFA_F32 ? 4 : 2);
 #pragma GCC unroll 8
-      for (int b = 0; b < bytes; b += 64)
-        __builtin_prefetch(next + b);
-    }
+    for (int b = 0; b < bytes; b += 64)
+      __builtin_prefetch(wanted + b);
     vf v[8];
     value_vectors(dtype, columns, row, vf_set(list->scale[j]), v);
 #pragma GCC unroll 4
@@ -107,21 +111,28 @@ static void value_keys_rest(const sfa_stored_rows *values, const value_list *lis
   }
 }
 
+/* The list's values from element e on. Without a next tile the last keys ask for this one again: that costs nothing. */
+V_INLINE void list_from(const sfa_stored_rows *values, int32_t e, value_list *list) {
+  const size_t bytes = sfa_stored_bytes(values->dtype, e);
+  list->values = (const char *)values->values + bytes;
+  list->next = values->next ? (const char *)values->next + bytes : list->values;
+}
+
 /* One row alone has 8 vectors at a time, more have 4 (2). */
 V_INLINE void value_keys_of(const sfa_dtype dtype, const sfa_stored_rows *values, value_list *list, int32_t n_rows, const float *P,
                             int32_t E, float *O) {
   enum { few = 4 };
   int32_t e = 0;
   for (; n_rows < V_LANES / 4 && E - e >= 8 * V_LANES; e += 8 * V_LANES) {
-    list->values = (const char *)values->values + sfa_stored_bytes(dtype, e);
+    list_from(values, e, list);
     value_keys_band(dtype, 8, list, n_rows, P, E, O + e);
   }
   for (; E - e >= few * V_LANES; e += few * V_LANES) {
-    list->values = (const char *)values->values + sfa_stored_bytes(dtype, e);
+    list_from(values, e, list);
     value_keys_band(dtype, few, list, n_rows, P, E, O + e);
   }
   for (; E - e >= 2 * V_LANES; e += 2 * V_LANES) {
-    list->values = (const char *)values->values + sfa_stored_bytes(dtype, e);
+    list_from(values, e, list);
     value_keys_band(dtype, 2, list, n_rows, P, E, O + e);
   }
   if (e < E)

@@ -45,9 +45,9 @@ typedef struct tiles {
 static void rows_of(const tiles *t, int64_t tile, sfa_stored_rows *keys, sfa_stored_rows *values) {
   const unsigned char *p = t->memory + (size_t)tile * t->tile_bytes;
   const int32_t width = t->how.K ? t->how.K : D;
-  *keys = (sfa_stored_rows){SFA_KEY_TILE, width, t->how.k_dtype, t->how.K ? p : NULL, p + t->k_values, width, width, NULL, 1};
+  *keys = (sfa_stored_rows){SFA_KEY_TILE, width, t->how.k_dtype, t->how.K ? p : NULL, p + t->k_values, width, width, NULL, 1, NULL};
   keys->scales = t->how.k_dtype == SFA_I8 ? (const uint16_t *)(const void *)(p + t->k_scales) : NULL;
-  *values = (sfa_stored_rows){SFA_KEY_TILE, D, t->how.v_dtype, NULL, p + t->v_values, D, D, NULL, 1};
+  *values = (sfa_stored_rows){SFA_KEY_TILE, D, t->how.v_dtype, NULL, p + t->v_values, D, D, NULL, 1, NULL};
   values->scales = t->how.v_dtype == SFA_I8 || t->how.v_dtype == SFA_I4 ? (const uint16_t *)(const void *)(p + t->v_scales) : NULL;
 }
 
@@ -103,9 +103,13 @@ static float step(const sfa_kernels *kernels, const tiles *t, const float *q, vo
     sfa_stored_rows keys, values;
     rows_of(t, tile, &keys, &values);
     if (tile + 1 < t->n) { /* as attention does */
-      sfa_stored_rows next, unused;
-      rows_of(t, tile + 1, &next, &unused);
-      sfa_stored_rows_prefetch(&next, 1);
+      sfa_stored_rows next, next_values;
+      rows_of(t, tile + 1, &next, &next_values);
+      if (keys.ids)
+        sfa_stored_rows_prefetch(&next, 1);
+      else
+        keys.next = next.values;
+      values.next = next_values.values;
     }
     kernels->score_keys(&keys, 1, D, table, query_scale, S);
     if (!t->how.v_dtype) {
