@@ -22,7 +22,9 @@
 #include <string.h>
 
 enum {
-  MAX_BLOCKS = 4, /* of an item */
+  MAX_BLOCKS = 4,     /* of an item */
+  ENOUGH_BLOCKS = 16, /* fewer, and blocks are made narrower */
+  ENOUGH_ITEMS = 32,  /* fewer, and items get fewer blocks */
   /* Bounds in units of 1/128 octave. Codes: t = s - shift reaches twice the bound and must fit 16 bits. Dense: what t is beyond 16 bits
    * costs another round of shifting per 256 octaves. */
   CODES_LIMIT = 120 * SFA_HALF_OCTAVE,
@@ -35,10 +37,20 @@ static const float largest_value = 0x1p96f;
 
 /* ---- What the options allow --------------------------------------------------------------------------------------------------------- */
 
+/* Rows of a block: as many as the kernels like, fewer where that leaves threads without work. By shape alone: what shares a block shows in
+ * the result. */
+static int32_t block_width(const sfa_attention_plan *plan) {
+  const sfa_attention_options *o = &plan->options;
+  int32_t width = sfa_half_width(o->head_dim);
+  while (width > SFA_HALF_MIN_WIDTH && (int64_t)o->n_sequences * o->n_kv_heads * o->max_seqlen_q * plan->group < ENOUGH_BLOCKS * width)
+    width /= 2;
+  return width;
+}
+
 bool sfa_attn_half_dense_fits(const sfa_attention_plan *plan, char why[SFA_ATTN_WHY_BYTES]) {
   const sfa_attention_options *o = &plan->options;
   float scale = fabsf(o->softmax_scale);
-  int32_t W = sfa_half_width(o->head_dim);
+  int32_t W = block_width(plan);
   bool asked = o->policy == SFA_POLICY_HALF_CODES || o->policy == SFA_POLICY_HALF_DENSE;
   const char *hint = "choose SFA_POLICY_AUTO, which takes an f32 way";
   why[0] = 0;
@@ -110,6 +122,7 @@ typedef struct half_scratch {
   sfa_half_mask *mask;
   int16_t *top;
   float *factor;
+  float **rows;                /* [W] of out */
   float *keys_f32, *dense_f32; /* [64][D] of int8 keys, of codes written out */
   uint16_t *keys;              /* a chunk packed as dense rows, where codes will not do */
   unsigned char *blocks;
@@ -121,6 +134,7 @@ static size_t scratch_place(const half_call *job, unsigned char *memory, half_sc
   s->mask = (sfa_half_mask *)(void *)(memory + take(&used, 1, sizeof(sfa_half_mask)));
   s->top = (int16_t *)(void *)(memory + take(&used, W, sizeof(int16_t)));
   s->factor = (float *)(void *)(memory + take(&used, W, sizeof(float)));
+  s->rows = (float **)(void *)(memory + take(&used, W, sizeof(float *)));
   s->keys_f32 = (float *)(void *)(memory + take(&used, SFA_KEY_TILE * (size_t)job->Dp, sizeof(float)));
   s->dense_f32 = (float *)(void *)(memory + take(&used, SFA_KEY_TILE * (size_t)job->Dp, sizeof(float)));
   s->keys = (uint16_t *)(void *)(memory + take(&used, job->codes ? SFA_HALF_CHUNK * (size_t)job->Dp : 0, sizeof(uint16_t)));
@@ -147,14 +161,14 @@ static size_t half_place(const sfa_attention_plan *plan, half_call *job) {
   half_block block;
   size_t used = 0, n_pairs = (size_t)o->n_sequences * (size_t)o->n_kv_heads;
   job->codes = plan->policy == SFA_POLICY_HALF_CODES;
-  job->W = sfa_half_width(o->head_dim);
+  job->W = block_width(plan);
   job->Dp = sfa_half_padded(o->head_dim);
   job->Ep = sfa_half_padded(o->head_dim_v);
   job->K = plan->k_format.k;
   job->n_chunks = (o->max_seqlen_k + SFA_HALF_CHUNK - 1) / SFA_HALF_CHUNK;
   job->n_blocks = (o->max_seqlen_q * plan->group + job->W - 1) / job->W;
   /* Blocks that go through the keys together bring them from afar once; enough items must be left for threads to share evenly. */
-  job->n_together = (int32_t)sfa_min64(sfa_max64((int64_t)n_pairs * job->n_blocks / 64, 1), MAX_BLOCKS);
+  job->n_together = (int32_t)sfa_min64(sfa_max64((int64_t)n_pairs * job->n_blocks / ENOUGH_ITEMS, 1), MAX_BLOCKS);
   job->key_bytes =
       SFA_HALF_CHUNK * (job->codes ? (size_t)job->K * (sizeof(uint32_t) + sizeof(uint16_t)) : (size_t)job->Dp * sizeof(uint16_t));
   job->value_bytes = SFA_HALF_CHUNK * (size_t)job->Ep * sizeof(uint16_t);
@@ -320,7 +334,8 @@ static void load_part(sfa_attn_block *part, int32_t first, void *arg) {
 
 static void load_rows(half_block *block) {
   const half_call *job = block->job;
-  memset(block->Q, 0, (size_t)job->W * (size_t)job->Dp * sizeof *block->Q); /* rows and features beyond the real ones */
+  if (block->n_rows < job->W || job->call.plan->options.head_dim < job->Dp) /* rows and features beyond the real ones */
+    memset(block->Q, 0, (size_t)job->W * (size_t)job->Dp * sizeof *block->Q);
   memset(block->squares, 0, (size_t)job->W * sizeof *block->squares);
   each_part(block, load_part, block);
   for (int32_t i = block->n_rows; i < job->W; i++) {
@@ -348,7 +363,8 @@ static float larger(float a, float b) {
   return sfa_float_of(x > y ? x : y);
 }
 
-/* The bound on scores in units, with the shifts that make every t positive; and the kind. */
+/* The bound on scores in units, with the shifts to begin with; and the kind. Weights down to 2^-64 need no shift, and most rows never move
+ * from 0; with larger bounds shifts begin where every t is positive, so that none is lost below 16 bits. */
 static void choose_kind(half_block *block, chunk_facts seen) {
   const half_call *job = block->job;
   const sfa_attention_args *args = job->call.args;
@@ -356,7 +372,7 @@ static void choose_kind(half_block *block, chunk_facts seen) {
   for (int32_t i = 0; i < job->W; i++) {
     longest = larger(longest, block->squares[i]);
     bound = sqrtf(block->squares[i]) * sqrtf(seen.key_square);
-    block->m[i] = -SFA_HALF_OCTAVE * ceilf(bound / SFA_HALF_OCTAVE);
+    block->m[i] = bound <= 64 * SFA_HALF_OCTAVE ? 0 : -SFA_HALF_OCTAVE * ceilf(bound / SFA_HALF_OCTAVE);
   }
   bound = sqrtf(longest) * sqrtf(seen.key_square);
   bool exact = job->call.views[block->b].k.format.dtype == SFA_BF16 && (args->q_codes ? args->q_codes->dtype : args->q.dtype) == SFA_BF16;
@@ -367,8 +383,6 @@ static void choose_kind(half_block *block, chunk_facts seen) {
     block->kind = F32;
   else if (block->kind == CODES && !(in_f16 && bound <= (exact ? SFA_HALF_NEAR : CODES_LIMIT)))
     block->kind = DENSE;
-  if (!block->far)
-    memset(block->m, 0, (size_t)job->W * sizeof *block->m);
 }
 
 /* False if the sequence has no such block. */
@@ -430,17 +444,19 @@ static void weigh_steps(const half_block *block, int64_t chunk, const uint16_t *
 /* Moves the shifts of rows with a weight beyond SFA_HALF_LAZY to the octave above. Whether there were any. */
 static bool move_shifts(half_block *block, const half_scratch *s) {
   const half_call *job = block->job;
-  bool any = false;
+  int16_t most = SFA_HALF_UNSEEN;
+  for (int32_t i = 0; i < job->W; i++)
+    most = s->top[i] > most ? s->top[i] : most;
+  if (most <= SFA_HALF_LAZY)
+    return false;
   for (int32_t i = 0; i < job->W; i++) {
     bool beyond = s->top[i] > SFA_HALF_LAZY;
     int32_t octaves = beyond ? (s->top[i] + SFA_HALF_OCTAVE - 1) / SFA_HALF_OCTAVE : 0;
     s->factor[i] = beyond ? ldexpf(1, -octaves) : 1;
     block->m[i] += (float)(octaves * SFA_HALF_OCTAVE);
-    any |= beyond;
   }
-  if (any)
-    job->kernels->rescale(job->call.plan->options.head_dim_v, job->W, s->factor, block->O, block->l);
-  return any;
+  job->kernels->rescale(job->call.plan->options.head_dim_v, job->W, s->factor, block->O, block->l);
+  return true;
 }
 
 static void attend_chunk(half_block *block, int64_t chunk) {
@@ -468,16 +484,28 @@ static void attend_chunk(half_block *block, int64_t chunk) {
                            block->O, block->l);
 }
 
+/* Sink, division, lse of the rows of a part: sfa_attn_block_finish, for sums that are transposed. */
 static void finish_part(sfa_attn_block *part, int32_t first, void *arg) {
   const half_block *block = arg;
   const half_call *job = block->job;
-  const sfa_attn_state *total = &part->scratch.total;
+  const sfa_attention_args *args = job->call.args;
+  half_scratch s = scratch_of(job, block->thread);
+  int32_t E = job->call.plan->options.head_dim_v;
   for (int32_t i = 0; i < part->n_rows; i++) {
-    total->l[i] = block->l[first + i];
-    total->m[i] = total->l[i] > 0 ? block->m[first + i] / SFA_HALF_OCTAVE : -INFINITY;
+    int64_t row = part->scratch.row[i];
+    double shift = (double)block->m[first + i] / SFA_HALF_OCTAVE, sum = (double)block->l[first + i];
+    if (sum == 0)
+      shift = 0; /* no key seen: O is 0 */
+    if (args->sink_logit)
+      sum += exp2((double)args->sink_logit[part->scratch.head[i]] * M_LOG2E - shift);
+    s.factor[i] = sum > 0 ? (float)(1 / sum) : 0;
+    s.rows[i] = args->out + row * E;
+    if (args->dropped)
+      args->dropped[row] = 0;
+    if (args->lse)
+      args->lse[row] = (float)(shift * M_LN2 + log(sum));
   }
-  job->kernels->output_rows(first, (part->n_rows + 15) / 16 * 16, job->call.plan->options.head_dim_v, job->W, block->O, total->o);
-  sfa_attn_block_finish(part, total, NULL);
+  job->kernels->output_rows(first, part->n_rows, E, job->W, block->O, s.factor, s.rows);
 }
 
 static void attend_part_in_f32(sfa_attn_block *part, int32_t first, void *arg) {

@@ -20,22 +20,38 @@ float sfa_code_value(const sfa_codes *codes, int64_t row, int32_t u) {
   }
 }
 
-/* Runs over all ids of a call's codes: no branch within a row. */
+/* Runs over all ids of a call's codes: first as one long row, which compilers make vectors of. There the ids fall from the end of a row to
+ * the beginning of the next as well; so the rows are fine if that is the only kind of fall. */
 #define FIND_BAD_ROW(type)                                                                                                                 \
-  for (int64_t row = 0; row < codes->n_rows; row++) {                                                                                      \
-    const type *ids = (const type *)codes->ids + row * codes->k;                                                                           \
-    bool bad = ids[codes->k - 1] >= codes->head_dim;                                                                                       \
-    for (int32_t u = 1; u < codes->k; u++)                                                                                                 \
-      bad |= ids[u] <= ids[u - 1];                                                                                                         \
-    if (bad)                                                                                                                               \
-      return row;                                                                                                                          \
-  }
+  do {                                                                                                                                     \
+    const type *all = codes->ids;                                                                                                          \
+    int64_t n = codes->n_rows, k = codes->k, n_falls = 0, n_bad = 0;                                                                       \
+    for (int64_t from = 1; from < n * k; from += 128) { /* few enough for a count in a byte */                                             \
+      int64_t end = from + 128 < n * k ? from + 128 : n * k;                                                                               \
+      uint8_t falls = 0;                                                                                                                   \
+      for (int64_t i = from; i < end; i++)                                                                                                 \
+        falls = (uint8_t)(falls + (all[i] <= all[i - 1]));                                                                                 \
+      n_falls += falls;                                                                                                                    \
+    }                                                                                                                                      \
+    for (int64_t row = 0; row < n; row++) {                                                                                                \
+      n_falls -= row > 0 && all[row * k] <= all[row * k - 1];                                                                              \
+      n_bad += all[row * k + k - 1] >= codes->head_dim;                                                                                    \
+    }                                                                                                                                      \
+    for (int64_t row = 0; row < n && n_falls + n_bad > 0; row++) {                                                                         \
+      const type *ids = all + row * k;                                                                                                     \
+      bool bad = ids[k - 1] >= codes->head_dim;                                                                                            \
+      for (int64_t u = 1; u < k; u++)                                                                                                      \
+        bad |= ids[u] <= ids[u - 1];                                                                                                       \
+      if (bad)                                                                                                                             \
+        return row;                                                                                                                        \
+    }                                                                                                                                      \
+  } while (0)
 
 int64_t sfa_code_bad_row(const sfa_codes *codes) {
   if (sfa_id_bytes(codes->head_dim) == 1) {
-    FIND_BAD_ROW(uint8_t)
+    FIND_BAD_ROW(uint8_t);
   } else {
-    FIND_BAD_ROW(uint16_t)
+    FIND_BAD_ROW(uint16_t);
   }
   return -1;
 }

@@ -32,6 +32,7 @@ enum {
   SFA_HALF_STEP = 32,   /* keys of a step */
   SFA_HALF_CHUNK = 256, /* keys of a chunk */
   SFA_HALF_STEPS = SFA_HALF_CHUNK / SFA_HALF_STEP,
+  SFA_HALF_MIN_WIDTH = 64, /* query rows of a block: 64, 128 or 256 */
   SFA_HALF_MAX_WIDTH = 256,
   SFA_HALF_OCTAVE = 128,                /* units of a score in a factor of two */
   SFA_HALF_NEAR = 12 * SFA_HALF_OCTAVE, /* |s| that needs no shift: f16 rounds it to 1/2 */
@@ -41,7 +42,7 @@ enum {
 
 /* Dimensions of tiles: D and E rounded up. */
 static inline int32_t sfa_half_padded(int32_t dim) { return (dim + 31) / 32 * 32; }
-/* Query rows of a block: Qt [D][W] of f16 fills two thirds of a 48 KB first-level cache. */
+/* The best width: Qt [D][W] of f16 fills two thirds of a 48 KB first-level cache. */
 static inline int32_t sfa_half_width(int32_t head_dim) { return head_dim <= 64 ? 256 : head_dim <= 128 ? 128 : 64; }
 /* Lane of row i in Qt of weights_codes: in groups of 32 rows, so that interleaving the weights of two keys within 128 bits, as the
  * processor does, leaves rows 0..15 and 16..31 each in order. */
@@ -116,8 +117,8 @@ typedef struct sfa_half_kernels {
   void (*accumulate)(int32_t first_step, int32_t n_steps, int32_t E, const uint16_t *V, int32_t W, const uint16_t *P, float *O, float *l);
   /* O and l times factor [W]. */
   void (*rescale)(int32_t E, int32_t W, const float *factor, float *O, float *l);
-  /* Rows first .. first + n - 1 of O: out [n][E] (first and n multiples of 16). */
-  void (*output_rows)(int32_t first, int32_t n, int32_t E, int32_t W, const float *O, float *out);
+  /* out[i] [E] = row first + i of O times scale [i], for i < n; a -0 becomes 0. first: a multiple of 16. */
+  void (*output_rows)(int32_t first, int32_t n, int32_t E, int32_t W, const float *O, const float *scale, float *const *out);
 } sfa_half_kernels;
 
 /* The table for an instruction set: plain C for SFA_ISA_SCALAR, AMX for SFA_ISA_AMX; NULL for the others, and where build or machine lack

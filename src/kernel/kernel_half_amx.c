@@ -232,7 +232,7 @@ ALWAYS void put_weights(__m512i t0, __m512i t1, int32_t first_row, int32_t j, bo
   if (far)
     *top = _mm512_max_epi16(*top, _mm512_max_epi16(t0, t1));
   __m512i even = weights_of(t0, table, !far && !mask), odd = weights_of(t1, table, !far && !mask);
-  uint16_t *to = P + sfa_half_weight_at(j / SFA_HALF_STEP, first_row, j % SFA_HALF_STEP);
+  uint16_t *to = P + first_row / 32 * SFA_HALF_WEIGHTS_STRIDE + (j & ~31) * 32 + (j & 31) * 16; /* sfa_half_weight_at */
   _mm512_storeu_si512(to, _mm512_unpacklo_epi16(even, odd));
   _mm512_storeu_si512(to + 512, _mm512_unpackhi_epi16(even, odd));
 }
@@ -414,17 +414,19 @@ static void rescale(int32_t E, int32_t W, const float *factor, float *O, float *
   }
 }
 
-static void output_rows(int32_t first, int32_t n, int32_t E, int32_t W, const float *O, float *out) {
-  for (int32_t i = 0; i < n; i += 16)
+static void output_rows(int32_t first, int32_t n, int32_t E, int32_t W, const float *O, const float *scale, float *const *out) {
+  for (int32_t i = 0; i < n; i += 16) {
+    const __m512 times = _mm512_maskz_loadu_ps(lanes_of(n - i), scale + i);
     for (int32_t e = 0; e < E; e += 16) {
       const float *tile = O + sfa_half_output_at(W, e, first + i);
       __m512i rows[16];
       for (int32_t r = 0; r < 16; r++)
-        rows[r] = _mm512_loadu_si512(tile + 16 * r);
+        rows[r] = _mm512_castps_si512(_mm512_fmadd_ps(_mm512_loadu_ps(tile + 16 * r), times, _mm512_setzero_ps()));
       transpose(rows);
-      for (int32_t r = 0; r < 16; r++)
-        _mm512_mask_storeu_epi32(out + (int64_t)(i + r) * E + e, lanes_of(E - e), rows[r]);
+      for (int32_t r = 0; r < 16 && i + r < n; r++)
+        _mm512_mask_storeu_epi32(out[i + r] + e, lanes_of(E - e), rows[r]);
     }
+  }
 }
 
 const sfa_half_kernels sfa_half_kernels_amx = {

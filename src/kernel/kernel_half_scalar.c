@@ -191,10 +191,10 @@ static void rescale(int32_t E, int32_t W, const float *factor, float *O, float *
       O[sfa_half_output_at(W, e, i)] *= factor[i];
 }
 
-static void output_rows(int32_t first, int32_t n, int32_t E, int32_t W, const float *O, float *out) {
+static void output_rows(int32_t first, int32_t n, int32_t E, int32_t W, const float *O, const float *scale, float *const *out) {
   for (int32_t i = 0; i < n; i++)
     for (int32_t e = 0; e < E; e++)
-      out[(int64_t)i * E + e] = O[sfa_half_output_at(W, e, first + i)];
+      out[i][e] = fmaf(O[sfa_half_output_at(W, e, first + i)], scale[i], 0);
 }
 
 const sfa_half_kernels sfa_half_kernels_scalar = {

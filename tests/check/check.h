@@ -4,6 +4,7 @@
 
 #include "base/rng.h"
 #include "kernel/kernel.h"
+#include "kernel/kernel_half.h"
 #include <setjmp.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -13,6 +14,7 @@ enum { CHECK_MAX_BUFFERS = 64 };
 typedef struct check {
   const sfa_kernels *kernels; /* under test */
   const sfa_kernels *plain;   /* what they must equal: the scalar table */
+  const sfa_half_kernels *half; /* under test, in the group of 16-bit kernels */
   sfa_rng rng;
   uint64_t seed;
   bool quick;
@@ -87,8 +89,12 @@ typedef struct check_entry {
 /* Ends with an entry of NULL. One an instruction set: */
 extern const check_entry check_codes_entries[], check_scores_entries[], check_values_entries[], check_keys_entries[],
     check_forward_entries[], check_postings_entries[], check_drop_entries[], check_attention_entries[];
+/* One a table of 16-bit kernels: */
+extern const check_entry check_half_entries[];
 /* Plants bugs in a copy of a table; each must be caught. */
 void check_selftest(check *c);
+/* The 16-bit ways on AMX; nothing on other machines. */
+void check_bench_half(bool quick);
 int check_bench(const char *isa_name, bool quick);
 int check_bench_forms(const char *isa_name, const char *only, bool quick);
 

@@ -377,5 +377,7 @@ int check_bench(const char *isa_name, bool quick) {
     if (!quick)
       check_bench_keys(kernels, 1 << 20, n_rounds);
   }
+  if (!isa_name || !strcmp(isa_name, "amx"))
+    check_bench_half(quick);
   return 0;
 }
