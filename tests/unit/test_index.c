@@ -461,7 +461,7 @@ static void write_on(const char *path) {
 }
 
 /* Kills it at random times. What it leaves is a state that some commit made, and the next one goes on from there. */
-static void kill_writers(const char *path, int n_kills) {
+static void kill_writers(const char *path, int n_kills, int most_us) {
   sfa_rng rng = {11};
   int64_t longest = 0;
   int finished = 0, unfinished = 0;
@@ -470,7 +470,7 @@ static void kill_writers(const char *path, int n_kills) {
     pid_t child = fork();
     if (child == 0)
       write_on(path);
-    usleep((useconds_t)(sfa_rng_next(&rng) % 4000));
+    usleep((useconds_t)(sfa_rng_next(&rng) % (uint64_t)most_us));
     kill(child, SIGKILL);
     int status;
     assert_int_equal(waitpid(child, &status, 0), child);
@@ -499,7 +499,7 @@ static void kill_writers(const char *path, int n_kills) {
 
 static void killed_writers(void **state) {
   (void)state;
-  kill_writers(path_of("killed"), 20);
+  kill_writers(path_of("killed"), 20, 4000);
 }
 
 /* ---- Sessions ------------------------------------------------------------------------------------------------------------------------ */
@@ -793,7 +793,7 @@ int main(int argc, char **argv) {
     begin(NULL);
     char file[512];
     snprintf(file, sizeof file, "%s/killed", argv[3]);
-    kill_writers(file, atoi(argv[2]));
+    kill_writers(file, atoi(argv[2]), 40000); /* a disk confirms in milliseconds, memory at once */
     remove(file);
     return end(NULL);
   }
