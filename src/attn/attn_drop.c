@@ -1,8 +1,8 @@
 /* Decode that leaves values out, with a certificate (docs/MATH.md 7): a block's weights are all known before its first value is read.
  *
- *     weigh    every span: P of each tile to the workspace, m and l as the exact step has them; an eighth of the tiles counted by weight
- *     choose   per block: would enough rows of V be spared? If not, the rest is the exact step
- *     count    every span: the other tiles too. Then, per query row, the highest edge below which the counted weights stay within eps
+ *     probe    per block: a few tiles are weighed. Would enough rows of V be spared? If not, the block takes the exact step
+ *     weigh    every span of the other blocks: P of each tile to the workspace, m and l as the exact step has them, keys counted by weight;
+ *              then, per query row, the highest edge below which the counted weights stay within eps
  *     values   every span: keys below the edges of all rows leave, what they weigh is added up; the others' rows of V are read
  *
  * Counts are whole numbers, weights are compared with edges that are exact multiples of each other, and sums run in the order of the keys:
@@ -16,11 +16,13 @@
 #include <string.h>
 
 enum {
-  SAMPLED = 8, /* one tile in so many is counted at first */
+  PROBED = 16, /* one tile in so many, at most */
   SPAN_TILES = SFA_KEY_SPAN / SFA_KEY_TILE,
   TILE_KEPT = SFA_KEY_TILE - 8 /* more kept rows than this are read as a stream, and then all count as kept */
 };
-static const double largest_share = 0.8;  /* of the keys that a block may keep for the work to pay */
+/* Of the keys that a probe may keep for the passes to pay: measured break-even on Cascade Lake, int8 values of 128, where scattered rows
+ * are dear and two passes cost a fifth more than one. */
+static const double largest_share = 0.3;
 static const double margin = 1 - 0x1p-10; /* of eps, for the rounding of l: at worst 4096 additions of 2^-24 */
 
 /* ---- What a span leaves behind ------------------------------------------------------------------------------------------------- */
@@ -28,7 +30,6 @@ static const double margin = 1 - 0x1p-10; /* of eps, for the rounding of l: at w
 typedef struct drop_totals {
   float reference[SFA_KEYS_ROWS]; /* a row's largest score of the span, rounded up to a whole number of octaves: the unit of its weights */
   double dropped[SFA_KEYS_ROWS];
-  int64_t n_counted, n_seen; /* keys, in whole tiles */
 } drop_totals;
 
 typedef struct drop_span {
@@ -43,7 +44,7 @@ typedef struct drop_block {
   float reference[SFA_KEYS_ROWS];
   float edge[SFA_KEYS_ROWS]; /* weights below it leave, in units of reference; 0: none may */
   double mass[SFA_KEYS_ROWS];
-  bool drops;
+  bool weighed, drops; /* said the probe; say the edges */
 } drop_block;
 
 static int32_t most_rows(const sfa_attention_plan *plan) { return (int32_t)(plan->options.max_seqlen_q * plan->group); }
@@ -100,7 +101,6 @@ static void count_tile(const sfa_attn_keys_call *keys, const drop_span *span, in
     int64_t at = tile * rows + i;
     keys->call.plan->kernels->count_depths(span->weights + at * SFA_KEY_TILE, span->factor[at], span->depths + (int64_t)i * SFA_N_DEPTHS);
   }
-  span->totals->n_counted += SFA_KEY_TILE;
 }
 
 /* Keys of row i by weight in the block's unit, all spans. */
@@ -136,103 +136,144 @@ static void join_masses(const sfa_attn_keys_call *keys, const sfa_attn_keys_item
     kernels->merge(block->n_rows, 0, m, l, &o, sink_m, sink_l, &o);
 }
 
-/* Sets the edges of a block's rows from what has been counted, and whether to go on. */
+/* Sets the edges of a block's rows from what has been counted, and whether every row lets keys go. */
 static void choose(const sfa_attn_keys_call *keys, const sfa_attn_keys_item *item) {
   drop_block *drop = block_of(keys, item->number);
   int32_t n_rows = item->block.n_rows;
-  int64_t n_counted = 0, n_seen = 0;
   float m[SFA_KEYS_ROWS], l[SFA_KEYS_ROWS] = {0};
   for (int32_t i = 0; i < n_rows; i++)
     m[i] = drop->reference[i] = -INFINITY;
   join_masses(keys, item, m, l);
   for (int64_t n = 0; n < item->spans->n; n++) {
     const drop_totals *totals = span_of(keys, item->number, item->spans->numbers[n]).totals;
-    n_counted += totals->n_counted;
-    n_seen += totals->n_seen;
     for (int32_t i = 0; i < n_rows; i++)
       drop->reference[i] = fmaxf(drop->reference[i], totals->reference[i]);
   }
-  drop->drops = n_seen > 0;
+  drop->drops = true;
   for (int32_t i = 0; i < n_rows; i++) {
-    int64_t counts[SFA_N_DEPTHS], n_kept = n_counted;
+    int64_t counts[SFA_N_DEPTHS];
     drop->mass[i] = (double)l[i] * exp2((double)m[i] - (double)drop->reference[i]);
     drop->edge[i] = drop->reference[i] == -INFINITY ? INFINITY : 0; /* who sees no key keeps none */
-    if (drop->edge[i] > 0 || !isfinite(l[i]) || !isfinite(drop->reference[i]))
+    if (drop->edge[i] > 0)
       continue;
+    if (!isfinite(l[i]) || !isfinite(drop->reference[i])) {
+      drop->drops = false;
+      continue;
+    }
     gather_depths(keys, item, i, drop->reference[i], counts);
-    double budget = (double)keys->call.plan->options.eps * margin * drop->mass[i] * (double)n_counted / (double)n_seen, spent = 0;
+    double budget = (double)keys->call.plan->options.eps * margin * drop->mass[i], spent = 0;
     for (int32_t d = SFA_N_DEPTHS - 1; d >= 0; d--) {
       spent += (double)counts[d] * (double)depth_end(d);
       if (!(spent <= budget))
         break;
       drop->edge[i] = depth_end(d);
-      n_kept -= counts[d];
     }
-    drop->drops &= (double)n_kept <= largest_share * (double)n_counted;
+    drop->drops &= drop->edge[i] > 0;
   }
 }
 
 /* ---- The passes ---------------------------------------------------------------------------------------------------------------- */
 
-static void weigh_span(const sfa_attn_keys_call *keys, sfa_attn_keys_item *item) {
-  sfa_attn_block *block = &item->block;
-  const sfa_attention_plan *plan = keys->call.plan;
-  drop_span span = span_of(keys, item->number, item->span);
-  sfa_attn_state part = sfa_attn_keys_part(keys, item->number, item->span);
-  int64_t first = item->span * SPAN_TILES, end = first + SPAN_TILES;
-  int32_t rows = most_rows(plan), n_rows = block->n_rows;
-  sfa_attn_state_clear(plan, &part);
-  sfa_attn_block_load(block);
-  sfa_attn_keys_index(block, item->span);
-  *span.totals = (drop_totals){.n_counted = 0};
-  memset(span.depths, 0, (size_t)rows * SFA_N_DEPTHS * sizeof *span.depths);
-  for (int64_t tile = sfa_attn_block_next_tile(block, first); tile < end; tile = sfa_attn_block_next_tile(block, tile + 1)) {
-    int64_t at = (tile - first) * rows;
+/* Weighs tiles [n] of the block: to the given slots of span. The block's queries are loaded. */
+static void weigh_tiles(const sfa_attn_keys_call *keys, const sfa_attn_keys_item *item, const sfa_attn_state *part, const drop_span *span,
+                        int32_t n, const int64_t *tiles, const int32_t *slots) {
+  const sfa_attn_block *block = &item->block;
+  int32_t rows = most_rows(keys->call.plan), n_rows = block->n_rows;
+  sfa_attn_state_clear(keys->call.plan, part);
+  *span->totals = (drop_totals){{0}, {0}};
+  memset(span->depths, 0, (size_t)rows * SFA_N_DEPTHS * sizeof *span->depths);
+  for (int32_t t = 0; t < n; t++) {
+    int64_t at = (int64_t)slots[t] * rows;
     bool rescaled;
-    sfa_attn_keys_weigh(block, tile, &part, span.weights + at * SFA_KEY_TILE, span.alpha + at, &rescaled);
-    span.changed[tile - first] = rescaled;
-    memcpy(span.factor + at, part.m, (size_t)n_rows * sizeof *part.m);
-    span.totals->n_seen += SFA_KEY_TILE;
+    sfa_attn_keys_weigh(block, tiles[t], part, span->weights + at * SFA_KEY_TILE, span->alpha + at, &rescaled);
+    span->changed[slots[t]] = rescaled;
+    memcpy(span->factor + at, part->m, (size_t)n_rows * sizeof *part->m);
   }
   for (int32_t i = 0; i < n_rows; i++)
-    span.totals->reference[i] = ceilf(part.m[i]);
-  for (int64_t tile = sfa_attn_block_next_tile(block, first); tile < end; tile = sfa_attn_block_next_tile(block, tile + 1)) {
-    int64_t at = (tile - first) * rows;
-    for (int32_t i = 0; i < n_rows; i++) {
-      float m = span.factor[at + i];
-      span.factor[at + i] = m == -INFINITY ? 0 : sfa_exp2(m - span.totals->reference[i]);
-    }
-    if ((tile - first) % SAMPLED == 0)
-      count_tile(keys, &span, tile - first, n_rows);
+    span->totals->reference[i] = ceilf(part->m[i]);
+  for (int32_t t = 0; t < n; t++) {
+    float *factor = span->factor + (int64_t)slots[t] * rows;
+    for (int32_t i = 0; i < n_rows; i++)
+      factor[i] = factor[i] == -INFINITY ? 0 : sfa_exp2(factor[i] - span->totals->reference[i]);
+    count_tile(keys, span, slots[t], n_rows);
   }
+}
+
+/* The edges in a span's unit: powers of two apart, so that depths are cut where they were counted. */
+static void span_limits(const sfa_attn_keys_call *keys, const sfa_attn_keys_item *item, const drop_span *span, float *limit) {
+  const drop_block *drop = block_of(keys, item->number);
+  for (int32_t i = 0; i < item->block.n_rows; i++)
+    limit[i] = drop->edge[i] * exp2f(drop->reference[i] - span->totals->reference[i]);
+}
+
+/* Of the keys of a span's first n slots, those that some row keeps. */
+static double kept_share(const sfa_attn_keys_call *keys, const sfa_attn_keys_item *item, const drop_span *span, int32_t n) {
+  const sfa_attention_plan *plan = keys->call.plan;
+  float limit[SFA_KEYS_ROWS], sums[SFA_KEYS_ROWS];
+  int64_t n_kept = 0, rows = most_rows(plan);
+  span_limits(keys, item, span, limit);
+  for (int32_t t = 0; t < n; t++) /* at most -1 may stay: nothing changes */
+    n_kept +=
+        plan->kernels->drop_keys(item->block.n_rows, span->factor + t * rows, limit, -1, span->weights + t * rows * SFA_KEY_TILE, sums);
+  return (double)n_kept / ((double)n * SFA_KEY_TILE);
+}
+
+/* Tries a block: its first tile, its last, and some between, in the room of its first span. */
+static void probe_item(void *arg, int64_t number, int32_t thread) {
+  const sfa_attn_keys_call *keys = arg;
+  const sfa_attention_plan *plan = keys->call.plan;
+  int64_t b = number / plan->options.n_kv_heads, g = number % plan->options.n_kv_heads;
+  const sfa_attn_spans *spans = &keys->spans[b], first = {.n = 1, .numbers = spans->numbers};
+  sfa_attn_keys_item item;
+  block_of(keys, number)->weighed = false;
+  if (!spans->n)
+    return;
+  sfa_attn_keys_find(keys, spans->first_item + g * spans->n, thread, &item);
+  int64_t start = sfa_attn_clock(&item.block), tiles[SPAN_TILES];
+  int64_t n_tiles = (item.block.view->n_keys + SFA_KEY_TILE - 1) / SFA_KEY_TILE, room = sfa_min64(n_tiles, SPAN_TILES) - 1;
+  int64_t step = sfa_max64(PROBED, n_tiles / sfa_max64(room, 1) + 1);
+  int32_t slots[SPAN_TILES], n = 0;
+  for (int64_t tile = sfa_attn_block_next_tile(&item.block, 0); tile < n_tiles - 1 && n < room;
+       tile = sfa_attn_block_next_tile(&item.block, tile + step))
+    tiles[n++] = tile;
+  if (sfa_attn_block_next_tile(&item.block, n_tiles - 1) == n_tiles - 1)
+    tiles[n++] = n_tiles - 1;
+  for (int32_t t = 0; t < n; t++)
+    slots[t] = t;
+  drop_span span = span_of(keys, number, spans->numbers[0]);
+  sfa_attn_state part = sfa_attn_keys_part(keys, number, spans->numbers[0]);
+  sfa_attn_block_load(&item.block);
+  weigh_tiles(keys, &item, &part, &span, n, tiles, slots);
+  item.spans = &first;
+  choose(keys, &item);
+  block_of(keys, number)->weighed = block_of(keys, number)->drops && kept_share(keys, &item, &span, n) <= largest_share;
+  sfa_attn_clock_stop(&item.block, start);
 }
 
 static void weigh_item(void *arg, int64_t number, int32_t thread) {
   const sfa_attn_keys_call *keys = arg;
   sfa_attn_keys_item item;
   sfa_attn_keys_find(keys, number, thread, &item);
-  int64_t start = sfa_attn_clock(&item.block);
-  if (item.span >= 0)
-    weigh_span(keys, &item);
-  if (sfa_attn_keys_arrive(keys, &item))
-    choose(keys, &item);
-  sfa_attn_clock_stop(&item.block, start);
-}
-
-static void count_item(void *arg, int64_t number, int32_t thread) {
-  const sfa_attn_keys_call *keys = arg;
-  sfa_attn_keys_item item;
-  sfa_attn_keys_find(keys, number, thread, &item);
-  if (!block_of(keys, item.number)->drops)
-    return;
-  int64_t start = sfa_attn_clock(&item.block), first = item.span * SPAN_TILES, end = first + SPAN_TILES;
-  drop_span span = span_of(keys, item.number, item.span);
-  for (int64_t tile = sfa_attn_block_next_tile(&item.block, first); tile < end; tile = sfa_attn_block_next_tile(&item.block, tile + 1))
-    if ((tile - first) % SAMPLED)
-      count_tile(keys, &span, tile - first, item.block.n_rows);
-  if (sfa_attn_keys_arrive(keys, &item))
-    choose(keys, &item);
-  sfa_attn_clock_stop(&item.block, start);
+  sfa_attn_block *block = &item.block;
+  int64_t start = sfa_attn_clock(block), first = item.span * SPAN_TILES, tiles[SPAN_TILES];
+  if (!block_of(keys, item.number)->weighed) {
+    sfa_attn_keys_step(keys, &item);
+  } else {
+    int32_t slots[SPAN_TILES], n = 0;
+    for (int64_t tile = sfa_attn_block_next_tile(block, first); tile < first + SPAN_TILES;
+         tile = sfa_attn_block_next_tile(block, tile + 1)) {
+      slots[n] = (int32_t)(tile - first);
+      tiles[n++] = tile;
+    }
+    drop_span span = span_of(keys, item.number, item.span);
+    sfa_attn_state part = sfa_attn_keys_part(keys, item.number, item.span);
+    sfa_attn_block_load(block);
+    sfa_attn_keys_index(block, item.span);
+    weigh_tiles(keys, &item, &part, &span, n, tiles, slots);
+    if (sfa_attn_keys_arrive(keys, &item))
+      choose(keys, &item);
+  }
+  sfa_attn_clock_stop(block, start);
 }
 
 static void value_span(const sfa_attn_keys_call *keys, sfa_attn_keys_item *item) {
@@ -243,9 +284,8 @@ static void value_span(const sfa_attn_keys_call *keys, sfa_attn_keys_item *item)
   int64_t first = item->span * SPAN_TILES, end = first + SPAN_TILES;
   const sfa_kernels *kernels = keys->call.plan->kernels;
   int32_t rows = most_rows(keys->call.plan);
-  float limit[SFA_KEYS_ROWS]; /* the edges in the span's unit: powers of two apart, so that depths are cut where they were counted */
-  for (int32_t i = 0; i < block->n_rows; i++)
-    limit[i] = drop->edge[i] * exp2f(drop->reference[i] - span.totals->reference[i]);
+  float limit[SFA_KEYS_ROWS];
+  span_limits(keys, item, &span, limit);
   for (int64_t tile = sfa_attn_block_next_tile(block, first); tile < end; tile = sfa_attn_block_next_tile(block, tile + 1)) {
     int64_t at = (tile - first) * rows;
     float *P = span.weights + at * SFA_KEY_TILE;
@@ -277,9 +317,10 @@ static void value_item(void *arg, int64_t number, int32_t thread) {
   sfa_attn_keys_item item;
   double rho[SFA_KEYS_ROWS];
   sfa_attn_keys_find(keys, number, thread, &item);
+  if (!block_of(keys, item.number)->weighed)
+    return;
   int64_t start = sfa_attn_clock(&item.block);
-  if (item.span >= 0)
-    value_span(keys, &item);
+  value_span(keys, &item);
   if (sfa_attn_keys_arrive(keys, &item)) {
     measure(keys, &item, rho);
     sfa_attn_keys_join(keys, &item, rho);
@@ -291,11 +332,12 @@ void sfa_attn_drop(const sfa_attn_keys_call *keys) {
   const sfa_attention_plan *plan = keys->call.plan;
   int64_t n_items = sfa_attn_keys_n_items(keys);
   void *arg = (void *)(uintptr_t)keys;
+  int64_t n_blocks = (int64_t)plan->options.n_sequences * plan->options.n_kv_heads;
+  sfa_parallel(plan->ctx, n_blocks, probe_item, arg);
   sfa_parallel(plan->ctx, n_items, weigh_item, arg);
   bool any = false;
-  for (int64_t number = 0; number < (int64_t)plan->options.n_sequences * plan->options.n_kv_heads; number++)
-    any |= keys->spans[number / plan->options.n_kv_heads].n > 0 && block_of(keys, number)->drops;
+  for (int64_t number = 0; number < n_blocks; number++)
+    any |= block_of(keys, number)->weighed;
   if (any)
-    sfa_parallel(plan->ctx, n_items, count_item, arg);
-  sfa_parallel(plan->ctx, n_items, value_item, arg);
+    sfa_parallel(plan->ctx, n_items, value_item, arg);
 }

@@ -58,6 +58,9 @@ void sfa_attn_keys_values(const sfa_attn_block *block, int64_t tile, int32_t n_k
 /* Joins a block's parts and writes its rows. rho [n_rows]: see sfa_attn_block_finish. */
 void sfa_attn_keys_join(const sfa_attn_keys_call *keys, sfa_attn_keys_item *item, const double *rho);
 
+/* The exact step: an item's span and, if it is the last one, its block's end. */
+void sfa_attn_keys_step(const sfa_attn_keys_call *keys, sfa_attn_keys_item *item);
+
 /* Attention with eps > 0, and its workspace: of one span of a block; of the whole call. */
 size_t sfa_attn_drop_span_bytes(const sfa_attention_plan *plan);
 size_t sfa_attn_drop_workspace(const sfa_attention_plan *plan);
