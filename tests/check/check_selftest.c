@@ -53,7 +53,7 @@ static void last_posting_lost(int64_t n_words, const uint64_t *words, int64_t n_
 
 static void last_slot_lost(const sfa_stored_rows *keys, int32_t n_rows, int32_t D, const void *table, float query_scale, float *S) {
   sfa_stored_rows fewer = *keys;
-  fewer.width -= keys->width > 1;
+  fewer.width -= keys->ids && keys->width > 1; /* dense rows have all D */
   real->score_keys(&fewer, n_rows, D, table, query_scale, S);
 }
 
