@@ -225,7 +225,7 @@ static int draw(const bench_output *out, const char *path) {
     for (int64_t i = side; i < out->n_rows; i += 2) {
       const bench_cell *row = out->rows + i * N_COLUMNS;
       fprintf(plot, "%lld %.6g \"d %.0f k %.0f %s %s\"\n", (long long)(i / 2), row[C_ROW_NS].number, row[C_HEAD_DIM].number,
-              row[C_K].number, row[C_DTYPE].text, row[C_ISA].text);
+              row[C_K].number, row[C_K_DTYPE].text, row[C_ISA].text);
     }
     fputs("e\n", plot);
   }

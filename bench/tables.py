@@ -36,7 +36,7 @@ def command(lines):
     """The commands behind a table, once each, without where they wrote."""
     seen = []
     for line in lines:
-        words, kept = line["command"].split(), []
+        words, kept = line["command"].replace(os.path.expanduser("~"), "~").split(), []
         while words:
             word = words.pop(0)
             if word in ("--csv", "--plot"):
@@ -184,13 +184,13 @@ def decode(lines):
 def topk(lines):
     body = []
     for line in pick(lines, engine="SFA"):
-        other = pick(lines, engine="quickselect", head_dim=line["head_dim"], k=line["k"], dtype=line["dtype"], isa=line["isa"])
-        bar = line["head_dim"] == 128 and line["k"] == 8 and line["isa"] != "avx2" and line["dtype"] == "f32"
-        body.append([f"{line['head_dim']:.0f}", f"{line['k']:.0f}", line["dtype"], line["isa"],
+        other = pick(lines, engine="quickselect", head_dim=line["head_dim"], k=line["k"], dtype=line["dtype"], k_dtype=line["k_dtype"], isa=line["isa"])
+        bar = line["head_dim"] == 128 and line["k"] == 8 and line["isa"] != "avx2" and line["dtype"] == line["k_dtype"] == "f32"
+        body.append([f"{line['head_dim']:.0f}", f"{line['k']:.0f}", line["dtype"], line["k_dtype"], line["isa"],
                      f"{line['row_ns']:.0f}" + (f" (45){'' if line['row_ns'] <= 45 else ' (*)'}" if bar else ""),
                      f"{one(other, 'row_ns'):.0f}", against(one(other, "times_sfa"), 20 if bar else None), f"{1e-9 * line['read_bytes_per_s']:.1f}"])
-    text = "### Top-k with rounding to int8, 4096 rows, one thread\n\n"
-    return text + table(["d", "k", "rows", "kernels", "ns a row", "quickselect, ns", "times", "GB/s read"], body) + "\n" + command(lines)
+    text = "### Top-k, with rounding where codes are int8, 4096 rows, one thread\n\n"
+    return text + table(["d", "k", "rows", "codes", "kernels", "ns a row", "quickselect, ns", "times", "GB/s read"], body) + "\n" + command(lines)
 
 
 def model(lines):
