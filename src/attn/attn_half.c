@@ -184,6 +184,11 @@ static size_t half_place(const sfa_attention_plan *plan, half_call *job) {
 size_t sfa_attn_half_workspace_bytes(const sfa_attention_plan *plan) {
   static unsigned char nowhere;
   half_call job = {.memory = &nowhere};
+  const sfa_attention_options *o = &plan->options;
+  size_t n_keys, per_key = 8 * ((size_t)o->head_dim + (size_t)o->head_dim_v + 64), bytes; /* more than a packed key and its value */
+  if (!sfa_mul_size((size_t)o->n_sequences * (size_t)o->n_kv_heads, (size_t)o->max_seqlen_k + SFA_HALF_CHUNK, &n_keys) ||
+      !sfa_mul_size(n_keys, per_key, &bytes))
+    return SIZE_MAX; /* fits no address */
   return half_place(plan, &job);
 }
 
