@@ -23,8 +23,8 @@ static void store_item(void *arg, int64_t item, int32_t thread) {
   int64_t first = item / job->n_kv_heads * SFA_PAGE_LEN, end = sfa_min64(first + SFA_PAGE_LEN, job->n_tokens);
   for (int64_t n; first < end; first += n) {
     int64_t slot = job->slots[first], page = slot / SFA_PAGE_LEN;
-    for (n = 1; first + n < end && job->slots[first + n] == slot + n && (slot + n) / SFA_PAGE_LEN == page; n++)
-      continue;
+    for (n = 1; slot >= 0 && first + n < end && job->slots[first + n] == slot + n && (slot + n) / SFA_PAGE_LEN == page; n++)
+      continue; /* negative slots one by one: -1 is no neighbour of slot 0 */
     if (slot >= 0 && !sfa_cache_rows_write(job->ctx, &job->layer, job->pool + (size_t)page * job->layer.page_bytes, slot % SFA_PAGE_LEN, g,
                                            first, n, job->k, job->v, job->scratch + (size_t)thread * job->scratch_bytes))
       atomic_fetch_add(&job->n_bad, 1);

@@ -130,6 +130,28 @@ static void order_does_not_matter(void **state) {
   free_world(pieces);
 }
 
+/* Tokens that go nowhere take no neighbour with them: slots .., -1, 0, .. count up as those of a run do. */
+static void nowhere_before_slot_0(void **state) {
+  (void)state;
+  for (int n_before = 1; n_before <= 3; n_before += 2) {
+    world *plain = new_world(), *after = new_world();
+    assert_int_equal(store(plain, 64), SFA_OK);
+    for (int i = 0; i < n_before + 64; i++) {
+      int token = i < n_before ? 100 : i - n_before;
+      after->slots[i] = i - n_before;
+      memcpy(after->k + i * G * D, plain->k + token * G * D, G * D * sizeof *plain->k);
+      memcpy(after->v + i * G * E, plain->v + token * G * E, G * E * sizeof *plain->v);
+    }
+    for (int n = n_before + 1; n <= n_before + 64; n += 63) { /* slot 0 alone, then its page */
+      assert_int_equal(store(after, n), SFA_OK);
+      assert_memory_equal(plain->pool + 64, after->pool + 64, K); /* ids of token 0 */
+    }
+    assert_memory_equal(plain->pool, after->pool, N_PAGES * sfa_page_bytes(&page));
+    free_world(plain);
+    free_world(after);
+  }
+}
+
 /* A sequence is its tokens in the order of the table, not of the pool. */
 static void table_is_followed(void **state) {
   (void)state;
@@ -191,7 +213,8 @@ static void refused(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(bytes), cmocka_unit_test(order_does_not_matter), cmocka_unit_test(table_is_followed),
+  const struct CMUnitTest tests[] = {cmocka_unit_test(bytes), cmocka_unit_test(order_does_not_matter),
+                                     cmocka_unit_test(nowhere_before_slot_0), cmocka_unit_test(table_is_followed),
                                      cmocka_unit_test(refused)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
