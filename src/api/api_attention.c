@@ -15,6 +15,13 @@ static const int64_t longest_sequence = INT32_MAX - 2 * SFA_KEY_TILE;
 
 /* ---- Plan ---------------------------------------------------------------------------------------------------------------------------- */
 
+/* Whether the bytes of n_sequences * n_tokens * n_heads f32 rows are an int64: then so is every count that comes of such a shape. */
+static bool rows_fit(int64_t n_sequences, int64_t n_tokens, int64_t n_heads, int32_t dim) {
+  int64_t n = n_sequences;
+  return !__builtin_mul_overflow(n, n_tokens, &n) && !__builtin_mul_overflow(n, n_heads, &n) &&
+         !__builtin_mul_overflow(n, dim * (int64_t)sizeof(float), &n);
+}
+
 static sfa_status check_options(sfa_context *ctx, const sfa_attention_options *given, sfa_attention_options *o) {
   SFA_REQUIRE(ctx, given, "options is NULL");
   SFA_REQUIRE(ctx, given->struct_size == sizeof *given, "options.struct_size is %zu: set it to sizeof(sfa_attention_options) = %zu",
@@ -33,6 +40,11 @@ static sfa_status check_options(sfa_context *ctx, const sfa_attention_options *g
               o->max_seqlen_q >= 0 && o->max_seqlen_q <= longest_sequence && o->max_seqlen_k >= 0 && o->max_seqlen_k <= longest_sequence,
               "max_seqlen_q is %lld, max_seqlen_k %lld: they must be from 0 to %lld", (long long)o->max_seqlen_q,
               (long long)o->max_seqlen_k, (long long)longest_sequence);
+  int32_t dim = o->head_dim > o->head_dim_v ? o->head_dim : o->head_dim_v;
+  SFA_REQUIRE(ctx,
+              rows_fit(o->n_sequences, o->max_seqlen_q, o->n_heads, dim) && rows_fit(o->n_sequences, o->max_seqlen_k, o->n_kv_heads, dim),
+              "%d sequences of %lld queries and %lld keys with %d heads of %d features do not fit an address: make the shape smaller",
+              o->n_sequences, (long long)o->max_seqlen_q, (long long)o->max_seqlen_k, o->n_heads, dim);
   SFA_TRY(sfa_check_kept(ctx, "k_q", o->k_q, o->head_dim));
   SFA_TRY(sfa_check_kept(ctx, "k_k", o->k_k, o->head_dim));
   o->k_dtype = o->k_dtype ? o->k_dtype : SFA_F32;

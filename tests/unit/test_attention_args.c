@@ -255,6 +255,18 @@ static void wrong_arguments(void **state) {
   assert_int_equal(sfa_attention_plan_create(ctx, NULL, &plan), SFA_ERROR_ARGUMENT);
   assert_int_equal(sfa_attention_plan_create(ctx, &o, NULL), SFA_ERROR_ARGUMENT);
   assert_int_equal(sfa_attention_plan_create(ctx, &o, &plan), SFA_OK);
+  sfa_attention_plan_destroy(plan);
+  for (int keys = 0; keys < 2; keys++) { /* counts that no integer holds, without a key or without a query to give them away */
+    sfa_attention_options absurd = {.struct_size = sizeof absurd,
+                                    .n_heads = 65536,
+                                    .head_dim = 65536,
+                                    .n_sequences = INT32_MAX,
+                                    .max_seqlen_q = keys ? 0 : 1 << 30,
+                                    .max_seqlen_k = keys ? 1 << 30 : 0};
+    assert_int_equal(sfa_attention_plan_create(ctx, &absurd, &plan), SFA_ERROR_ARGUMENT);
+    assert_non_null(strstr(sfa_context_error(ctx), "do not fit an address"));
+  }
+  assert_int_equal(sfa_attention_plan_create(ctx, &o, &plan), SFA_OK);
   float x[8] = {0};
   sfa_attention_args args = {.struct_size = sizeof args, .q.data = x, .k.data = x, .v.data = x, .out = x, .workspace = x + 1};
   assert_int_equal(sfa_attention_run(plan, &args), SFA_ERROR_ARGUMENT); /* workspace not aligned */
