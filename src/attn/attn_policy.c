@@ -55,9 +55,9 @@ enum { N_CANDIDATES = sizeof candidates / sizeof *candidates };
 
 static bool is_half(sfa_policy policy) { return policy == SFA_POLICY_HALF_CODES || policy == SFA_POLICY_HALF_DENSE; }
 
-/* Whether AUTO may round to 16 bits. */
-static bool admits_half(const sfa_attention_options *o) {
-  bool stored_short = o->k_dtype != SFA_F32 && o->v_dtype != SFA_F32;
+/* Whether AUTO may round keys and values of these types to 16 bits. */
+static bool admits_half(const sfa_attention_options *o, sfa_dtype k_dtype, sfa_dtype v_dtype) {
+  bool stored_short = k_dtype != SFA_F32 && v_dtype != SFA_F32;
   return o->precision == SFA_PRECISION_HALF || (o->precision == SFA_PRECISION_DEFAULT && stored_short);
 }
 
@@ -68,7 +68,7 @@ static bool is_candidate(const sfa_attention_plan *plan, const candidate *c) {
     return false;
   if (o->policy == SFA_POLICY_AUTO && o->eps > 0 && c->policy != SFA_POLICY_KEYS && fits(plan, SFA_POLICY_KEYS, why))
     return false; /* only KEYS leaves values out */
-  if ((c->half && o->policy == SFA_POLICY_AUTO && !admits_half(o)) || (c->densify && !may_densify(o)))
+  if ((c->half && o->policy == SFA_POLICY_AUTO && !admits_half(o, o->k_dtype, o->v_dtype)) || (c->densify && !may_densify(o)))
     return false;
   return fits(plan, c->policy, why);
 }
@@ -122,8 +122,12 @@ bool sfa_attn_policy_choose(sfa_attention_plan *plan, char why[SFA_ATTN_WHY_BYTE
 
 /* ---- Running it -------------------------------------------------------------------------------------------------------------- */
 
+/* A plan without from_cache may meet a cache or pages of other types than it was made for: what is stored in f32 there is not rounded. */
 void sfa_attn_attend(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_kv_view *views) {
-  ways[plan->policy].run(plan, args, views);
+  const sfa_attention_options *o = &plan->options;
+  bool too_short =
+      is_half(plan->policy) && o->policy == SFA_POLICY_AUTO && !admits_half(o, views[0].k.format.dtype, views[0].v.format.dtype);
+  (too_short ? sfa_attn_tiles : ways[plan->policy].run)(plan, args, views);
 }
 
 void sfa_attn_tiles(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_kv_view *views) {
