@@ -197,10 +197,12 @@ typedef struct sfa_explain_options {
 } sfa_explain_options;
 
 /* Why the session's last token looks where it looks: its attention, read from the stored keys. (For an earlier token truncate first.) The
- * last token is run once more; the timeline stays as it is. tokens [n_top]: the largest masses, falling, ties to the earlier;
- * *n_tokens = min(n_top, length). mass: [length] of every token, adding up to 1, or NULL. options may be NULL. Cost: a decode step, and for
- * every head the scores of all keys; 12 bytes a token while it runs. From 65536 tokens on, layers with sparse queries over int8 codes keep
- * an inverted index (sfa/postings.h) in the session for the next question. */
+ * last token is run twice more; the timeline stays as it is, also where a step of that fails, unless the step that puts the token back
+ * fails as well: the session then ends before it. tokens [n_top], n_top up to 65536: the largest masses, falling, ties to the earlier;
+ * *n_tokens = min(n_top, length). mass: [length] of every token, adding up to 1, or NULL. options may be NULL. Cost: two decode steps, for
+ * every head the scores of all keys, for each token told those of its head once more, and length * n_top moves at worst, where masses rise
+ * along the text; 20 bytes a token while it runs. From 65536 tokens on, layers with sparse queries over int8 codes keep an inverted index
+ * (sfa/postings.h) in the session for the next question. */
 SFA_API sfa_status sfa_session_explain(sfa_session *session, const sfa_explain_options *options, int64_t n_top, sfa_explained_token *tokens,
                                        int64_t *n_tokens, float *mass);
 
@@ -272,8 +274,8 @@ SFA_API void sfa_index_writer_close(sfa_index_writer *writer);
 SFA_API int sfa_index_writer_is_new(const sfa_index_writer *writer);
 
 /* A session that begins with the tokens of an index, as if they had been appended: the same bits follow. The model and the options must be
- * those that the index was made by: SFA_ERROR_ARGUMENT says what differs. The pages are trusted: sfa_index_verify is for files that came
- * a long way. SFA_ERROR_RANGE: more tokens than the context. */
+ * those that the index was made by: SFA_ERROR_ARGUMENT says what differs. The pages are not looked at: damaged ones give wrong scores, never
+ * a fault, and sfa_index_verify is for files that came a long way. SFA_ERROR_RANGE: more tokens than the context. */
 SFA_API sfa_status sfa_session_load(const sfa_model *model, const sfa_session_options *options, const char *path, sfa_session **session);
 /* Commits the session's tokens and pages: all of them into a new file, else what follows the file's own. SFA_ERROR_ARGUMENT: the file was
  * made by another model or other options, or its tokens are not the first of the session. sources: the whole list, none beyond the

@@ -3,10 +3,12 @@
 #include "engine/look.h"
 #include "engine/session.h"
 
-#include <stdlib.h>
 #include <string.h>
 
-enum { LEAST_INDEXED_LEN = 65536 }; /* from here on an inverted index of the keys is worth its memory */
+enum {
+  LEAST_INDEXED_LEN = 65536, /* from here on an inverted index of the keys is worth its memory */
+  MOST_TOP = 65536           /* tokens told: they are kept in order as they are found */
+};
 
 typedef struct explanation {
   sfa_session *session;
@@ -133,8 +135,9 @@ sfa_status sfa_session_explain(sfa_session *session, const sfa_explain_options *
   explanation e = {.session = session, .options = options ? options : &all, .len = sfa_session_len(session), .tokens = tokens};
   SFA_REQUIRE(ctx, e.options->struct_size == sizeof all, "sfa_explain_options is of another version: %zu bytes, not %zu",
               e.options->struct_size, sizeof all);
-  SFA_REQUIRE(ctx, n_top >= 0 && (n_top == 0 || tokens) && n_tokens,
-              "n_top is %lld: it must not be negative, and tokens and n_tokens not NULL", (long long)n_top);
+  SFA_REQUIRE(ctx, n_top >= 0 && n_top <= MOST_TOP, "n_top is %lld: it must be from 0 to %d; mass tells of every token", (long long)n_top,
+              MOST_TOP);
+  SFA_REQUIRE(ctx, (n_top == 0 || tokens) && n_tokens, "tokens or n_tokens is NULL");
   SFA_REQUIRE(ctx, e.len >= 1, "the session is empty: there is no token to explain");
   sfa_model_heads heads = sfa_model_heads_of(session->model);
   SFA_TRY(check_list(ctx, "layers", e.options->layers, e.options->n_layers, heads.n_layers));

@@ -22,8 +22,8 @@ sfa_status sfa_look_query(sfa_look *look, const sfa_probe *probe, int32_t token,
  * the layer, or NULL. */
 sfa_status sfa_look_weights(sfa_look *look, const sfa_probe *probe, int32_t token, int32_t head, const sfa_postings *postings,
                             float *scores, float *weights);
-/* The features that it shares with a key, by falling |part|; reasons [SFA_MAX_REASONS]. Returns how many are shared. ids, values: room
- * for one key, 2 D and 4 D bytes. */
+/* The features that it shares with a key, by falling |part|; reasons [SFA_MAX_REASONS]; out->n_shared counts all that are shared. ids,
+ * values: room for one key, 2 D and 4 D bytes. */
 sfa_status sfa_look_reasons(const sfa_look *look, const sfa_probe *probe, int32_t head, int64_t key, void *ids, float *values,
                             sfa_explained_token *out);
 

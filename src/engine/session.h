@@ -30,7 +30,8 @@ sfa_status sfa_session_reserve(sfa_session *session, int64_t n);
 int64_t sfa_session_index_bytes(const sfa_session *session);
 /* Where a layer's inverted index is kept; NULL if there is no memory for the list. */
 sfa_postings **sfa_session_postings(sfa_session *session, int32_t layer);
-/* Runs the last token once more with a probe; the timeline, and whatever fails, as before. */
+/* Runs the last token once more with a probe; the timeline is as before. Where that fails the token is run without the probe; if this fails
+ * too, it is lost, and the session ends before it. */
 sfa_status sfa_session_rerun_last(sfa_session *session, sfa_probe_fn probe, void *user);
 /* sfa_session_append with a probe. */
 sfa_status sfa_session_append_probed(sfa_session *session, const int32_t *tokens, int64_t n_tokens, sfa_probe_fn probe, void *user);

@@ -56,6 +56,8 @@ static sfa_status save_page(void *user, int32_t layer, int64_t page, void *image
 }
 
 sfa_status sfa_session_save(const sfa_session *session, sfa_index_writer *writer, const sfa_index_source *sources, int64_t n_sources) {
+  if (!session)
+    return SFA_ERROR_ARGUMENT;
   SFA_REQUIRE(session->ctx, writer, "sfa_session_save wants a writer");
   sfa_index_settings settings;
   sfa_index_layer_entry *layers;

@@ -10,10 +10,14 @@
 #include <cmocka.h>
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #include <sfa/cache.h>
 #include <sfa/engine.h>
+
+#include "engine/session.h"
+#include "model/model_parts.h"
 
 #define MODEL SFA_TEST_DATA "/golden/models/stories260K/stories260K.bin"
 enum { N = 90, VOCAB = 512, LAYERS = 5, HEADS = 8, KV_HEADS = 4, D = 8, TOP = 12 };
@@ -144,6 +148,52 @@ static void the_timeline_stays_as_it_was(void **state) {
   }
 }
 
+static sfa_status count_layer(void *user, const sfa_probe *probe) {
+  assert_int_equal(probe->n_tokens, 1);
+  ++*(int32_t *)user;
+  return SFA_OK;
+}
+
+/* The last token once more, with a probe that has its queries turned apart from those of the step: the same hidden row and logits, for
+ * both orders of rotated pairs. */
+static void a_step_repeated_has_the_same_bits(void **state) {
+  const fixture *f = *state;
+  static const struct {
+    const char *path;
+    int interleaved;
+  } models[] = {{"/golden/models/llama", 0}, {"/golden/models/llama/model.gguf", 1}, {"/golden/models/stories260K/stories260K.bin", 1}};
+  enum { SHORT = 12, MOST = 4096 };
+  for (size_t i = 0; i < sizeof models / sizeof *models; i++)
+    for (int sparse = 0; sparse < 2; sparse++) {
+      char path[512];
+      static float hidden[MOST], before[MOST], after[MOST];
+      sfa_model *model;
+      sfa_model_info info;
+      snprintf(path, sizeof path, SFA_TEST_DATA "%s", models[i].path);
+      assert_int_equal(sfa_model_open(f->ctx, path, NULL, &model), SFA_OK);
+      sfa_model_describe(model, &info);
+      assert_int_equal(model->config.rope_interleaved, models[i].interleaved);
+      assert_true(info.vocab_size <= MOST && info.hidden_dim <= MOST);
+      sfa_attention_choice choice = {.struct_size = sizeof choice, .sparse = sparse, .k = sparse ? 4 : 0};
+      sfa_session_options options = {.struct_size = sizeof options, .attention = &choice};
+      sfa_session *session;
+      int32_t tokens[SHORT], n_layers = 0;
+      for (int t = 0; t < SHORT; t++)
+        tokens[t] = (t * 37 + 5) % info.vocab_size;
+      assert_int_equal(sfa_session_create(model, &options, &session), SFA_OK);
+      assert_int_equal(sfa_session_append(session, tokens, SHORT, before), SFA_OK);
+      memcpy(hidden, session->hidden + (SHORT - 1) * info.hidden_dim, (size_t)info.hidden_dim * sizeof *hidden);
+      assert_int_equal(sfa_session_rerun_last(session, count_layer, &n_layers), SFA_OK);
+      assert_int_equal(n_layers, info.n_layers);
+      assert_int_equal(sfa_session_len(session), SHORT);
+      assert_memory_equal(hidden, session->hidden, (size_t)info.hidden_dim * sizeof *hidden);
+      assert_int_equal(sfa_model_logits(model, 1, session->hidden, after), SFA_OK);
+      assert_memory_equal(before, after, (size_t)info.vocab_size * sizeof *before);
+      sfa_session_destroy(session);
+      sfa_model_close(model);
+    }
+}
+
 static void heads_count_what_the_cache_holds(void **state) {
   const fixture *f = *state;
   for (int i = 0; i < N_KINDS; i++) {
@@ -191,6 +241,9 @@ static void bad_questions_are_refused(void **state) {
   assert_non_null(strstr(sfa_context_error(f->ctx), "0 to 4"));
   assert_int_equal(sfa_session_explain(session, NULL, -1, &token, &n, NULL), SFA_ERROR_ARGUMENT);
   assert_int_equal(sfa_session_explain(session, NULL, 1, NULL, &n, NULL), SFA_ERROR_ARGUMENT);
+  assert_int_equal(sfa_session_explain(session, NULL, 65537, &token, &n, NULL), SFA_ERROR_ARGUMENT);
+  assert_non_null(strstr(sfa_context_error(f->ctx), "0 to 65536"));
+  assert_int_equal(sfa_session_save(NULL, NULL, NULL, 0), SFA_ERROR_ARGUMENT);
   assert_int_equal(sfa_session_inspect(session, f->tokens, N, 0, heads, NULL), SFA_ERROR_ARGUMENT); /* not empty */
   assert_int_equal(sfa_session_len(session), 5);
   sfa_session_destroy(session);
@@ -244,6 +297,7 @@ int main(void) {
       cmocka_unit_test(masses_add_up_and_scores_are_sums_of_parts),
       cmocka_unit_test(a_head_alone_is_a_part_of_the_mean),
       cmocka_unit_test(the_timeline_stays_as_it_was),
+      cmocka_unit_test(a_step_repeated_has_the_same_bits),
       cmocka_unit_test(heads_count_what_the_cache_holds),
       cmocka_unit_test(bad_questions_are_refused),
       cmocka_unit_test(stored_keys_can_be_read),
