@@ -19,7 +19,8 @@ enum {
   SFA_COST_ROWS = 2   /* entries for one query row, and for each further one that shares what was read */
 };
 
-/* Times of one thread in nanoseconds, each for one unit of work. Every entry but near_bytes is a time; all must be positive. */
+/* Times of one thread in nanoseconds, each for one unit of work. Every entry but near_bytes is a time; all must be positive,
+ * but for the half entries, which may be 0 where the instruction set has no 16-bit arithmetic. */
 struct sfa_costs {
   size_t struct_size; /* sizeof(sfa_costs) */
   sfa_isa isa;        /* whose kernels these are */

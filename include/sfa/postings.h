@@ -18,7 +18,7 @@ extern "C" {
 
 /* ---- The index --------------------------------------------------------------------------------------------------------------- */
 
-/* An empty index of a layer. SFA_ERROR_UNSUPPORTED: its keys are not SFA_I8 codes. */
+/* An empty index of a layer. SFA_ERROR_UNSUPPORTED: its keys are not SFA_I8 codes with k up to 32. */
 SFA_API sfa_status sfa_postings_create(const sfa_cache *cache, int32_t layer, sfa_postings **postings);
 SFA_API void sfa_postings_destroy(sfa_postings *postings);
 /* Brings the index in line with a sequence: keeps the blocks whose tokens the sequence still has (after append, truncate or fork, also from
@@ -52,7 +52,8 @@ typedef struct sfa_hit {
  * softcap. Works on layers of any type, dense ones too. Cost: that of a decode step's scores, on all threads. */
 SFA_API sfa_status sfa_cache_scores(const sfa_cache *cache, const sfa_search *search, float *scores);
 /* The n_top keys of the highest scores, highest first, ties to the lower key, NaN before all: hits [n_top]; *n_hits = min(n_top, keys).
- * Exact. Cost: sfa_cache_scores and one pass over the scores, plus n_top log n_top; memory 4 bytes a key while it runs. */
+ * Exact. Cost: sfa_cache_scores and one pass over the scores, keys * log n_top at worst, where they rise; memory 4 bytes a key while it
+ * runs. */
 SFA_API sfa_status sfa_cache_search(const sfa_cache *cache, const sfa_search *search, int64_t n_top, sfa_hit *hits, int64_t *n_hits);
 
 #ifdef __cplusplus

@@ -15,7 +15,7 @@ enum {
 struct sfa_postings {
   sfa_context *ctx;
   const sfa_kernels *kernels;
-  const void *cache; /* that it belongs to: for comparison only */
+  const void *cache; /* that it belongs to, an sfa_cache: this layer only compares it */
   int32_t layer, n_kv_heads;
   sfa_row_format format;                  /* of the keys */
   size_t bitmaps, starts, scales, values; /* from a head's memory: uint64 [D][64], uint32 [D + 1], f16 [4096], int8 */

@@ -20,8 +20,9 @@ const sfa_weights *sfa_model_weights(const sfa_model *model);
 void sfa_model_attach(sfa_model *model, sfa_tokenizer *tokenizer);
 sfa_tokenizer *sfa_model_attached(const sfa_model *model);
 
-/* A number that another model, or another version of this one, will not have: of the sizes, the config, and of every tensor the name, type,
- * shape and a few samples of its bytes. Reads 200 bytes a tensor. */
+/* A number that another model, or another training of this one, will not have: of the sizes, the config, and of every tensor the name,
+ * type, shape and a few samples of its bytes. Reads 200 bytes a tensor; a change of single rows between the samples (an edited embedding)
+ * is not seen. */
 uint64_t sfa_model_fingerprint(const sfa_model *model);
 
 /* What an attention choice means for this model, layer by layer; checks it. k_keys, k_queries: [n_layers], 0 = dense. */

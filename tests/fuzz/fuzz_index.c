@@ -52,6 +52,8 @@ static void repair(uint8_t *data, size_t bytes) {
   }
 }
 
+static volatile uint64_t seen; /* keeps the reads of walk */
+
 static void walk(const sfa_index *index) {
   sfa_index_info info;
   sfa_index_source source;
@@ -73,7 +75,7 @@ static void walk(const sfa_index *index) {
   }
   sfa_status status = sfa_index_verify(index);
   fuzz_check(status == SFA_OK || status == SFA_ERROR_FORMAT, "verifying says good or damaged");
-  fuzz_check(sum != 1, "what was read is looked at"); /* keeps the reads above */
+  seen = sum;
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
