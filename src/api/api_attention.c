@@ -232,7 +232,7 @@ sfa_status sfa_attention_run_cached(const sfa_attention_plan *plan, const sfa_at
   sfa_attention_args checked;
   SFA_TRY(sfa_check_attention_args(plan, args, &checked));
   SFA_REQUIRE(ctx, cache && sequences, "cache or sequences is NULL");
-  SFA_REQUIRE(ctx, layer >= 0 && layer < cache->n_layers, "layer is %d: the cache has %d", layer, cache->n_layers);
+  SFA_TRY(sfa_check_cache_layer(ctx, cache, layer));
   const sfa_cache_layer *stored = &cache->layers[layer];
   char name[40];
   snprintf(name, sizeof name, "layer %d of the cache", layer);
@@ -255,8 +255,7 @@ sfa_status sfa_attention_run_cached(const sfa_attention_plan *plan, const sfa_at
   return SFA_OK;
 }
 
-/* ---- Merge ----------------------------------------------------------------------------------------------------------------------------
- */
+/* ---- Merge ----------------------------------------------------------------------------------------------------------------- */
 
 enum { MERGE_ROWS = 64 };
 

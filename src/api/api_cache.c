@@ -32,19 +32,12 @@ void sfa_cache_destroy(sfa_cache *cache) {
     sfa_cache_pages_destroy(cache);
 }
 
-static bool has_slot(const sfa_cache *cache, int32_t sequence) { return sequence >= 0 && sequence < cache->n_sequences; }
-
-static sfa_status check_slot(const sfa_cache *cache, const char *name, int32_t sequence) {
-  SFA_REQUIRE(cache->ctx, has_slot(cache, sequence), "%s is %d: the cache has %d", name, sequence, cache->n_sequences);
-  return SFA_OK;
-}
-
 sfa_status sfa_cache_append(sfa_cache *cache, int32_t sequence, int32_t layer, int64_t n_tokens, const sfa_rows *k, const sfa_rows *v) {
   if (!cache)
     return SFA_ERROR_ARGUMENT;
   sfa_context *ctx = cache->ctx;
-  SFA_TRY(check_slot(cache, "sequence", sequence));
-  SFA_REQUIRE(ctx, layer >= 0 && layer < cache->n_layers, "layer is %d: the cache has %d", layer, cache->n_layers);
+  SFA_TRY(sfa_check_cache_sequence(cache->ctx, "sequence", cache, sequence));
+  SFA_TRY(sfa_check_cache_layer(cache->ctx, cache, layer));
   int64_t len = sfa_cache_table_of(cache, sequence, layer)->len;
   SFA_REQUIRE(ctx, n_tokens >= 0 && n_tokens <= INT32_MAX - len, "n_tokens is %lld: with the %lld there it must be from 0 to 2^31 - 1",
               (long long)n_tokens, (long long)len);
@@ -56,7 +49,7 @@ sfa_status sfa_cache_append(sfa_cache *cache, int32_t sequence, int32_t layer, i
 }
 
 int64_t sfa_cache_len(const sfa_cache *cache, int32_t sequence, int32_t layer) {
-  if (!cache || !has_slot(cache, sequence) || layer < 0 || layer >= cache->n_layers)
+  if (!cache || sequence < 0 || sequence >= cache->n_sequences || layer < 0 || layer >= cache->n_layers)
     return -1;
   return sfa_cache_table_of(cache, sequence, layer)->len;
 }
@@ -64,7 +57,7 @@ int64_t sfa_cache_len(const sfa_cache *cache, int32_t sequence, int32_t layer) {
 sfa_status sfa_cache_truncate(sfa_cache *cache, int32_t sequence, int64_t new_len) {
   if (!cache)
     return SFA_ERROR_ARGUMENT;
-  SFA_TRY(check_slot(cache, "sequence", sequence));
+  SFA_TRY(sfa_check_cache_sequence(cache->ctx, "sequence", cache, sequence));
   SFA_REQUIRE(cache->ctx, new_len >= 0, "new_len is %lld: it must not be negative", (long long)new_len);
   for (int32_t layer = 0; layer < cache->n_layers; layer++)
     sfa_cache_table_cut(cache, layer, sfa_cache_table_of(cache, sequence, layer), new_len);
@@ -74,8 +67,8 @@ sfa_status sfa_cache_truncate(sfa_cache *cache, int32_t sequence, int64_t new_le
 sfa_status sfa_cache_fork(sfa_cache *cache, int32_t from, int32_t to, int64_t prefix_len) {
   if (!cache)
     return SFA_ERROR_ARGUMENT;
-  SFA_TRY(check_slot(cache, "from", from));
-  SFA_TRY(check_slot(cache, "to", to));
+  SFA_TRY(sfa_check_cache_sequence(cache->ctx, "from", cache, from));
+  SFA_TRY(sfa_check_cache_sequence(cache->ctx, "to", cache, to));
   SFA_REQUIRE(cache->ctx, from != to, "from and to are both %d: truncate shortens a sequence in place", from);
   for (int32_t layer = 0; layer < cache->n_layers; layer++) {
     int64_t len = sfa_cache_table_of(cache, from, layer)->len;
@@ -85,11 +78,6 @@ sfa_status sfa_cache_fork(sfa_cache *cache, int32_t from, int32_t to, int64_t pr
   return sfa_cache_pages_fork(cache, from, to, prefix_len);
 }
 
-static sfa_status check_layer(const sfa_cache *cache, int32_t layer) {
-  SFA_REQUIRE(cache->ctx, layer >= 0 && layer < cache->n_layers, "layer is %d: the cache has %d", layer, cache->n_layers);
-  return SFA_OK;
-}
-
 size_t sfa_cache_page_bytes(const sfa_cache *cache, int32_t layer) {
   return cache && layer >= 0 && layer < cache->n_layers ? cache->layers[layer].page_bytes : 0;
 }
@@ -97,8 +85,8 @@ size_t sfa_cache_page_bytes(const sfa_cache *cache, int32_t layer) {
 sfa_status sfa_cache_page_save(const sfa_cache *cache, int32_t sequence, int32_t layer, int64_t index, void *image) {
   if (!cache)
     return SFA_ERROR_ARGUMENT;
-  SFA_TRY(check_slot(cache, "sequence", sequence));
-  SFA_TRY(check_layer(cache, layer));
+  SFA_TRY(sfa_check_cache_sequence(cache->ctx, "sequence", cache, sequence));
+  SFA_TRY(sfa_check_cache_layer(cache->ctx, cache, layer));
   int64_t n_pages = sfa_page_count(sfa_cache_table_of(cache, sequence, layer)->len);
   SFA_REQUIRE(cache->ctx, index >= 0 && index < n_pages, "index is %lld: layer %d of sequence %d has %lld pages", (long long)index, layer,
               sequence, (long long)n_pages);
@@ -111,8 +99,8 @@ sfa_status sfa_cache_map(sfa_cache *cache, int32_t sequence, int32_t layer, int6
   if (!cache)
     return SFA_ERROR_ARGUMENT;
   sfa_context *ctx = cache->ctx;
-  SFA_TRY(check_slot(cache, "sequence", sequence));
-  SFA_TRY(check_layer(cache, layer));
+  SFA_TRY(sfa_check_cache_sequence(cache->ctx, "sequence", cache, sequence));
+  SFA_TRY(sfa_check_cache_layer(cache->ctx, cache, layer));
   SFA_REQUIRE(ctx, len >= 0 && len <= INT32_MAX, "len is %lld: it must be from 0 to 2^31 - 1", (long long)len);
   int64_t held = sfa_cache_table_of(cache, sequence, layer)->len;
   SFA_REQUIRE(ctx, held == 0, "layer %d of sequence %d holds %lld tokens: pages are mapped into an empty one, truncate it to 0 first",
@@ -128,8 +116,8 @@ sfa_status sfa_cache_read_keys(const sfa_cache *cache, int32_t sequence, int32_t
                                void *ids, float *values) {
   if (!cache)
     return SFA_ERROR_ARGUMENT;
-  SFA_TRY(check_slot(cache, "sequence", sequence));
-  SFA_TRY(check_layer(cache, layer));
+  SFA_TRY(sfa_check_cache_sequence(cache->ctx, "sequence", cache, sequence));
+  SFA_TRY(sfa_check_cache_layer(cache->ctx, cache, layer));
   SFA_REQUIRE(cache->ctx, kv_head >= 0 && kv_head < cache->n_kv_heads, "kv_head is %d: the cache has %d", kv_head, cache->n_kv_heads);
   int64_t len = sfa_cache_table_of(cache, sequence, layer)->len;
   SFA_REQUIRE(cache->ctx, first >= 0 && n_tokens >= 0 && first <= len && n_tokens <= len - first,

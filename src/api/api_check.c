@@ -1,7 +1,7 @@
 /* What makes an argument acceptable, and what to say when it is not. */
 #include "api/api_check.h"
 
-#include "backend/backend.h"
+#include "cache/cache_pages.h"
 #include "code/code.h"
 
 sfa_status sfa_check_head_dim(sfa_context *ctx, const char *name, int32_t dim) {
@@ -84,4 +84,14 @@ sfa_status sfa_check_rows(sfa_context *ctx, const char *name, const sfa_rows *ro
 sfa_status sfa_check_values(sfa_context *ctx, const sfa_rows *rows, int32_t n_heads, int32_t dim, int64_t max_seqlen, sfa_rows *out) {
   SFA_REQUIRE(ctx, !rows->rope, "v.rope is given: values are not rotated, it must be NULL");
   return sfa_check_rows(ctx, "v", rows, n_heads, dim, max_seqlen, out);
+}
+
+sfa_status sfa_check_cache_layer(sfa_context *ctx, const sfa_cache *cache, int32_t layer) {
+  SFA_REQUIRE(ctx, layer >= 0 && layer < cache->n_layers, "layer is %d: the cache has %d", layer, cache->n_layers);
+  return SFA_OK;
+}
+
+sfa_status sfa_check_cache_sequence(sfa_context *ctx, const char *name, const sfa_cache *cache, int32_t sequence) {
+  SFA_REQUIRE(ctx, sequence >= 0 && sequence < cache->n_sequences, "%s is %d: the cache has %d", name, sequence, cache->n_sequences);
+  return SFA_OK;
 }

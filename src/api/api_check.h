@@ -22,6 +22,9 @@ sfa_status sfa_check_rows(sfa_context *ctx, const char *name, const sfa_rows *ro
                           sfa_rows *out);
 /* The same for values. */
 sfa_status sfa_check_values(sfa_context *ctx, const sfa_rows *rows, int32_t n_heads, int32_t dim, int64_t max_seqlen, sfa_rows *out);
+/* A layer, a sequence of a cache; name: of the argument. */
+sfa_status sfa_check_cache_layer(sfa_context *ctx, const sfa_cache *cache, int32_t layer);
+sfa_status sfa_check_cache_sequence(sfa_context *ctx, const char *name, const sfa_cache *cache, int32_t sequence);
 /* An index over this layer of the cache; NULL is one. */
 sfa_status sfa_check_postings(const sfa_postings *postings, const sfa_cache *cache, int32_t layer);
 

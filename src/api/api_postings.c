@@ -7,16 +7,6 @@
 #include <math.h>
 #include <string.h>
 
-static sfa_status check_layer(const sfa_cache *cache, int32_t layer) {
-  SFA_REQUIRE(cache->ctx, layer >= 0 && layer < cache->n_layers, "layer is %d: the cache has %d", layer, cache->n_layers);
-  return SFA_OK;
-}
-
-static sfa_status check_sequence(const sfa_cache *cache, int32_t sequence) {
-  SFA_REQUIRE(cache->ctx, sequence >= 0 && sequence < cache->n_sequences, "sequence is %d: the cache has %d", sequence, cache->n_sequences);
-  return SFA_OK;
-}
-
 /* ---- The index --------------------------------------------------------------------------------------------------------------- */
 
 sfa_status sfa_postings_create(const sfa_cache *cache, int32_t layer, sfa_postings **postings) {
@@ -24,7 +14,7 @@ sfa_status sfa_postings_create(const sfa_cache *cache, int32_t layer, sfa_postin
     return SFA_ERROR_ARGUMENT;
   SFA_REQUIRE(cache->ctx, postings, "postings is NULL");
   *postings = NULL;
-  SFA_TRY(check_layer(cache, layer));
+  SFA_TRY(sfa_check_cache_layer(cache->ctx, cache, layer));
   const sfa_row_format *k = &cache->layers[layer].k;
   if (!sfa_attn_postings_fit(k))
     return sfa_fail(cache->ctx, SFA_ERROR_UNSUPPORTED,
@@ -37,7 +27,7 @@ sfa_status sfa_postings_update(sfa_postings *postings, int32_t sequence) {
   if (!postings)
     return SFA_ERROR_ARGUMENT;
   const sfa_cache *cache = postings->cache;
-  SFA_TRY(check_sequence(cache, sequence));
+  SFA_TRY(sfa_check_cache_sequence(cache->ctx, "sequence", cache, sequence));
   sfa_kv_view view;
   sfa_cache_pages_view(cache, sequence, postings->layer, &view);
   return sfa_attn_postings_update(postings, &view);
@@ -68,8 +58,8 @@ static sfa_status check_search(const sfa_cache *cache, const sfa_search *search,
   SFA_REQUIRE(ctx, search, "search is NULL");
   SFA_REQUIRE(ctx, search->struct_size == sizeof *search, "search.struct_size is %zu: set it to sizeof(sfa_search) = %zu",
               search->struct_size, sizeof *search);
-  SFA_TRY(check_sequence(cache, search->sequence));
-  SFA_TRY(check_layer(cache, search->layer));
+  SFA_TRY(sfa_check_cache_sequence(cache->ctx, "sequence", cache, search->sequence));
+  SFA_TRY(sfa_check_cache_layer(cache->ctx, cache, search->layer));
   SFA_REQUIRE(ctx, search->kv_head >= 0 && search->kv_head < cache->n_kv_heads, "kv_head is %d: the cache has %d", search->kv_head,
               cache->n_kv_heads);
   int64_t len = sfa_cache_table_of(cache, search->sequence, search->layer)->len;
