@@ -79,7 +79,8 @@ typedef struct sfa_rows {
 
 /* ---- Attention forward: plan, then run (paper section 3.2, docs/MATH.md 2 and 3) -------------------------------------------- */
 
-/* Ways to the same result, which the planner chooses among; asking for one that the call excludes is SFA_ERROR_UNSUPPORTED. */
+/* Ways to the same result, which the planner chooses among; asking for one that the options exclude is SFA_ERROR_UNSUPPORTED. What a call
+ * brings on top is met as well: with alibi_slopes the two 16-bit ways compute as TILES does. */
 typedef enum sfa_policy {
   SFA_POLICY_AUTO = 0,       /* the planner's choice by shape, k, instruction set and costs (sfa_attention_plan_report tells it) */
   SFA_POLICY_TILES = 1,      /* f32, lanes are queries: 64-key tiles, feature-major query tile */
@@ -120,7 +121,8 @@ typedef struct sfa_attention_options {
   int32_t from_cache;
 
   /* Storage of keys and values that the result is defined on: they are rounded to it before use, as a cache would.
-   * Ignored by sfa_attention_run_cached unless from_cache (the cache has its own). */
+   * Ignored by sfa_attention_run_cached unless from_cache (the cache has its own): AUTO with SFA_PRECISION_DEFAULT then takes an f32 way
+   * where the cache stores f32. */
   sfa_dtype k_dtype; /* SFA_F32 (default), SFA_BF16, SFA_F16 or SFA_I8 */
   sfa_dtype v_dtype; /* the same choices, or SFA_I4 */
 
