@@ -82,8 +82,7 @@ static const bench_column columns[N_COLUMNS] = {
     [C_KEPT] = {"least_kept", "kept", CELL_PERCENT, 6},
 };
 
-/* ---- A case ----------------------------------------------------------------------------------------------------------------------------
- */
+/* ---- A case ---------------------------------------------------------------------------------------------------------------- */
 
 typedef struct decode_case {
   int64_t n, batch, n_q, head_dim, head_dim_v, heads, kv_heads, n_threads, seed;
@@ -191,8 +190,7 @@ static int side_run(void *arg, double *ms, int64_t *stage_ns) {
   return EXIT_OK;
 }
 
-/* ---- Filling the caches -----------------------------------------------------------------------------------------------------------------
- */
+/* ---- Filling the caches ---------------------------------------------------------------------------------------------------- */
 
 /* Codes of a chunk of keys as side s stores them, as f32 rows with zeros outside of the support: [n * G][D]. */
 static int coded_rows(const decode_bench *b, const decode_side *s, int64_t n_rows, float *rows) {

@@ -74,8 +74,7 @@ typedef struct model_bench {
   model_side sides[MOST_SIDES * MOST_DEPTHS];
 } model_bench;
 
-/* ---- Our own sessions ------------------------------------------------------------------------------------------------------------------
- */
+/* ---- Our own sessions ------------------------------------------------------------------------------------------------------ */
 
 static int side_open(model_bench *b, model_side *s, const sfa_attention_choice *choice, const char *name, int64_t depth) {
   const sfa_context *ctx = b->a.ctx;

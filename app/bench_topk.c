@@ -232,8 +232,7 @@ static int draw(const bench_output *out, const char *path) {
   return plot_close(plot) ? EXIT_OK : app_fail("gnuplot could not draw %s", path);
 }
 
-/* ---- The grid --------------------------------------------------------------------------------------------------------------------------
- */
+/* ---- The grid -------------------------------------------------------------------------------------------------------------- */
 
 enum { A_N, A_HEAD_DIM, A_K, A_DTYPE, A_K_TYPE, A_ISA, N_AXES };
 

@@ -22,8 +22,7 @@
 #include "base/rng.h"
 #include "oracle.h"
 
-/* ---- Tools -----------------------------------------------------------------------------------------------------------------------------
- */
+/* ---- Tools ----------------------------------------------------------------------------------------------------------------- */
 
 static inline sfa_context *new_context(int32_t n_threads, sfa_isa isa) {
   sfa_context_options options = {.struct_size = sizeof options, .n_threads = n_threads, .isa = isa};
@@ -105,8 +104,7 @@ static inline void run_ok(sfa_context *ctx, call *c) {
     fail_msg("%s", sfa_context_error(ctx));
 }
 
-/* ---- The definition --------------------------------------------------------------------------------------------------------------------
- */
+/* ---- The definition -------------------------------------------------------------------------------------------------------- */
 
 static inline int storage_of(sfa_dtype dtype) {
   static const int storage[] = {ORACLE_F32, ORACLE_F32, ORACLE_BF16, ORACLE_F16, ORACLE_I8, ORACLE_I4};

@@ -208,8 +208,7 @@ static void given_codes(void **state) {
   sfa_context_destroy(ctx);
 }
 
-/* ---- Merge -----------------------------------------------------------------------------------------------------------------------------
- */
+/* ---- Merge ----------------------------------------------------------------------------------------------------------------- */
 
 /* Attention over the first and over the last keys, joined, is attention over all; a part without keys changes nothing. */
 static void merge(void **state) {

@@ -1,8 +1,7 @@
 /* Attention through the public API: forms of inputs, memory, time, and what is refused. */
 #include "attention_call.h"
 
-/* ---- Inputs ----------------------------------------------------------------------------------------------------------------------------
- */
+/* ---- Inputs ---------------------------------------------------------------------------------------------------------------- */
 
 /* [B][T][H][D] to [B][H][T][D], bf16 where asked. */
 static void *transposed(const float *x, int64_t B, int64_t T, int64_t H, int64_t D, bool bf16) {
@@ -112,8 +111,7 @@ static void range_errors(void **state) {
   sfa_context_destroy(ctx);
 }
 
-/* ---- Memory and time -------------------------------------------------------------------------------------------------------------------
- */
+/* ---- Memory and time ------------------------------------------------------------------------------------------------------- */
 
 static size_t workspace_of(sfa_context *ctx, sfa_attention_options o, int64_t n) {
   o.struct_size = sizeof o;
@@ -182,8 +180,7 @@ static void stage_times(void **state) {
   sfa_context_destroy(ctx);
 }
 
-/* ---- Wrong arguments -------------------------------------------------------------------------------------------------------------------
- */
+/* ---- Wrong arguments ------------------------------------------------------------------------------------------------------- */
 
 static const int32_t cu_late[] = {1, 5, 10}, cu_fall[] = {0, 5, 4}, cu_far[] = {0, 11, 12};
 

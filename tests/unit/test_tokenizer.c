@@ -465,8 +465,7 @@ static void damaged_llama2c(void **state) {
   remove(at("t.bin"));
 }
 
-/* ---- The whole vocabularies, where they are at hand ------------------------------------------------------------------------------------
- */
+/* ---- The whole vocabularies, where they are at hand ------------------------------------------------------------------------ */
 
 static void check_vector(const cJSON *line, void *user) {
   const char *text = text_of(line, "text");
