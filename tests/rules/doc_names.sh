@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# doc_names.sh ROOT: what the documents name is there: links, files (an address is a unique name), and sfa_... symbols.
+# doc_names.sh ROOT: what the documents name is there: links, files (an address is a unique name), and sfa_... symbols. And every
+# public call is named in one of them at least.
 . "$(dirname "$0")/rule_lib.sh"
 root=$1
 names=$(tree_files "$root" '*' | sed 's|.*/||' | sort -u)
@@ -23,4 +24,9 @@ while read -r document; do
     grep -qxF -- "$symbol" <<<"$words" || fault "$document:$line: there is no $symbol"
   done < <(grep -noP '(?<![\w/])sfa_[a-z0-9_]*[a-z0-9]\b(?![<*])' "$root/$document")
 done < <(tree_files "$root" '*.md')
+
+named=$(tree_files "$root" '*.md' | (cd "$root" && xargs -r grep -ohE '\bsfa_[a-z0-9_]+') | sort -u)
+while IFS=: read -r header line call; do
+  grep -qxF -- "$call" <<<"$named" || fault "$header:$line: no document names $call: docs/API.md is the place"
+done < <(cd "$root" && grep -HnoP '^SFA_API [^(]*?\Ksfa_\w+(?=\()' include/sfa/*.h)
 rule_end doc_names $count

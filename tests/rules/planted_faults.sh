@@ -79,6 +79,7 @@ planted doc_names.sh 'more.md:2: the link docs/none.md' more.md <<<'See [base](i
 and [none](docs/none.md).'
 planted doc_names.sh 'more.md:1: there is no src/attn/gone.c' more.md <<<'Read src/attn/gone.c first.'
 planted doc_names.sh 'more.md:1: there is no sfa_gone' more.md <<<'Call `sfa_gone()`.'
+planted doc_names.sh 'more.h:1: no document names sfa_untold' include/sfa/more.h <<<'SFA_API int sfa_untold(void); /* sfa_told(1) */'
 fresh_tree
 plant more.md <<<'`sfa_base` is in [base.h](include/sfa/base.h), used by fast.c; sfa_<noun>_<verb>, `*_tmpl.c`.'
 expect pass doc_names.sh "$work/tree"
