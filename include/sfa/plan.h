@@ -66,8 +66,9 @@ struct sfa_costs {
 
 /* The table in the source for an instruction set; SFA_ISA_DEFAULT: the best one here. */
 SFA_API void sfa_costs_default(sfa_isa isa, sfa_costs *costs);
-/* Times this machine's kernels under the context's instruction set, one thread, in under two seconds. What it does not time (entries of
- * policies that the instruction set lacks) is as in sfa_costs_default. On failure *costs is unchanged. */
+/* Times this machine's kernels under the context's instruction set, one thread, in under two seconds. As in sfa_costs_default stay
+ * those of policies that the instruction set lacks, and what is about calls, blocks, tiles, cache sizes, Algorithm 1 and posting lists. On
+ * failure *costs is unchanged. */
 SFA_API sfa_status sfa_costs_measure(sfa_context *ctx, sfa_costs *costs);
 
 typedef struct sfa_attention_report {

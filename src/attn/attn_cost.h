@@ -28,4 +28,10 @@ double sfa_attn_cost_index(const sfa_attention_plan *plan, const sfa_kv_view *vi
 /* Contract: sfa_costs_measure (attn_measure.c). */
 sfa_status sfa_attn_costs_measure(sfa_context *ctx, sfa_costs *costs);
 
+/* Times the 16-bit kernels of the context's instruction set (attn_measure_half.c): memory and random data once, then as many readings of
+ * the half entries of a table as wanted. The probe is one block of sfa_alloc. */
+typedef struct sfa_attn_half_probe sfa_attn_half_probe;
+sfa_status sfa_attn_half_probe_create(sfa_context *ctx, sfa_attn_half_probe **probe);
+void sfa_attn_half_probe_read(sfa_attn_half_probe *probe, sfa_costs *costs);
+
 #endif

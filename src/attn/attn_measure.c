@@ -362,6 +362,12 @@ sfa_status sfa_attn_costs_measure(sfa_context *ctx, sfa_costs *costs) {
     return sfa_fail(ctx, SFA_ERROR_UNSUPPORTED, "this build has no kernels for %s", sfa_isa_name(ctx->isa));
   void *memory;
   SFA_TRY(sfa_alloc(ctx, place(&x, NULL), "timing the kernels", &memory));
+  sfa_attn_half_probe *half = NULL;
+  sfa_status status = table.half_code_step[0] > 0 ? sfa_attn_half_probe_create(ctx, &half) : SFA_OK;
+  if (status != SFA_OK) {
+    sfa_free(ctx, memory);
+    return status;
+  }
   int64_t start = sfa_now_ns();
   place(&x, memory);
   fill(&x);
@@ -371,9 +377,12 @@ sfa_status sfa_attn_costs_measure(sfa_context *ctx, sfa_costs *costs) {
     read_tiles(&x, &readings[n]);
     read_rows(&x, &readings[n]);
     read_keys(&x, &readings[n]);
+    if (half)
+      sfa_attn_half_probe_read(half, &readings[n]);
     readings[n].read_byte = time_of(&x, step_stream, NULL) / STREAM_BYTES;
   }
   combine(readings, n, &table);
+  sfa_free(ctx, half);
   sfa_free(ctx, memory);
   *costs = table;
   return SFA_OK;

@@ -401,11 +401,30 @@ static void f32_caches_are_not_rounded(void **state) {
   sfa_context_destroy(ctx);
 }
 
+/* The 16-bit entries, read from the kernels in plain C: of random rows, so every one is a time. */
+static void half_costs_can_be_read(void **state) {
+  (void)state;
+  sfa_context *ctx = new_context(SFA_ISA_SCALAR, 1);
+  sfa_attn_half_probe *probe;
+  assert_int_equal(sfa_attn_half_probe_create(ctx, &probe), SFA_OK);
+  sfa_costs costs = *sfa_attn_costs_of(SFA_ISA_SCALAR);
+  sfa_attn_half_probe_read(probe, &costs);
+  for (int d = 0; d < SFA_COST_DIMS; d++) {
+    assert_true(costs.half_code_step[d] > 0 && costs.half_code_step[d] < 1e4);
+    assert_true(costs.half_value_step[d] > 0 && costs.half_value_step[d] < 1e4);
+    assert_true(isfinite(costs.half_dense_step[d]));
+  }
+  assert_true(costs.half_pack_value > 0 && costs.half_pack_value < 1e5);
+  sfa_free(ctx, probe);
+  sfa_context_destroy(ctx);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(tables_in_the_source),
       cmocka_unit_test(unusable_costs),
       cmocka_unit_test(measured_costs),
+      cmocka_unit_test(half_costs_can_be_read),
       cmocka_unit_test(choices),
       cmocka_unit_test(few_rows),
       cmocka_unit_test(refusals),
