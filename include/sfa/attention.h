@@ -7,10 +7,10 @@
  * options; not on the other rows of the call, on how a prompt is cut into calls, on the batch, on n_threads or on the instruction set.
  * With k_k = 0 or D (and k_q = 0 or D) the result is that of the dense twin, bit for bit. Two things are outside of the promise, and both
  * can be turned off: the 16-bit arithmetic of AMX machines (SFA_PRECISION_F32 turns it off; it still does not depend on n_threads or on
- * the batch), and eps > 0, which leaves values out.
+ * what the other sequences of the batch hold), and eps > 0, which leaves values out.
  *
  * Against keys stored as SFA_I8 a query row is rounded as well, to a grid so fine that every score is a sum of whole numbers below 2^24,
- * exact in any order (docs/NUMERICS.md): at K = 16 to 1/4128 of its largest entry or better, a hundredth of the keys' own rounding.
+ * exact in any order (docs/NUMERICS.md): at K = 16 to 1/4128 of its largest entry or better, a thirtieth of the keys' own rounding.
  */
 #ifndef SFA_ATTENTION_H
 #define SFA_ATTENTION_H
