@@ -9,6 +9,7 @@
 #include <sfa/attention.h>
 
 #include "base/context.h"
+#include "base/dtype.h"
 
 /* ---- Stored rows ---------------------------------------------------------------------------------------------------------- */
 
@@ -23,12 +24,7 @@ typedef struct sfa_row_format {
 static inline int32_t sfa_row_width(const sfa_row_format *format) { return format->k ? format->k : format->dim; }
 static inline size_t sfa_id_bytes(int32_t dim) { return dim <= 256 ? 1 : 2; }
 static inline size_t sfa_row_ids_bytes(const sfa_row_format *format) { return (size_t)format->k * sfa_id_bytes(format->dim); }
-/* Bytes of n elements, an even number for SFA_I4. */
-static inline size_t sfa_elements_bytes(sfa_dtype dtype, int64_t n) {
-  return dtype == SFA_I4 ? (size_t)n / 2 : (size_t)n * sfa_dtype_bytes(dtype);
-}
-static inline bool sfa_has_scales(sfa_dtype dtype) { return dtype == SFA_I8 || dtype == SFA_I4; }
-static inline size_t sfa_row_values_bytes(const sfa_row_format *format) { return sfa_elements_bytes(format->dtype, sfa_row_width(format)); }
+static inline size_t sfa_row_values_bytes(const sfa_row_format *format) { return sfa_stored_bytes(format->dtype, sfa_row_width(format)); }
 static inline size_t sfa_row_scale_bytes(const sfa_row_format *format) { return sfa_has_scales(format->dtype) ? sizeof(uint16_t) : 0; }
 
 /* Dense rows to be stored: [n][dim], row_stride elements apart, turned first where there is a rope: row i by its line `line + i`. */

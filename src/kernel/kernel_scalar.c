@@ -92,7 +92,7 @@ static int64_t quantize_i4(int64_t n_rows, int32_t n, const float *x, int64_t ro
 
 static void load_rows(int64_t n_rows, int32_t n, sfa_dtype dtype, const void *in, int64_t in_stride, const uint16_t *scales, float *out,
                       int64_t out_stride) {
-  const int scaled = scales && (dtype == SFA_I8 || dtype == SFA_I4);
+  const int scaled = scales && sfa_has_scales(dtype);
   for (int64_t row = 0; row < n_rows; row++, out += out_stride)
     for (int32_t i = 0; i < n; i++) {
       out[i] = sfa_stored_value(dtype, in, row * in_stride + i);

@@ -3,6 +3,7 @@
 #ifndef SFA_STORED_ROWS_H
 #define SFA_STORED_ROWS_H
 
+#include "base/dtype.h"
 #include "base/half.h"
 #include "kernel/kernel.h"
 
@@ -34,11 +35,6 @@ static inline float sfa_query_step(uint32_t largest, int32_t n_terms) {
   if (e >= -100 && sfa_float_of((largest & 0x7fffffu) | (uint32_t)(127 + bits) << 23) > (float)limit)
     e++;
   return sfa_float_of((uint32_t)(127 + (e < -100 ? -100 : e)) << 23);
-}
-
-/* Bytes of n elements, an even number for SFA_I4. */
-static inline size_t sfa_stored_bytes(sfa_dtype dtype, int64_t n) {
-  return dtype == SFA_I4 ? (size_t)n / 2 : (size_t)n * (dtype == SFA_F32 ? 4 : dtype == SFA_I8 ? 1 : 2);
 }
 
 /* Asks ahead for a part of the rows that come next, so that the requests spread over the work on these. */
