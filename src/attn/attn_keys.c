@@ -157,18 +157,17 @@ void sfa_attn_keys_index(sfa_attn_block *block, int64_t span) {
 
 /* ---- One tile ----------------------------------------------------------------------------------------------------------------- */
 
-static sfa_stored_rows stored_rows(const sfa_attn_block *block, const sfa_kv_side *side, int64_t tile, int32_t n_keys) {
+sfa_stored_rows sfa_attn_keys_stored(const sfa_kv_view *view, const sfa_kv_side *side, int32_t kv_head, int64_t tile, int32_t n_keys) {
   const sfa_row_format *format = &side->format;
-  const sfa_kv_view *view = block->view;
   return (sfa_stored_rows){
       .n = n_keys,
       .width = sfa_row_width(format),
       .dtype = format->dtype,
-      .ids = format->k ? sfa_kv_at(view, &side->ids, block->kv_head, tile) : NULL,
-      .values = sfa_kv_at(view, &side->values, block->kv_head, tile),
+      .ids = format->k ? sfa_kv_at(view, &side->ids, kv_head, tile) : NULL,
+      .values = sfa_kv_at(view, &side->values, kv_head, tile),
       .ids_stride = side->ids.row_stride,
       .values_stride = side->values.row_stride,
-      .scales = sfa_has_scales(format->dtype) ? (const uint16_t *)(const void *)sfa_kv_at(view, &side->scales, block->kv_head, tile) : NULL,
+      .scales = sfa_has_scales(format->dtype) ? (const uint16_t *)(const void *)sfa_kv_at(view, &side->scales, kv_head, tile) : NULL,
       .scales_stride = side->scales.row_stride};
 }
 
@@ -184,10 +183,10 @@ int32_t sfa_attn_keys_weigh(const sfa_attn_block *block, int64_t tile, const sfa
     for (int32_t i = 0; i < n_rows; i++)
       memcpy(P + i * SFA_KEY_TILE, scores + (int64_t)i * SFA_KEY_SPAN, SFA_KEY_TILE * sizeof *P);
   } else {
-    sfa_stored_rows keys = stored_rows(block, &block->view->k, tile, n_keys);
+    sfa_stored_rows keys = sfa_attn_keys_stored(block->view, &block->view->k, block->kv_head, tile, n_keys);
     if (first_key + SFA_KEY_TILE < block->view->n_keys) {
       int64_t n_next = sfa_min64(SFA_KEY_TILE, block->view->n_keys - first_key - SFA_KEY_TILE);
-      sfa_stored_rows next = stored_rows(block, &block->view->k, tile + 1, (int32_t)n_next);
+      sfa_stored_rows next = sfa_attn_keys_stored(block->view, &block->view->k, block->kv_head, tile + 1, (int32_t)n_next);
       if (next.ids)
         sfa_stored_rows_prefetch(&next, (int32_t)sfa_id_bytes(plan->options.head_dim));
       else
@@ -217,7 +216,7 @@ void sfa_attn_keys_values(const sfa_attn_block *block, int64_t tile, int32_t n_k
                           const sfa_attn_state *state) {
   const sfa_kernels *kernels = block->call->plan->kernels;
   int32_t E = block->call->plan->options.head_dim_v;
-  sfa_stored_rows values = stored_rows(block, &block->view->v, tile, n_keys);
+  sfa_stored_rows values = sfa_attn_keys_stored(block->view, &block->view->v, block->kv_head, tile, n_keys);
   if ((tile + 1) * SFA_KEY_TILE < block->view->n_keys)
     values.next = sfa_kv_at(block->view, &block->view->v.values, block->kv_head, tile + 1);
   if (rescaled)

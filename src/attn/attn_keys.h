@@ -49,6 +49,8 @@ sfa_attn_state sfa_attn_keys_part(const sfa_attn_keys_call *keys, int64_t number
 bool sfa_attn_keys_arrive(const sfa_attn_keys_call *keys, const sfa_attn_keys_item *item);
 /* After sfa_attn_block_load: scores of a whole span by the sequence's index, where it has one that reaches so far and the plan takes it. */
 void sfa_attn_keys_index(sfa_attn_block *block, int64_t span);
+/* Keys or values of a tile as they are stored, the first n_keys of it. */
+sfa_stored_rows sfa_attn_keys_stored(const sfa_kv_view *view, const sfa_kv_side *side, int32_t kv_head, int64_t tile, int32_t n_keys);
 /* Scores of a tile, then weights: P [n_rows][64], 0 beyond the sequence's end, and the state's m and l. Returns the number of keys. Where
  * *rescaled is set, o wants alpha [n_rows] first. */
 int32_t sfa_attn_keys_weigh(const sfa_attn_block *block, int64_t tile, const sfa_attn_state *state, float *P, float *alpha, bool *rescaled);

@@ -1,6 +1,7 @@
 /* Scores of one query over a whole sequence, and the highest of them. */
 #include "attn/attn_search.h"
 
+#include "attn/attn_keys.h"
 #include "base/half.h"
 #include "kernel/stored_rows.h"
 
@@ -24,20 +25,8 @@ typedef struct search_job {
 } search_job;
 
 static sfa_stored_rows stored_keys(const search_job *job, int64_t tile) {
-  const sfa_kv_view *view = job->view;
-  const sfa_kv_side *k = &view->k;
-  sfa_stored_rows rows = {.n = (int32_t)sfa_min64(job->n_keys - tile * SFA_KEY_TILE, SFA_KEY_TILE),
-                          .width = sfa_row_width(&k->format),
-                          .dtype = k->format.dtype,
-                          .values = sfa_kv_at(view, &k->values, job->kv_head, tile),
-                          .ids_stride = k->ids.row_stride,
-                          .values_stride = k->values.row_stride,
-                          .scales_stride = k->scales.row_stride};
-  if (k->format.k)
-    rows.ids = sfa_kv_at(view, &k->ids, job->kv_head, tile);
-  if (k->format.dtype == SFA_I8)
-    rows.scales = (const uint16_t *)(const void *)sfa_kv_at(view, &k->scales, job->kv_head, tile);
-  return rows;
+  int32_t n_keys = (int32_t)sfa_min64(job->n_keys - tile * SFA_KEY_TILE, SFA_KEY_TILE);
+  return sfa_attn_keys_stored(job->view, &job->view->k, job->kv_head, tile, n_keys);
 }
 
 /* A span of keys. */
