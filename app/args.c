@@ -57,7 +57,7 @@ static const row rows[] = {
     {0, "index", 0, TEXT, AT(index), "FILE", 0, 0, 0, VERB_GENERATE | VERB_EXPLAIN,
      "keep the document of -f here once it is read, and go on from there the next time; with it -f may be left out"},
     {0, "index", "", TEXT, AT(index), "FILE", 0, 0, 0, VERB_INDEX, NULL},
-    {0, "verify", 0, FLAG, AT(verify), 0, 0, 0, 0, VERB_INDEX, "read all of the file, and compare its checksums"},
+    {0, "verify", 0, FLAG, AT(verify), 0, 0, 0, 0, VERB_GENERATE | VERB_INDEX, "read all of the index first, and compare its checksums"},
     {0, "tensors", 0, FLAG, AT(tensors), 0, 0, 0, 0, VERB_INFO, "list the tensors too"},
     {'n', "n-predict", 0, INT, AT(n_predict), "N", 0, 1, BIG, VERB_GENERATE | VERB_CHAT | VERB_DEMO,
      "most new tokens (generate: 256; chat: as the context allows; demo: 64)"},

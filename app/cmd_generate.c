@@ -84,6 +84,8 @@ static int generate(app *a, const app_options *o) {
   int status = app_require_model(o, "generate");
   if (!status && !o->prompt && !o->file && !o->index)
     status = app_usage("generate wants a text: -p TEXT or -f FILE (- is standard input)");
+  if (!status && o->verify && !o->index)
+    status = app_usage("--verify looks at an index: give --index FILE");
   if (!status)
     status = app_open_model(a, o, true);
   if (!status)

@@ -57,8 +57,8 @@ SFA_API sfa_status sfa_cache_page_save(const sfa_cache *cache, int32_t sequence,
 /* Makes an empty layer of a sequence hold `len` tokens that lie in such images: pages [ceil(len / 64)], each 64-byte aligned. The array is
  * copied, the images are used where they are: never written nor freed, so they may be read-only and shared by processes. They must stay
  * until no sequence uses them: after the cache's end, or the truncation of every sequence that has them. Appending, truncating and forking
- * work as ever; a last page that is not full is copied when something is appended to it. Ids must ascend and be below D, as they do in
- * every image that sfa_cache_page_save made: the bytes are not looked at. */
+ * work as ever; a last page that is not full is copied when something is appended to it. The bytes are not looked at: ids that no
+ * sfa_cache_page_save made (D or above, or not ascending) give wrong scores, never a fault. */
 SFA_API sfa_status sfa_cache_map(sfa_cache *cache, int32_t sequence, int32_t layer, int64_t len, const void *const *pages);
 
 /* Bytes of the cache's own pages in use, shared ones counted once; mapped pages are not among them. */

@@ -117,6 +117,18 @@ static code_tile tile_of(const sfa_kv_view *view, int32_t kv_head, int64_t tile)
                      (const uint16_t *)(const void *)sfa_kv_at(view, &view->k.scales, kv_head, tile)};
 }
 
+/* Empties the lists with more keys than values. There are none, unless someone wrote to the pages between two readings. */
+static void drop_torn_lists(const block_head *head, int32_t D) {
+  for (int32_t u = 0; u < D; u++) {
+    uint64_t *bitmap = head->bitmaps + (int64_t)u * SFA_POSTINGS_WORDS;
+    uint32_t n_keys = 0;
+    for (int32_t w = 0; w < SFA_POSTINGS_WORDS; w++)
+      n_keys += (uint32_t)__builtin_popcountll(bitmap[w]);
+    if (n_keys > head->starts[u + 1] - head->starts[u])
+      memset(bitmap, 0, SFA_POSTINGS_WORDS * sizeof *bitmap);
+  }
+}
+
 /* Transposes the codes of a block: a count of each feature gives the starts, then every value goes to its feature's next place. */
 static void seal_item(void *arg, int64_t item, int32_t thread) {
   (void)thread;
@@ -136,10 +148,11 @@ static void seal_item(void *arg, int64_t item, int32_t thread) {
           int64_t id_at = j * keys->ids.row_stride + u;
           int32_t feature = D <= 256 ? ((const uint8_t *)tile.ids)[id_at] : ((const uint16_t *)tile.ids)[id_at];
           int8_t value = tile.values[j * keys->values.row_stride + u];
-          if (!value)
-            continue; /* adds nothing */
+          if (!value || feature >= D) /* adds nothing, or is of no feature: pages may be a damaged file */
+            continue;
           if (placing) {
-            head.values[head.starts[feature]++] = value;
+            if (head.starts[feature] < head.starts[feature + 1])
+              head.values[head.starts[feature]++] = value;
             head.bitmaps[(int64_t)feature * SFA_POSTINGS_WORDS + w] |= (uint64_t)1 << j;
           } else {
             head.starts[feature + 1]++;
@@ -154,6 +167,7 @@ static void seal_item(void *arg, int64_t item, int32_t thread) {
   memset(head.values + head.starts[D], 0, SFA_EXPAND_SLACK);
   memmove(head.starts + 1, head.starts, (size_t)D * sizeof *head.starts); /* each has moved on to where the next one begins */
   head.starts[0] = 0;
+  drop_torn_lists(&head, D);
 }
 
 sfa_status sfa_attn_postings_update(sfa_postings *p, const sfa_kv_view *view) {

@@ -256,15 +256,47 @@ static const float *load_key_scale(const sfa_attn_block *block, int64_t tile, in
   return out;
 }
 
-/* The ids of a tile's keys, one key after the other. */
+/* Whether n ids, of one byte or of two, are features. */
+static bool are_features_1(int32_t D, int32_t n, const uint8_t *ids) {
+  uint8_t most = 0;
+  if (D > UINT8_MAX)
+    return true; /* every byte is one */
+  for (int32_t i = 0; i < n; i++)
+    most = ids[i] > most ? ids[i] : most;
+  return most < D;
+}
+static bool are_features_2(int32_t D, int32_t n, const uint16_t *ids) {
+  uint16_t most = 0;
+  for (int32_t i = 0; i < n; i++)
+    most = ids[i] > most ? ids[i] : most;
+  return most < D;
+}
+
+/* out [n] = ids, but the last feature for those that are none. */
+static void copy_features(int32_t D, int32_t n, const void *ids, void *out) {
+  for (int32_t i = 0; i < n; i++)
+    if (sfa_id_bytes(D) == 1)
+      ((uint8_t *)out)[i] = (uint8_t)sfa_min64(((const uint8_t *)ids)[i], D - 1);
+    else
+      ((uint16_t *)out)[i] = (uint16_t)sfa_min64(((const uint16_t *)ids)[i], D - 1);
+}
+
+/* The ids of a tile's keys, one key after the other, all of them features: pages may be the caller's memory, or a file that came a long
+ * way, and what follows takes ids for addresses. Plain arrays were made, or checked, by this call. */
 static const void *load_ids(const sfa_attn_block *block, const sfa_kv_side *side, int64_t tile, int32_t n_keys) {
   const unsigned char *ids = sfa_kv_at(block->view, &side->ids, block->kv_head, tile);
   size_t id_bytes = sfa_id_bytes(side->format.dim), row_bytes = sfa_row_ids_bytes(&side->format);
-  if (side->ids.row_stride == side->format.k)
+  int32_t D = side->format.dim, n = n_keys * side->format.k;
+  unsigned char *copy = block->scratch.k_ids;
+  if (side->ids.row_stride != side->format.k) {
+    for (int32_t j = 0; j < n_keys; j++)
+      memcpy(copy + (size_t)j * row_bytes, ids + (size_t)(j * side->ids.row_stride) * id_bytes, row_bytes);
+    ids = copy;
+  }
+  if (!block->view->pages || (id_bytes == 1 ? are_features_1(D, n, ids) : are_features_2(D, n, (const uint16_t *)(const void *)ids)))
     return ids;
-  for (int32_t j = 0; j < n_keys; j++)
-    memcpy(block->scratch.k_ids + (size_t)j * row_bytes, ids + (size_t)(j * side->ids.row_stride) * id_bytes, row_bytes);
-  return block->scratch.k_ids;
+  copy_features(D, n, ids, copy);
+  return copy;
 }
 
 /* Codes of a tile as dense rows, where the plan found those cheaper to score. Not where int8 sums would be cut in other places. */

@@ -81,8 +81,11 @@ static sfa_status count_keys(const inspection *in, const sfa_cache *cache, int32
   for (int64_t first = 0; status == SFA_OK && first < in->n_tokens; first += READ_LEN) {
     int64_t n = in->n_tokens - first < READ_LEN ? in->n_tokens - first : READ_LEN;
     status = sfa_cache_read_keys(cache, 0, cache_layer, kv_head, first, n, ids, values);
-    for (int64_t i = 0; status == SFA_OK && i < n * K; i++)
-      use[D <= 256 ? ((const uint8_t *)ids)[i] : ((const uint16_t *)ids)[i]]++;
+    for (int64_t i = 0; status == SFA_OK && i < n * K; i++) {
+      int32_t feature = D <= 256 ? ((const uint8_t *)ids)[i] : ((const uint16_t *)ids)[i];
+      if (feature < D) /* others are in a damaged file alone */
+        use[feature]++;
+    }
   }
   sfa_free(in->session->ctx, ids);
   sfa_free(in->session->ctx, values);

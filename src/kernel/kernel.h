@@ -45,8 +45,8 @@ enum {
   SFA_EXPAND_STEPS = 1   /* single keys that take expand_add as long as 64 at once, where it has that: from AVX-512 on */
 };
 
-/* Bytes of one row's table for score_keys. */
-static inline size_t sfa_query_table_bytes(int32_t D) { return ((size_t)D * 8 + 192 + 63) & ~(size_t)63; }
+/* Bytes of one row's table for score_keys: room for 256 numbers after its step at least, so that any id of one byte stays within it. */
+static inline size_t sfa_query_table_bytes(int32_t D) { return ((size_t)(D < 112 ? 112 : D) * 8 + 192 + 63) & ~(size_t)63; }
 
 /* Rows as a cache stores them, for the slots that read them so. */
 typedef struct sfa_stored_rows {
@@ -152,7 +152,8 @@ typedef struct sfa_kernels {
    */
   void (*query_table)(int32_t n_rows, int32_t D, const float *q, int64_t row_stride, const float *step, void *table);
   /* S[row][j] for the keys of one tile as they are stored (codes or dense, any type): the bits of load_rows + score_codes or
-   * score_dense. query_scale enters for SFA_I8 alone. Every byte of the keys is read once for all rows. */
+   * score_dense. query_scale enters for SFA_I8 alone. Every byte of the keys is read once for all rows. An id >= D makes its key's score
+   * anything, and reads no further than the table. */
   void (*score_keys)(const sfa_stored_rows *keys, int32_t n_rows, int32_t D, const void *table, float query_scale, float *S);
   /* score_adjust with one slope and position a row. */
   void (*adjust_keys)(int32_t n_rows, int32_t n_keys, float softcap, const float *slope, const int32_t *pos, float *S);

@@ -18,12 +18,13 @@ V_INLINE __m256i fold_8(const __m256i *x) {
 }
 
 /* Up to 32 slots, in eights, of one key: id_bytes 0 for dense keys; a constant where this is inlined. */
-V_INLINE __m256i key_products(const int id_bytes, const void *ids, const int8_t *values, int32_t terms, const int32_t *q) {
+V_INLINE __m256i key_products(const int id_bytes, const void *ids, const int8_t *values, int32_t terms, int32_t D, const int32_t *q) {
   __m256i sum = _mm256_setzero_si256();
   for (int32_t u = 0; u < terms; u += 8) {
     const __m256i k = _mm256_and_si256(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)(values + u))), _mm256_set1_epi32(0xffff));
     const __m256i at = id_bytes == 1   ? _mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)((const uint8_t *)ids + u)))
-                       : id_bytes == 2 ? _mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)((const uint16_t *)ids + u)))
+                       : id_bytes == 2 ? _mm256_min_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)((const uint16_t *)ids + u))),
+                                                          _mm256_set1_epi32(D - 1))
                                        : _mm256_setzero_si256();
     const __m256i row = id_bytes ? _mm256_i32gather_epi32(q, at, 4) : _mm256_loadu_si256((const void *)(q + u));
     sum = _mm256_add_epi32(sum, _mm256_madd_epi16(row, k));
@@ -32,13 +33,13 @@ V_INLINE __m256i key_products(const int id_bytes, const void *ids, const int8_t 
 }
 
 /* The same where the slots are no whole eights: through copies with zeros behind. */
-static __m256i key_products_copied(int id_bytes, const void *ids, const int8_t *values, int32_t terms, const int32_t *q) {
+static __m256i key_products_copied(int id_bytes, const void *ids, const int8_t *values, int32_t terms, int32_t D, const int32_t *q) {
   int8_t some_values[SFA_EXACT_TERMS] = {0};
   uint16_t some_ids[SFA_EXACT_TERMS] = {0};
   memcpy(some_values, values, (size_t)terms);
   for (int32_t u = 0; u < terms; u++)
     some_ids[u] = id_bytes == 1 ? ((const uint8_t *)ids)[u] : ((const uint16_t *)ids)[u];
-  return key_products(2, some_ids, some_values, terms, q);
+  return key_products(2, some_ids, some_values, terms, D, q);
 }
 
 V_INLINE void score_whole_of(const int id_bytes, const sfa_stored_rows *keys, int32_t n_rows, int32_t D, const void *table,
@@ -57,9 +58,9 @@ V_INLINE void score_whole_of(const int id_bytes, const sfa_stored_rows *keys, in
           const char *ids = id_bytes ? (const char *)keys->ids + (key * keys->ids_stride + first) * id_bytes : NULL;
           const int8_t *values = (const int8_t *)keys->values + key * keys->values_stride + first;
           if (terms % 8 == 0)
-            sums[c] = key_products(id_bytes, ids, values, terms, id_bytes ? q : q + first);
+            sums[c] = key_products(id_bytes, ids, values, terms, D, id_bytes ? q : q + first);
           else
-            sums[c] = key_products_copied(id_bytes, ids, values, terms, q);
+            sums[c] = key_products_copied(id_bytes, ids, values, terms, D, q);
         }
         total = _mm256_add_ps(total, _mm256_cvtepi32_ps(fold_8(sums)));
       }

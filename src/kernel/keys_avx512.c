@@ -71,6 +71,11 @@ V_INLINE __m512i load_two(const void *a, __mmask32 mask_a, const void *b, __mmas
   return _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_maskz_loadu_epi8(mask_a, a)), _mm256_maskz_loadu_epi8(mask_b, b), 1);
 }
 
+/* Ids of two bytes; those of no feature become the last one. */
+V_INLINE __m512i load_ids(__mmask32 mask, const uint16_t *ids, int32_t D) {
+  return _mm512_min_epu16(_mm512_maskz_loadu_epi16(mask, ids), _mm512_set1_epi16((int16_t)(D - 1)));
+}
+
 /* 32 slots (or the last ones) of 16 keys, one pair of keys a register: their quads with one query row. size: words of its table, 0 for
  * dense keys, 2 for gathered ids of two bytes; a constant where this is inlined. */
 V_INLINE __m512i chunk_sums(const int size, const sfa_stored_rows *keys, int32_t first, int32_t key, const __mmask32 *masks,
@@ -82,8 +87,8 @@ V_INLINE __m512i chunk_sums(const int size, const sfa_stored_rows *keys, int32_t
     if (size == 0)
       quads[p] = dense_quads(head + 16, D, first, k[p]);
     else if (size == 2)
-      quads[p] = gather_quads((const int32_t *)(head + 16), _mm512_maskz_loadu_epi16(masks[2 * p], (const uint16_t *)keys->ids + a),
-                              _mm512_maskz_loadu_epi16(masks[2 * p + 1], (const uint16_t *)keys->ids + b), k[p]);
+      quads[p] = gather_quads((const int32_t *)(head + 16), load_ids(masks[2 * p], (const uint16_t *)keys->ids + a, D),
+                              load_ids(masks[2 * p + 1], (const uint16_t *)keys->ids + b, D), k[p]);
     else
       quads[p] = look_up_quads(
           size, head + 16, load_two((const uint8_t *)keys->ids + a, masks[2 * p], (const uint8_t *)keys->ids + b, masks[2 * p + 1]), k[p]);

@@ -24,6 +24,7 @@ static void score_keys(const sfa_stored_rows *keys, int32_t n_rows, int32_t D, c
       for (int32_t u = 0; u < keys->width; u++) {
         int64_t id_at = j * keys->ids_stride + u, at = j * keys->values_stride + u;
         int32_t feature = !keys->ids ? u : D <= 256 ? ((const uint8_t *)keys->ids)[id_at] : ((const uint16_t *)keys->ids)[id_at];
+        feature = feature < D ? feature : D - 1;
         if (keys->dtype != SFA_I8) {
           sum = fmaf(sfa_stored_value(keys->dtype, keys->values, at), q[feature], sum);
           continue;

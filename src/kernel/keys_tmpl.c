@@ -79,7 +79,12 @@ static void score_turned(const sfa_stored_rows *keys, int32_t n_rows, int32_t D,
     for (int32_t j = 0; keys->ids && j < keys->n; j++) {
       const int64_t at = j * keys->ids_stride + u;
       for (int32_t i = 0; i < n; i++)
-        ids[j * SLOT_BLOCK + i] = D <= 256 ? ((const uint8_t *)keys->ids)[at + i] : ((const uint16_t *)keys->ids)[at + i];
+        if (D <= 256) {
+          ids[j * SLOT_BLOCK + i] = ((const uint8_t *)keys->ids)[at + i];
+        } else {
+          const int32_t id = ((const uint16_t *)keys->ids)[at + i];
+          ids[j * SLOT_BLOCK + i] = id < D ? id : D - 1;
+        }
     }
     for (int32_t j = 0; j < keys->n; j += V_LANES) {
       const float *value_rows[V_LANES], *id_rows[V_LANES];

@@ -304,7 +304,10 @@ case_index() {
   n=$(wc -c <"$work/empty")
   printf 'x' | dd of="$work/empty" bs=1 seek=$((n - 100)) conv=notrunc status=none
   bad 1 "is damaged: layer 4 of tokens" index "$work/empty" --verify
-  bad 1 "is damaged" "${ask[@]}" -p "$question" --index "$work/empty"
+  bad 1 "is damaged" "${ask[@]}" -p "$question" --index "$work/empty" --verify
+  good "${ask[@]}" -p "$question" --index "$work/empty" # opens without a look at the pages
+  good "${ask[@]}" -p "$question" --index "$index" --verify
+  bad 2 "give --index FILE" "${ask[@]}" -p "$question" --verify
   rm -rf "$docs"/*.txt "$docs/src"
   bad 1 "holds no text; left out" "${ask[@]}" -f "$docs"
 }
