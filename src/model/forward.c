@@ -269,7 +269,8 @@ sfa_status sfa_forward_page_save(const sfa_forward *f, int32_t layer, int64_t pa
 }
 
 sfa_status sfa_forward_map(sfa_forward *f, int64_t len, const void *const *pages) {
-  int64_t n_pages = (len + 63) / 64;
+  enum { PAGE_LEN = 64 }; /* tokens of a page: sfa/cache.h */
+  int64_t n_pages = (len + PAGE_LEN - 1) / PAGE_LEN;
   for (int32_t layer = 0; layer < f->model->config.n_layers; layer++) {
     sfa_status status = sfa_cache_map(f->routes[layer].cache, 0, f->routes[layer].cache_layer, len, pages + layer * n_pages);
     if (status != SFA_OK) {
