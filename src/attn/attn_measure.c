@@ -137,7 +137,7 @@ static void step_pack(measurement *x, const probe *p) {
 }
 
 static void step_load(measurement *x, const probe *p) {
-  bool scaled = p->dtype == SFA_I8 || p->dtype == SFA_I4;
+  bool scaled = sfa_has_scales(p->dtype);
   x->kernels->load_rows(64, p->dim, p->dtype, x->stored, p->dim, scaled ? x->scales : NULL, x->dense, p->dim);
 }
 
@@ -171,13 +171,13 @@ static void step_score_keys(measurement *x, const probe *p) {
 
 static void step_value_keys(measurement *x, const probe *p) {
   for (int32_t first = 0; first < N_KEYS; first += SFA_KEY_TILE) {
-    size_t bytes = p->dtype == SFA_I4 ? (size_t)p->dim / 2 : (size_t)p->dim * sfa_dtype_bytes(p->dtype);
+    size_t bytes = sfa_stored_bytes(p->dtype, p->dim);
     sfa_stored_rows values = {.n = SFA_KEY_TILE,
                               .width = p->dim,
                               .dtype = p->dtype,
                               .values = x->stored + (size_t)first * bytes,
                               .values_stride = p->dim,
-                              .scales = p->dtype == SFA_I8 || p->dtype == SFA_I4 ? x->scales + first : NULL,
+                              .scales = sfa_has_scales(p->dtype) ? x->scales + first : NULL,
                               .scales_stride = 1};
     x->kernels->value_keys(&values, p->n_rows, x->scores, p->dim, x->o);
   }

@@ -73,7 +73,7 @@ static int softmax_keys(int32_t n_rows, int32_t n_keys, float *S, float *m, floa
 }
 
 static void value_keys(const sfa_stored_rows *values, int32_t n_rows, const float *P, int32_t E, float *O) {
-  const int scaled = values->dtype == SFA_I8 || values->dtype == SFA_I4;
+  const int scaled = sfa_has_scales(values->dtype);
   for (int32_t i = 0; i < n_rows; i++, P += SFA_KEY_TILE, O += E)
     for (int32_t j = 0; j < values->n; j++) {
       if (P[j] == 0.0f)
