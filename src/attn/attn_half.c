@@ -32,8 +32,8 @@ enum {
 };
 /* Lengths of keys and of queries (in those units) whose f16 entries neither overflow nor lose bits that count. */
 static const float shortest_key = 0x1p-6f, longest_key = 0x1p14f, longest_query = 0x1p15f;
-/* Weights reach 2^12, and 2^8 beside a shift: sums of values stay finite. */
-static const float largest_value = 0x1p96f;
+/* Weights reach 2^16, and 2^8 beside a shift: sums of values stay finite. */
+static const float largest_value = 0x1p92f;
 
 /* ---- What the options allow --------------------------------------------------------------------------------------------------------- */
 
@@ -290,17 +290,19 @@ static void pack_item(void *arg, int64_t item, int32_t thread) {
     reader.scratch.stage_ns[SFA_STAGE_PACK] += sfa_now_ns() - start;
 }
 
-/* Keys of a chunk as dense rows for one block: where a call packs codes and the block's bound forbids them. */
-static const uint16_t *dense_keys(const half_block *block, int64_t chunk) {
+/* Keys of a chunk as dense rows: where a call packs codes and a block's bound forbids them. *packed: the chunk that the thread's scratch
+ * has already, for an earlier block of the item; -1: none. */
+static const uint16_t *dense_keys(const half_block *block, int64_t chunk, int64_t *packed) {
   const half_call *job = block->job;
   if (!job->codes)
     return (const uint16_t *)(const void *)keys_of(job, chunk_index(job, block->b, block->g, chunk));
   sfa_attn_block reader = reader_of(job, block->b, block->g, block->thread);
   half_scratch s = scratch_of(job, block->thread);
-  for (int32_t i = 0; i < CHUNK_TILES; i++) {
+  for (int32_t i = 0; *packed != chunk && i < CHUNK_TILES; i++) {
     sfa_attn_key_tile tile = load_tile(&reader, chunk, i);
     pack_keys(job, &tile, i * TILE_STEPS, false, &s, (unsigned char *)s.keys);
   }
+  *packed = chunk;
   return s.keys;
 }
 
@@ -464,14 +466,14 @@ static bool move_shifts(half_block *block, const half_scratch *s) {
   return true;
 }
 
-static void attend_chunk(half_block *block, int64_t chunk) {
+static void attend_chunk(half_block *block, int64_t chunk, int64_t *packed) {
   const half_call *job = block->job;
   const sfa_attention_options *o = &job->call.plan->options;
   half_scratch s = scratch_of(job, block->thread);
   int64_t first_key = chunk * SFA_HALF_CHUNK, last_key = sfa_min64(block->last[block->n_rows - 1], first_key + SFA_HALF_CHUNK - 1);
   int64_t from_key = first_key < o->n_sink_tokens ? first_key : sfa_max64(block->first[0], first_key);
   int32_t begin = (int32_t)(from_key - first_key) / SFA_HALF_STEP, end = (int32_t)(last_key - first_key) / SFA_HALF_STEP + 1;
-  const uint16_t *dense = block->kind == DENSE ? dense_keys(block, chunk) : NULL;
+  const uint16_t *dense = block->kind == DENSE ? dense_keys(block, chunk, packed) : NULL;
   if (!sees_all(block, first_key + begin * SFA_HALF_STEP, first_key + end * SFA_HALF_STEP))
     fill_mask(block, first_key, s.mask);
   do {
@@ -532,11 +534,12 @@ static void block_item(void *arg, int64_t item, int32_t thread) {
   int64_t start = sfa_attn_clock(&clock);
   while (n < job->n_together && block_start(job, b, g, first + n, thread, s.blocks + (size_t)n * job->block_bytes, &blocks[n]))
     n++;
+  int64_t packed = -1;
   job->kernels->begin();
   for (int64_t chunk = 0; chunk < job->n_chunks; chunk++)
     for (int32_t i = 0; i < n; i++)
       if (blocks[i].kind != F32 && sees_chunk(&blocks[i], chunk))
-        attend_chunk(&blocks[i], chunk);
+        attend_chunk(&blocks[i], chunk, &packed);
   job->kernels->end();
   for (int32_t i = 0; i < n; i++)
     if (blocks[i].kind != F32)

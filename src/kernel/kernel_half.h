@@ -35,7 +35,7 @@ enum {
   SFA_HALF_MIN_WIDTH = 64, /* query rows of a block: 64, 128 or 256 */
   SFA_HALF_MAX_WIDTH = 256,
   SFA_HALF_OCTAVE = 128,                /* units of a score in a factor of two */
-  SFA_HALF_NEAR = 12 * SFA_HALF_OCTAVE, /* |s| that needs no shift: f16 rounds it to 1/2 */
+  SFA_HALF_NEAR = 16 * SFA_HALF_OCTAVE, /* |s| that needs no shift: up to here f16 rounds it to 1/2 */
   SFA_HALF_LAZY = 8 * SFA_HALF_OCTAVE,  /* t that may stand without a new shift */
   SFA_HALF_UNSEEN = -32768              /* top of a row that saw no key */
 };
