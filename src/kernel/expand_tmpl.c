@@ -1,8 +1,8 @@
 /* expand_add, scale_sums: the scores of an inverted index. One text for scalar code and all vectors.
  *
- * A feature's keys are the set bits of its bitmap and their values lie packed. Few bits: one after the other. Others, with AVX-512: 16 packed
- * values are widened and spread to the lanes whose bits are set. 64 keys cost the same however many those are, and that is less than the
- * jump that a processor mispredicts where single bits run out: from one bit a word on. */
+ * A feature's keys are the set bits of its bitmap and their values lie packed. Few bits: one after the other. Others, with AVX-512: 16
+ * packed values are widened and spread to the lanes whose bits are set. 64 keys cost the same however many those are, and that is less than
+ * the jump that a processor mispredicts where single bits run out: from one bit a word on. */
 
 static inline void add_bits(int64_t n_words, const uint64_t *words, const int8_t *values, int32_t q, int32_t *sums) {
   for (int64_t w = 0; w < n_words; w++, sums += 64)
