@@ -119,10 +119,9 @@ static void multiply_scalar(work *w) {
 /* The instructions themselves, on registers 4 to 15 with 3 as the factors, all zero: what they are called in C differs between compilers,
  * and which registers they get is the point. */
 #define PRODUCT(r, n) "vfmadd231ps %%" r "3, %%" r "3, %%" r n "\n\t"
+#define FOUR_PRODUCTS(r, a, b, c, d) PRODUCT(r, a) PRODUCT(r, b) PRODUCT(r, c) PRODUCT(r, d)
 #define TWELVE_PRODUCTS(r)                                                                                                                 \
-  PRODUCT(r, "4")                                                                                                                          \
-  PRODUCT(r, "5") PRODUCT(r, "6") PRODUCT(r, "7") PRODUCT(r, "8") PRODUCT(r, "9") PRODUCT(r, "10") PRODUCT(r, "11") PRODUCT(r, "12")       \
-      PRODUCT(r, "13") PRODUCT(r, "14") PRODUCT(r, "15")
+  FOUR_PRODUCTS(r, "4", "5", "6", "7") FOUR_PRODUCTS(r, "8", "9", "10", "11") FOUR_PRODUCTS(r, "12", "13", "14", "15")
 #define REGISTERS                                                                                                                          \
   "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15"
 

@@ -274,8 +274,8 @@ SFA_API void sfa_index_writer_close(sfa_index_writer *writer);
 SFA_API int sfa_index_writer_is_new(const sfa_index_writer *writer);
 
 /* A session that begins with the tokens of an index, as if they had been appended: the same bits follow. The model and the options must be
- * those that the index was made by: SFA_ERROR_ARGUMENT says what differs. The pages are not looked at: damaged ones give wrong scores, never
- * a fault, and sfa_index_verify is for files that came a long way. SFA_ERROR_RANGE: more tokens than the context. */
+ * those that the index was made by: SFA_ERROR_ARGUMENT says what differs. The pages are not looked at: damaged ones give wrong scores,
+ * never a fault, and sfa_index_verify is for files that came a long way. SFA_ERROR_RANGE: more tokens than the context. */
 SFA_API sfa_status sfa_session_load(const sfa_model *model, const sfa_session_options *options, const char *path, sfa_session **session);
 /* Commits the session's tokens and pages: all of them into a new file, else what follows the file's own. SFA_ERROR_ARGUMENT: the file was
  * made by another model or other options, or its tokens are not the first of the session. sources: the whole list, none beyond the

@@ -182,7 +182,7 @@ static size_t half_place(const sfa_attention_plan *plan, half_call *job) {
 }
 
 size_t sfa_attn_half_workspace_bytes(const sfa_attention_plan *plan) {
-  static unsigned char nowhere;
+  unsigned char nowhere; /* sizes alone are wanted */
   half_call job = {.memory = &nowhere};
   const sfa_attention_options *o = &plan->options;
   size_t n_keys, per_key = 8 * ((size_t)o->head_dim + (size_t)o->head_dim_v + 64), bytes; /* more than a packed key and its value */

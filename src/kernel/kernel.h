@@ -37,8 +37,8 @@ enum {
   SFA_KEY_TILE = 64, /* keys of a tile, counted from the sequence's first key: part of the definition of the bits */
   SFA_LANES = 16,    /* query tile widths are multiples of this on every instruction set */
   SFA_MAX_WIDTH = 128,
-  SFA_EXACT_TERMS = 32,  /* slots whose products with an int8 key are summed exactly */
-  SFA_DEPTH_STEPS = 8, /* an octave's, of count_depths */
+  SFA_EXACT_TERMS = 32, /* slots whose products with an int8 key are summed exactly */
+  SFA_DEPTH_STEPS = 8,  /* an octave's, of count_depths */
   SFA_N_DEPTHS = 40 * SFA_DEPTH_STEPS,
   SFA_KEYS_ROWS = 16,    /* most query rows of the slots whose lanes are keys */
   SFA_EXPAND_SLACK = 16, /* bytes behind the values of expand_add */
@@ -165,11 +165,11 @@ typedef struct sfa_kernels {
 
   /* ---- leaving values out (attn_drop.c). P [..][SFA_KEY_TILE] are weights from 0 to 1, a tile's, 0 beyond its keys ---- */
 
-  /* depths [SFA_N_DEPTHS]: one more for each key at the depth of P[j] * factor <= 1, in steps of an octave's eighth: 127 SFA_DEPTH_STEPS less
-   * the float's bits without the last 20. What is smaller counts at the last depth; NaN at the first. */
+  /* depths [SFA_N_DEPTHS]: one more for each key at the depth of P[j] * factor <= 1, in steps of an octave's eighth: 127 SFA_DEPTH_STEPS
+   * less the float's bits without the last 20. What is smaller counts at the last depth; NaN at the first. */
   void (*count_depths)(const float *P, float factor, uint32_t *depths);
-  /* Keys whose P[i][j] * factor[i] < limit[i] in every row i leave: P = 0, unless more than most_kept keys stay: then nothing changes. Returns
-   * how many stay. sums[i] = the weights P[i] that left: 16 sums of the keys j mod 16, rising, added one after the other. */
+  /* Keys whose P[i][j] * factor[i] < limit[i] in every row i leave: P = 0, unless more than most_kept keys stay: then nothing changes.
+   * Returns how many stay. sums[i] = the weights P[i] that left: 16 sums of the keys j mod 16, rising, added one after the other. */
   int32_t (*drop_keys)(int32_t n_rows, const float *factor, const float *limit, int32_t most_kept, float *P, float *sums);
 
   /* ---- an inverted index: keys of a feature are the set bits of its bitmap ---- */

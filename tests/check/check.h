@@ -12,8 +12,8 @@
 enum { CHECK_MAX_BUFFERS = 64 };
 
 typedef struct check {
-  const sfa_kernels *kernels; /* under test */
-  const sfa_kernels *plain;   /* what they must equal: the scalar table */
+  const sfa_kernels *kernels;   /* under test */
+  const sfa_kernels *plain;     /* what they must equal: the scalar table */
   const sfa_half_kernels *half; /* under test, in the group of 16-bit kernels */
   sfa_rng rng;
   uint64_t seed;
