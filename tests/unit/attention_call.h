@@ -3,12 +3,6 @@
 #ifndef ATTENTION_CALL_H
 #define ATTENTION_CALL_H
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-
-#include <cmocka.h>
-
 #include <math.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -19,32 +13,10 @@
 #include <sfa/cache.h>
 
 #include "base/half.h"
-#include "base/rng.h"
 #include "oracle.h"
+#include "unit_tools.h"
 
 /* ---- Tools ----------------------------------------------------------------------------------------------------------------- */
-
-static inline sfa_context *new_context(int32_t n_threads, sfa_isa isa) {
-  sfa_context_options options = {.struct_size = sizeof options, .n_threads = n_threads, .isa = isa};
-  sfa_context *ctx;
-  assert_int_equal(sfa_context_create(&options, &ctx), SFA_OK);
-  return ctx;
-}
-
-static inline void *memory(size_t bytes) {
-  void *p = aligned_alloc(64, (bytes + 63) / 64 * 64 + 64);
-  assert_non_null(p);
-  memset(p, 0xff, (bytes + 63) / 64 * 64 + 64); /* NaN: what is read must have been written */
-  return p;
-}
-
-static inline float *normals(uint64_t seed, int64_t n) {
-  sfa_rng rng = {seed};
-  float *x = memory((size_t)n * sizeof *x);
-  for (int64_t i = 0; i < n; i++)
-    x[i] = (float)sfa_rng_normal(&rng);
-  return x;
-}
 
 static inline int64_t at_least_1(int64_t n) { return n > 0 ? n : 1; }
 

@@ -132,29 +132,18 @@ static void workspace_is_linear(void **state) {
   sfa_context_destroy(ctx);
 }
 
-static void *counting_alloc(void *user, size_t bytes) {
-  int *left = user;
-  return (*left)-- > 0 ? aligned_alloc(64, (bytes + 63) / 64 * 64) : NULL;
-}
-static void plain_free(void *user, void *p) {
-  (void)user;
-  free(p);
-}
-
 /* plan_create takes one block and says so when there is none; run takes nothing. */
 static void allocations(void **state) {
   (void)state;
-  int left = 1;
-  sfa_allocator allocator = {counting_alloc, plain_free, &left};
-  sfa_context_options options = {.struct_size = sizeof options, .allocator = &allocator, .n_threads = 2};
-  sfa_context *ctx;
-  assert_int_equal(sfa_context_create(&options, &ctx), SFA_OK);
+  memory_account account = {.refuse = 2}; /* 1 is the context */
+  sfa_context *ctx = new_counted_context(2, &account);
   call c = new_call(shapes[3].o, 61);
   assert_int_equal(run(ctx, &c), SFA_ERROR_MEMORY);
-  left = 1;
+  account = (memory_account){.out = 1, .refuse = 2};
   assert_int_equal(run(ctx, &c), SFA_OK);
   free_call(&c);
   sfa_context_destroy(ctx);
+  assert_int_equal(account.out, 0);
 }
 
 static void stage_times(void **state) {

@@ -13,45 +13,7 @@
 
 #include <sfa/cache.h>
 
-#include "base/rng.h"
-
-/* ---- Tools
- * ------------------------------------------------------------------------------------------------------------------------------- */
-
-/* An allocator that counts what is out, and refuses allocation number `fail_at` (0: none). */
-typedef struct counting {
-  int64_t n_allocs, n_live, fail_at;
-} counting;
-
-static void *counting_alloc(void *user, size_t bytes) {
-  counting *c = user;
-  if (++c->n_allocs == c->fail_at)
-    return NULL;
-  c->n_live++;
-  return aligned_alloc(64, (bytes + 63) / 64 * 64);
-}
-
-static void counting_free(void *user, void *memory) {
-  ((counting *)user)->n_live--;
-  free(memory);
-}
-
-static sfa_context *new_context(int32_t n_threads, counting *count) {
-  sfa_allocator allocator = {counting_alloc, counting_free, count};
-  sfa_context_options options = {.struct_size = sizeof options, .n_threads = n_threads, .allocator = count ? &allocator : NULL};
-  sfa_context *ctx;
-  assert_int_equal(sfa_context_create(&options, &ctx), SFA_OK);
-  return ctx;
-}
-
-static float *normals(uint64_t seed, int64_t n) {
-  sfa_rng rng = {seed};
-  float *x = malloc((size_t)n * sizeof *x);
-  assert_non_null(x);
-  for (int64_t i = 0; i < n; i++)
-    x[i] = (float)sfa_rng_normal(&rng);
-  return x;
-}
+#include "unit_tools.h"
 
 /* One model of one shape, a cache of it, and inputs of `len` tokens. */
 enum { H = 6, G = 2, D = 64, E = 40, LAYERS = 3, LEN = 300 };
@@ -64,7 +26,7 @@ typedef struct fixture {
 } fixture;
 
 static fixture new_fixture(int32_t n_threads, sfa_dtype k_dtype, sfa_dtype v_dtype) {
-  fixture f = {.ctx = new_context(n_threads, NULL)};
+  fixture f = {.ctx = new_context(n_threads, SFA_ISA_DEFAULT)};
   sfa_cache_options options = {.struct_size = sizeof options,
                                .n_layers = LAYERS,
                                .n_kv_heads = G,
@@ -392,9 +354,10 @@ static void range_errors(void **state) {
 static void no_memory(void **state) {
   (void)state;
   int n_refused = 0;
-  for (int64_t fail_at = 2;; fail_at++) { /* 1 is the context */
-    counting count = {.fail_at = fail_at};
-    fixture f = {.ctx = new_context(2, &count), .q = normals(1, LEN * H * D), .k = normals(2, LEN * G * D), .v = normals(3, LEN * G * E)};
+  for (int64_t refuse = 2;; refuse++) { /* 1 is the context */
+    memory_account account = {.refuse = refuse};
+    fixture f = {
+        .ctx = new_counted_context(2, &account), .q = normals(1, LEN * H * D), .k = normals(2, LEN * G * D), .v = normals(3, LEN * G * E)};
     sfa_cache_options options = {
         .struct_size = sizeof options, .n_layers = LAYERS, .n_kv_heads = G, .head_dim = D, .head_dim_v = E, .k = layer_k, .n_sequences = 3};
     sfa_status status = sfa_cache_create(f.ctx, &options, &f.cache);
@@ -418,16 +381,16 @@ static void no_memory(void **state) {
       }
     }
     bool refused = status != SFA_OK;
-    assert_int_equal(refused, count.n_allocs >= fail_at);
+    assert_int_equal(refused, account.calls >= refuse);
     if (refused)
       assert_int_equal(status, SFA_ERROR_MEMORY);
     n_refused += refused;
-    count.fail_at = 0;
+    account.refuse = 0;
     for (int32_t s = 0; f.cache && s < 2; s++)
       if (len[s])
         expect_contents(&f, s, len[s], 0, 0);
     free_fixture(&f);
-    assert_int_equal(count.n_live, 0);
+    assert_int_equal(account.out, 0);
     if (!refused)
       break;
   }

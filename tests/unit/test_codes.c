@@ -1,10 +1,4 @@
 /* Codes through the public API: selection and rounding against the naive maths, exports, arguments. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-
-#include <cmocka.h>
-
 #include <math.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -13,22 +7,8 @@
 #include <sfa/attention.h>
 
 #include "base/half.h"
-#include "base/rng.h"
 #include "oracle.h"
-
-static sfa_context *new_context(int32_t n_threads, sfa_isa isa) {
-  sfa_context_options options = {.struct_size = sizeof options, .n_threads = n_threads, .isa = isa};
-  sfa_context *ctx;
-  assert_int_equal(sfa_context_create(&options, &ctx), SFA_OK);
-  return ctx;
-}
-
-static void *memory(size_t bytes) {
-  void *p = aligned_alloc(64, (bytes + 63) / 64 * 64 + 64);
-  assert_non_null(p);
-  memset(p, 0xff, (bytes + 63) / 64 * 64 + 64);
-  return p;
-}
+#include "unit_tools.h"
 
 /* Rows of normal numbers with what is awkward mixed in: ties, zeros, denormals, whole rows of one value. */
 static float *awkward_rows(uint64_t seed, int64_t n, int32_t D) {
@@ -262,22 +242,10 @@ static void wrong_arguments(void **state) {
   sfa_context_destroy(ctx);
 }
 
-static void *no_alloc(void *user, size_t bytes) {
-  int *left = user;
-  return (*left)-- > 0 ? aligned_alloc(64, (bytes + 63) / 64 * 64) : NULL;
-}
-static void plain_free(void *user, void *p) {
-  (void)user;
-  free(p);
-}
-
 static void no_memory(void **state) {
   (void)state;
-  int left = 1; /* the context's */
-  sfa_allocator allocator = {no_alloc, plain_free, &left};
-  sfa_context_options options = {.struct_size = sizeof options, .allocator = &allocator};
-  sfa_context *ctx;
-  assert_int_equal(sfa_context_create(&options, &ctx), SFA_OK);
+  memory_account account = {.refuse = 2}; /* 1 is the context */
+  sfa_context *ctx = new_counted_context(0, &account);
   float x[64] = {0};
   void *buffer = memory(sfa_codes_bytes(1, 64, 8, SFA_I8));
   sfa_codes codes;

@@ -1,11 +1,5 @@
 /* Mapped pages whose ids are those of no feature: every way over them ends, with whatever scores, and touches nothing that is not its own.
  * Workspaces end where memory ends; run with an address sanitizer, this sees the rest. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-
-#include <cmocka.h>
-
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,19 +8,10 @@
 #include <sfa/cache.h>
 #include <sfa/postings.h>
 
-#include "base/rng.h"
+#include "unit_tools.h"
 
 enum { G = 2, H = 4, E = 16, T = 3, MOST_PAGES = 70 };
 #define BARRIER ((size_t)1 << 20)
-
-static float *normals(uint64_t seed, int64_t n) {
-  sfa_rng rng = {seed};
-  float *x = malloc((size_t)n * sizeof *x);
-  assert_non_null(x);
-  for (int64_t i = 0; i < n; i++)
-    x[i] = (float)sfa_rng_normal(&rng);
-  return x;
-}
 
 /* Memory of which the last byte is the last one before a megabyte that nobody can touch. */
 typedef struct fenced {

@@ -1,11 +1,5 @@
 /* 16-bit attention through the public API: as near to the truth as a dense bf16 attention of the same operands, masks exact, what 16 bits
  * cannot hold as in f32. Runs the definition in plain C, and AMX where the machine has it. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-
-#include <cmocka.h>
-
 #include <math.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -16,9 +10,9 @@
 #include <sfa/cache.h>
 
 #include "base/half.h"
-#include "base/rng.h"
 #include "kernel/kernel_half.h"
 #include "oracle.h"
+#include "unit_tools.h"
 
 /* ---- Tools ---------------------------------------------------------------------------------------------------------------------- */
 
@@ -27,26 +21,11 @@ enum { N_ISAS = sizeof isas / sizeof *isas };
 
 static bool has(sfa_isa isa) { return sfa_half_kernel_select(isa) != NULL; }
 
-static sfa_context *new_context(int32_t n_threads, sfa_isa isa) {
-  sfa_context_options options = {.struct_size = sizeof options, .n_threads = n_threads, .isa = isa};
-  sfa_context *ctx;
-  assert_int_equal(sfa_context_create(&options, &ctx), SFA_OK);
-  return ctx;
-}
-
-static void *memory(size_t bytes) {
-  void *p = aligned_alloc(64, (bytes + 63) / 64 * 64 + 64);
-  assert_non_null(p);
-  memset(p, 0xff, (bytes + 63) / 64 * 64 + 64);
-  return p;
-}
-
 /* n normal numbers times gain, of a storage type's values. */
-static float *normals(uint64_t seed, int64_t n, float gain, int storage) {
-  sfa_rng rng = {seed};
-  float *x = memory((size_t)(n + 1) * sizeof *x);
+static float *rounded_normals(uint64_t seed, int64_t n, float gain, int storage) {
+  float *x = normals(seed, n);
   for (int64_t i = 0; i < n; i++)
-    x[i] = gain * (float)sfa_rng_normal(&rng);
+    x[i] *= gain;
   oracle_round(x, (int)n, storage);
   return x;
 }
@@ -66,9 +45,9 @@ static call new_call(sfa_attention_options o, float gain, int storage, uint64_t 
   o.n_kv_heads = o.n_kv_heads ? o.n_kv_heads : o.n_heads;
   o.head_dim_v = o.head_dim_v ? o.head_dim_v : o.head_dim;
   call c = {.o = o, .n_q = o.n_sequences * o.max_seqlen_q, .n_k = o.n_sequences * o.max_seqlen_k};
-  c.q = normals(seed, c.n_q * o.n_heads * o.head_dim, gain, storage);
-  c.k = normals(seed + 1, c.n_k * o.n_kv_heads * o.head_dim, 1, storage);
-  c.v = normals(seed + 2, c.n_k * o.n_kv_heads * o.head_dim_v, 1, storage);
+  c.q = rounded_normals(seed, c.n_q * o.n_heads * o.head_dim, gain, storage);
+  c.k = rounded_normals(seed + 1, c.n_k * o.n_kv_heads * o.head_dim, 1, storage);
+  c.v = rounded_normals(seed + 2, c.n_k * o.n_kv_heads * o.head_dim_v, 1, storage);
   c.out = memory((size_t)(c.n_q * o.n_heads * o.head_dim_v) * sizeof(float));
   c.lse = memory((size_t)(c.n_q * o.n_heads) * sizeof(float));
   c.a = (sfa_attention_args){.struct_size = sizeof c.a, .q.data = c.q, .k.data = c.k, .v.data = c.v, .out = c.out, .lse = c.lse};

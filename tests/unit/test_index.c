@@ -1,13 +1,6 @@
 /* The document index: what a session saves another one reads, bit for bit; and whatever happens to the file or to the process that writes
  * it, the answer is the old state, the new state or a clear error. `test_index kills N DIR` kills a writer N times instead, over a file in
  * that folder. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
-
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -15,8 +8,8 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
-#include "base/rng.h"
 #include "file/index_file.h"
+#include "unit_tools.h"
 #include "weights_files.h"
 
 #define MODEL SFA_TEST_DATA "/golden/models/stories260K/stories260K.bin"
@@ -703,31 +696,11 @@ static void other_sessions_are_refused(void **state) {
   sfa_index_close(index);
 }
 
-/* An allocator that refuses one call. */
-typedef struct memory_account {
-  int64_t out, calls, refuse;
-} memory_account;
-
-static void *counted_alloc(void *user, size_t bytes) {
-  memory_account *a = user;
-  if (++a->calls == a->refuse)
-    return NULL;
-  a->out++;
-  return aligned_alloc(64, (bytes + 63) / 64 * 64);
-}
-
-static void counted_free(void *user, void *memory) {
-  ((memory_account *)user)->out--;
-  free(memory);
-}
-
 static void refused_memory_is_an_error(void **state) {
   (void)state;
   memory_account account = {0};
-  sfa_allocator allocator = {counted_alloc, counted_free, &account};
-  sfa_context_options context = {.struct_size = sizeof context, .n_threads = 1, .allocator = &allocator};
   sfa_context *kept = ctx;
-  assert_int_equal(sfa_context_create(&context, &ctx), SFA_OK);
+  ctx = new_counted_context(1, &account);
   sfa_model *model = open_model(MODEL);
   sfa_session_options options = session_options(&choices[3]);
   sfa_session *session, *loaded;

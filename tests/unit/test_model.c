@@ -1,17 +1,12 @@
 /* Loaded models: logits of every family against Hugging Face transformers (tools/make_model_golden.py), same bits however a text is cut
  * and whatever runs it, choices of attention, files that are wrong. */
-#include "base/half.h"
-#include "model/model_parts.h"
-
 #include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
 
-#include <cmocka.h>
+#include "base/half.h"
+#include "model/model_parts.h"
+#include "unit_tools.h"
 
 #define MODELS SFA_TEST_DATA "/golden/models/"
 
@@ -591,30 +586,13 @@ static void file_asks_for_sparsity(void **state) {
 
 /* ---- Memory ------------------------------------------------------------------------------------------------------------------------ */
 
-typedef struct rationed {
-  int64_t left, held;
-} rationed;
-
-static void *ration(void *user, size_t bytes) {
-  rationed *r = user;
-  if (r->left-- <= 0)
-    return NULL;
-  r->held++;
-  return aligned_alloc(64, sfa_align64(bytes ? bytes : 1));
-}
-
-static void hand_back(void *user, void *memory) {
-  ((rationed *)user)->held--;
-  free(memory);
-}
-
 /* The n-th allocation fails, for every n until all goes well: a clear status, nothing held. */
 static void failing_memory(void **state) {
   (void)state;
   sfa_status status = SFA_ERROR_MEMORY;
   for (int64_t n = 1; status != SFA_OK; n++) {
-    rationed r = {n, 0};
-    const sfa_allocator allocator = {ration, hand_back, &r};
+    memory_account account = {.refuse = n};
+    const sfa_allocator allocator = {account_alloc, account_free, &account};
     const sfa_context_options options = {.struct_size = sizeof options, .allocator = &allocator, .n_threads = 1};
     const sfa_attention_choice choice = {.struct_size = sizeof choice, .sparse = 1, .k = 8, .layers = 1};
     const int32_t ids[3] = {5, 6, 7};
@@ -637,7 +615,7 @@ static void failing_memory(void **state) {
     sfa_forward_destroy(forward);
     sfa_model_destroy(model);
     sfa_context_destroy(ctx);
-    assert_int_equal(r.held, 0);
+    assert_int_equal(account.out, 0);
     assert_true(n < 10000);
   }
 }

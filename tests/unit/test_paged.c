@@ -1,27 +1,16 @@
 /* Pages in the caller's memory: what is refused, what a store touches. (That they give what arrays and caches give: test_composition.c.) */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-
-#include <cmocka.h>
-
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include <sfa/cache.h>
 
+#include "unit_tools.h"
+
 enum { G = 2, D = 16, E = 8, K = 4, N_PAGES = 3, SLOTS = N_PAGES * 64 };
 
 static const sfa_page_options page = {
     .struct_size = sizeof page, .n_kv_heads = G, .head_dim = D, .head_dim_v = E, .k = K, .v_dtype = SFA_I4};
-
-static sfa_context *new_context(int32_t n_threads) {
-  sfa_context_options options = {.struct_size = sizeof options, .n_threads = n_threads};
-  sfa_context *ctx;
-  assert_int_equal(sfa_context_create(&options, &ctx), SFA_OK);
-  return ctx;
-}
 
 /* Bytes of a head: ids and int8 values [64][4], scales [64], int4 values [64][8], scales [64]. */
 static void bytes(void **state) {
@@ -53,7 +42,7 @@ typedef struct world {
 static world *new_world(void) {
   world *w = calloc(1, sizeof *w);
   assert_non_null(w);
-  w->ctx = new_context(2);
+  w->ctx = new_context(2, SFA_ISA_DEFAULT);
   w->pool = aligned_alloc(64, N_PAGES * sfa_page_bytes(&page));
   assert_non_null(w->pool);
   memset(w->pool, 0xee, N_PAGES * sfa_page_bytes(&page));

@@ -3,23 +3,12 @@
 #include "attn/attn_policy.h"
 
 #include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include <cmocka.h>
-
 #include <sfa/cache.h>
 
-#include "base/rng.h"
-
-static sfa_context *new_context(sfa_isa isa, int32_t n_threads) {
-  sfa_context_options options = {.struct_size = sizeof options, .n_threads = n_threads, .isa = isa};
-  sfa_context *ctx;
-  assert_int_equal(sfa_context_create(&options, &ctx), SFA_OK);
-  return ctx;
-}
+#include "unit_tools.h"
 
 static sfa_attention_options shape(int64_t n_q, int64_t n, int32_t head_dim, int32_t k) {
   return (sfa_attention_options){.struct_size = sizeof(sfa_attention_options),
@@ -74,7 +63,7 @@ static void tables_in_the_source(void **state) {
 
 static void unusable_costs(void **state) {
   (void)state;
-  sfa_context *ctx = new_context(SFA_ISA_SCALAR, 1);
+  sfa_context *ctx = new_context(1, SFA_ISA_SCALAR);
   sfa_attention_options o = shape(64, 64, 16, 4);
   sfa_attention_plan *plan;
   sfa_costs good, costs;
@@ -104,7 +93,7 @@ static void unusable_costs(void **state) {
 
 static void measured_costs(void **state) {
   (void)state;
-  sfa_context *ctx = new_context(SFA_ISA_DEFAULT, 1);
+  sfa_context *ctx = new_context(1, SFA_ISA_DEFAULT);
   sfa_costs costs;
   assert_int_equal(sfa_costs_measure(NULL, &costs), SFA_ERROR_ARGUMENT);
   assert_int_equal(sfa_costs_measure(ctx, NULL), SFA_ERROR_ARGUMENT);
@@ -126,7 +115,7 @@ static void measured_costs(void **state) {
 /* The choice follows the costs, and nothing else. */
 static void choices(void **state) {
   (void)state;
-  sfa_context *ctx = new_context(SFA_ISA_SCALAR, 1);
+  sfa_context *ctx = new_context(1, SFA_ISA_SCALAR);
   sfa_costs costs;
   sfa_costs_default(SFA_ISA_SCALAR, &costs);
   for (int i = 0; i < SFA_COST_DIMS; i++) {
@@ -159,7 +148,7 @@ static void choices(void **state) {
 /* Few rows of a kv head: lanes are keys, wherever that is cheaper; queries of a group count. */
 static void few_rows(void **state) {
   (void)state;
-  sfa_context *ctx = new_context(SFA_ISA_SCALAR, 1);
+  sfa_context *ctx = new_context(1, SFA_ISA_SCALAR);
   sfa_costs costs;
   sfa_costs_default(SFA_ISA_SCALAR, &costs);
   for (int type = 0; type < SFA_COST_TYPES; type++)
@@ -194,7 +183,7 @@ static void refuse(sfa_context *ctx, const sfa_attention_options *o, sfa_status 
 
 static void refusals(void **state) {
   (void)state;
-  sfa_context *ctx = new_context(SFA_ISA_SCALAR, 1);
+  sfa_context *ctx = new_context(1, SFA_ISA_SCALAR);
   sfa_attention_options o = shape(17, 64, 16, 4);
   o.policy = SFA_POLICY_KEYS;
   refuse(ctx, &o, SFA_ERROR_UNSUPPORTED, "17");
@@ -236,7 +225,7 @@ static void refusals(void **state) {
 
 static void predictions(void **state) {
   (void)state;
-  sfa_context *ctx = new_context(SFA_ISA_SCALAR, 1);
+  sfa_context *ctx = new_context(1, SFA_ISA_SCALAR);
   sfa_attention_options o = shape(4096, 4096, 64, 8);
   sfa_attention_report full = report_of(ctx, &o);
   o.causal = 1;
@@ -280,7 +269,7 @@ static void predictions(void **state) {
 
 static void reports(void **state) {
   (void)state;
-  sfa_context *ctx = new_context(SFA_ISA_SCALAR, 1);
+  sfa_context *ctx = new_context(1, SFA_ISA_SCALAR);
   sfa_attention_options o = shape(64, 64, 16, 4);
   sfa_attention_plan *plan = plan_ok(ctx, &o);
   sfa_attention_report report = {.struct_size = 1};
@@ -303,7 +292,7 @@ static void reports(void **state) {
 
 static void run_with(sfa_isa isa, int32_t n_threads, sfa_attention_options o, const sfa_costs *costs, const float *q, const float *k,
                      const float *v, float *out, bool densified) {
-  sfa_context *ctx = new_context(isa, n_threads);
+  sfa_context *ctx = new_context(n_threads, isa);
   o.costs = costs;
   sfa_attention_plan *plan = plan_ok(ctx, &o);
   assert_int_equal(plan->densify, densified);
@@ -373,7 +362,7 @@ static void f32_caches_are_not_rounded(void **state) {
   static float x[T * D], tiles[T * D], chosen[T * D];
   for (int i = 0; i < T * D; i++)
     x[i] = (float)sfa_rng_normal(&rng);
-  sfa_context *ctx = new_context(SFA_ISA_SCALAR, 1);
+  sfa_context *ctx = new_context(1, SFA_ISA_SCALAR);
   for (int i = 0; i < 4; i++) {
     sfa_cache_options stored = {.struct_size = sizeof stored,
                                 .n_layers = 1,
@@ -404,7 +393,7 @@ static void f32_caches_are_not_rounded(void **state) {
 /* The 16-bit entries, read from the kernels in plain C: of random rows, so every one is a time. */
 static void half_costs_can_be_read(void **state) {
   (void)state;
-  sfa_context *ctx = new_context(SFA_ISA_SCALAR, 1);
+  sfa_context *ctx = new_context(1, SFA_ISA_SCALAR);
   sfa_attn_half_probe *probe;
   assert_int_equal(sfa_attn_half_probe_create(ctx, &probe), SFA_OK);
   sfa_costs costs = *sfa_attn_costs_of(SFA_ISA_SCALAR);

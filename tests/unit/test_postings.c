@@ -1,11 +1,5 @@
 /* The inverted index through the public API: same bits as reading the codes, whatever happened to the sequence meanwhile; the highest
  * scores; what is refused. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-
-#include <cmocka.h>
-
 #include <math.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -13,17 +7,10 @@
 
 #include <sfa/postings.h>
 
-#include "base/rng.h"
+#include "unit_tools.h"
 
 enum { G = 2, D = 64, E = 8, K = 8, LAYERS = 4, BLOCK = 4096, LEN = 2 * BLOCK + 200 };
 enum { CODES = 0, DENSE = 1, MANY = 2, HALF = 3 }; /* layers: codes, dense keys, too many features for exact sums, codes again */
-
-static sfa_context *new_context(int32_t n_threads, sfa_isa isa) {
-  sfa_context_options options = {.struct_size = sizeof options, .n_threads = n_threads, .isa = isa};
-  sfa_context *ctx;
-  assert_int_equal(sfa_context_create(&options, &ctx), SFA_OK);
-  return ctx;
-}
 
 static sfa_cache *new_cache(sfa_context *ctx, sfa_dtype k_dtype) {
   static const int32_t k[LAYERS] = {K, 0, 40, K};
@@ -38,15 +25,6 @@ static sfa_cache *new_cache(sfa_context *ctx, sfa_dtype k_dtype) {
   sfa_cache *cache;
   assert_int_equal(sfa_cache_create(ctx, &options, &cache), SFA_OK);
   return cache;
-}
-
-static float *normals(uint64_t seed, int64_t n) {
-  sfa_rng rng = {seed};
-  float *x = malloc((size_t)n * sizeof *x);
-  assert_non_null(x);
-  for (int64_t i = 0; i < n; i++)
-    x[i] = (float)sfa_rng_normal(&rng);
-  return x;
 }
 
 /* Appends n tokens of random keys to a layer. */
@@ -466,57 +444,36 @@ static void refusals_say_why(void **state) {
   sfa_context_destroy(ctx);
 }
 
-/* Allocation number `fail_at` fails. */
-typedef struct failing {
-  int64_t n_allocs, n_live, fail_at;
-} failing;
-
-static void *failing_alloc(void *user, size_t bytes) {
-  failing *f = user;
-  if (++f->n_allocs == f->fail_at)
-    return NULL;
-  f->n_live++;
-  return aligned_alloc(64, (bytes + 63) / 64 * 64);
-}
-
-static void failing_free(void *user, void *memory) {
-  ((failing *)user)->n_live--;
-  free(memory);
-}
-
 /* Whichever allocation fails: an error, nothing leaked, and what the index holds is right. */
 static void failed_allocations_leave_a_valid_index(void **state) {
   (void)state;
-  failing memory = {0};
-  sfa_allocator allocator = {failing_alloc, failing_free, &memory};
-  sfa_context_options options = {.struct_size = sizeof options, .n_threads = 1, .allocator = &allocator};
-  sfa_context *ctx;
-  assert_int_equal(sfa_context_create(&options, &ctx), SFA_OK);
+  memory_account account = {0};
+  sfa_context *ctx = new_counted_context(1, &account);
   sfa_cache *cache = new_cache(ctx, SFA_I8);
   queries q = new_queries(ctx, K);
   append(cache, 0, CODES, 1, 2 * BLOCK);
-  int64_t live = memory.n_live;
+  int64_t live = account.out;
   bool worked = false;
   for (int64_t n = 1; !worked; n++) {
     sfa_postings *postings;
-    memory.fail_at = memory.n_allocs + n;
+    account.refuse = account.calls + n;
     sfa_status status = sfa_postings_create(cache, CODES, &postings);
     if (status == SFA_OK)
       status = sfa_postings_update(postings, 0);
     worked = status == SFA_OK;
-    memory.fail_at = 0;
+    account.refuse = 0;
     assert_true(worked || status == SFA_ERROR_MEMORY);
     assert_int_equal(sfa_postings_len(postings) == 2 * BLOCK, worked);
     if (postings)
       same_scores(cache, 0, CODES, postings, &q.codes);
     sfa_postings_destroy(postings);
-    assert_int_equal(memory.n_live, live);
+    assert_int_equal(account.out, live);
     assert_true(n < 20);
   }
   free(q.memory);
   sfa_cache_destroy(cache);
   sfa_context_destroy(ctx);
-  assert_int_equal(memory.n_live, 0);
+  assert_int_equal(account.out, 0);
 }
 
 int main(void) {

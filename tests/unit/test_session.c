@@ -1,50 +1,17 @@
 /* Sessions: what the length of a chunk, the number of threads and the way of asking must not change; and that a failure, wherever it
  * comes, leaves the timeline as it was. The model is stories260K (5 layers, 8 heads, 512 tokens of vocabulary and of context). */
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdlib.h>
-
-#include <setjmp.h>
-
-#include <cmocka.h>
-
 #include <math.h>
 #include <string.h>
 
 #include <sfa/engine.h>
+
+#include "unit_tools.h"
 
 #define MODEL SFA_TEST_DATA "/golden/models/stories260K/stories260K.bin"
 enum { N = 70, VOCAB = 512, CONTEXT = 512 };
 
 static int32_t tokens[N];
 static float logits_a[VOCAB], logits_b[VOCAB];
-
-/* An allocator that counts what is out, and refuses the call number `refuse` (from 1; 0: none). */
-typedef struct memory_account {
-  int64_t out, calls, refuse;
-} memory_account;
-
-static void *counted_alloc(void *user, size_t bytes) {
-  memory_account *a = user;
-  if (++a->calls == a->refuse)
-    return NULL;
-  a->out++;
-  return aligned_alloc(64, (bytes + 63) / 64 * 64);
-}
-
-static void counted_free(void *user, void *memory) {
-  ((memory_account *)user)->out--;
-  free(memory);
-}
-
-static sfa_context *make_context(int32_t n_threads, memory_account *account) {
-  sfa_allocator allocator = {counted_alloc, counted_free, account};
-  sfa_context_options options = {.struct_size = sizeof options, .n_threads = n_threads, .allocator = account ? &allocator : NULL};
-  sfa_context *ctx;
-  assert_int_equal(sfa_context_create(&options, &ctx), SFA_OK);
-  return ctx;
-}
 
 static sfa_model *open_model(sfa_context *ctx) {
   sfa_model *model;
@@ -78,7 +45,7 @@ static void result_is_the_same_however_it_is_asked_for(void **state) {
   int32_t argmax[2][N];
   for (int sparse_k = 0; sparse_k <= 2; sparse_k += 2)
     for (size_t w = 0; w < sizeof ways / sizeof *ways; w++) {
-      sfa_context *ctx = make_context(ways[w].n_threads, NULL);
+      sfa_context *ctx = new_context(ways[w].n_threads, SFA_ISA_DEFAULT);
       sfa_model *model = open_model(ctx);
       sfa_session *session = make_session(model, ways[w].chunk_len, sparse_k, NULL, NULL);
       int at = w > 0;
@@ -97,7 +64,7 @@ static void result_is_the_same_however_it_is_asked_for(void **state) {
 /* Each score, recomputed in double from the logits that appending the tokens one at a time gives. */
 static void score_is_the_log_softmax_of_the_logits(void **state) {
   (void)state;
-  sfa_context *ctx = make_context(2, NULL);
+  sfa_context *ctx = new_context(2, SFA_ISA_DEFAULT);
   sfa_model *model = open_model(ctx);
   sfa_session *scored = make_session(model, 16, 2, NULL, NULL), *stepped = make_session(model, 0, 2, NULL, NULL);
   float nll[N];
@@ -132,7 +99,7 @@ static void score_is_the_log_softmax_of_the_logits(void **state) {
 
 static void truncate_goes_back(void **state) {
   (void)state;
-  sfa_context *ctx = make_context(1, NULL);
+  sfa_context *ctx = new_context(1, SFA_ISA_DEFAULT);
   sfa_model *model = open_model(ctx);
   sfa_session *session = make_session(model, 0, 2, NULL, NULL);
   assert_int_equal(sfa_session_append(session, tokens, N, logits_a), SFA_OK);
@@ -167,7 +134,7 @@ static int count_step(void *user, int64_t done, int64_t total) {
 
 static void cancel_leaves_the_timeline(void **state) {
   (void)state;
-  sfa_context *ctx = make_context(1, NULL);
+  sfa_context *ctx = new_context(1, SFA_ISA_DEFAULT);
   sfa_model *model = open_model(ctx);
   step_log steps = {.stop_at = 2};
   sfa_session *session = make_session(model, 10, 2, count_step, &steps), *plain = make_session(model, 0, 2, NULL, NULL);
@@ -193,7 +160,7 @@ static void cancel_leaves_the_timeline(void **state) {
 
 static void wrong_calls_change_nothing(void **state) {
   (void)state;
-  sfa_context *ctx = make_context(1, NULL);
+  sfa_context *ctx = new_context(1, SFA_ISA_DEFAULT);
   sfa_model *model = open_model(ctx);
   sfa_session_options options = {.struct_size = sizeof options, .context_len = 20};
   sfa_session *session;
@@ -229,7 +196,7 @@ static void wrong_calls_change_nothing(void **state) {
 
 static void stats_tell_prefill_from_decode(void **state) {
   (void)state;
-  sfa_context *ctx = make_context(1, NULL);
+  sfa_context *ctx = new_context(1, SFA_ISA_DEFAULT);
   sfa_model *model = open_model(ctx);
   sfa_session *session = make_session(model, 16, 0, NULL, NULL);
   sfa_session_stats s;
@@ -256,7 +223,7 @@ static void stats_tell_prefill_from_decode(void **state) {
 static void refused_memory_is_an_error(void **state) {
   (void)state;
   memory_account account = {0};
-  sfa_context *ctx = make_context(1, &account);
+  sfa_context *ctx = new_counted_context(1, &account);
   int64_t refused = 0;
   for (int64_t refuse = 1;; refuse++) {
     int64_t out = account.out;
@@ -314,7 +281,7 @@ static void refused_memory_is_an_error(void **state) {
 /* Steps leave out at most what they may, say how much, and end near the exact ones. */
 static void eps_is_kept_and_told(void **state) {
   (void)state;
-  sfa_context *ctx = make_context(2, NULL);
+  sfa_context *ctx = new_context(2, SFA_ISA_DEFAULT);
   sfa_model *model = open_model(ctx);
   static const sfa_dtype stores[] = {SFA_F32, SFA_I8, SFA_I4};
   for (size_t v = 0; v < sizeof stores / sizeof *stores; v++) {
@@ -351,7 +318,7 @@ static void eps_is_kept_and_told(void **state) {
 
 static void opening_tells_what_is_wrong(void **state) {
   (void)state;
-  sfa_context *ctx = make_context(1, NULL);
+  sfa_context *ctx = new_context(1, SFA_ISA_DEFAULT);
   sfa_model *model;
   assert_int_equal(sfa_model_open(ctx, SFA_TEST_DATA "/nothing.gguf", NULL, &model), SFA_ERROR_IO);
   assert_null(model);
