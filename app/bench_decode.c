@@ -310,8 +310,7 @@ static double least_kept(decode_bench *b, double eps) {
   return (double)kept / (double)(rows * c->n);
 }
 
-/* ---- A case, open and closed
- * ---------------------------------------------------------------------------------------------------------------- */
+/* ---- A case, open and closed -------------------------------------------------------------------------------------------- */
 
 static int bench_open(decode_bench *b) {
   const decode_case *c = &b->c;
@@ -349,8 +348,7 @@ static int bench_open(decode_bench *b) {
   return status ? status : fill(b);
 }
 
-/* ---- Showing it
- * ------------------------------------------------------------------------------------------------------------------------------ */
+/* ---- Showing it --------------------------------------------------------------------------------------------------------- */
 
 static cJSON *peer_case(const decode_case *c) {
   cJSON *object = cJSON_CreateObject(), *lengths = cJSON_AddArrayToObject(object, "lengths");
@@ -476,8 +474,7 @@ static int draw(const bench_output *out, const char *path) {
   return plot_close(plot) ? EXIT_OK : app_fail("gnuplot could not draw %s", path);
 }
 
-/* ---- The grid
- * ------------------------------------------------------------------------------------------------------------------------------------ */
+/* ---- The grid ----------------------------------------------------------------------------------------------------------- */
 
 enum { A_N, A_HEAD_DIM, A_BATCH, A_N_Q, A_ISA, A_THREADS, N_AXES };
 

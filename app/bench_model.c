@@ -112,8 +112,7 @@ static int side_run(void *arg, double *ms, int64_t *stage_ns) {
   return sfa_session_truncate(s->session, s->prompt) == SFA_OK ? EXIT_OK : app_fail_status(b->a.ctx);
 }
 
-/* ---- Set-up
- * ------------------------------------------------------------------------------------------------------------------------------ */
+/* ---- Set-up ------------------------------------------------------------------------------------------------------------- */
 
 static int read_depths(model_bench *b) {
   const app_options *o = b->a.o;
@@ -179,8 +178,7 @@ static cJSON *peer_case(const model_bench *b, int64_t depth) {
   return object;
 }
 
-/* ---- Showing it
- * -------------------------------------------------------------------------------------------------------------------------- */
+/* ---- Showing it --------------------------------------------------------------------------------------------------------- */
 
 /* The engine of that name at the least depth. */
 static int shallowest(const bench_engine *engines, const int64_t *depths, int n_engines, const char *name) {

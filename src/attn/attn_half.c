@@ -306,8 +306,7 @@ static const uint16_t *dense_keys(const half_block *block, int64_t chunk, int64_
   return s.keys;
 }
 
-/* ---- A block ---------------------------------------------------------------------------------------------------------------------------
- */
+/* ---- A block ------------------------------------------------------------------------------------------------------------ */
 
 /* Rows are laid out, and finished, by the f32 path: it knows codes, strides and heads. Calls fn for the parts that it cuts a block into. */
 static void each_part(const half_block *block, void (*fn)(sfa_attn_block *part, int32_t first, void *arg), void *arg) {
@@ -419,8 +418,7 @@ static bool block_start(const half_call *job, int32_t b, int32_t g, int64_t numb
   return true;
 }
 
-/* ---- A block meets a chunk
- * ---------------------------------------------------------------------------------------------------------------- */
+/* ---- A block meets a chunk ---------------------------------------------------------------------------------------------- */
 
 static int16_t within_chunk(int64_t key) { return (int16_t)sfa_min64(sfa_max64(key, -1), SFA_HALF_CHUNK); }
 

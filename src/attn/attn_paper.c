@@ -24,7 +24,7 @@ void sfa_attn_paper_queries(const sfa_attn_block *block) {
   for (int32_t i = 0; i < block->n_rows; i++) {
     memcpy(s->csr_ids + (size_t)i * row_bytes, s->id_rows[i], row_bytes);
     for (int32_t u = 0; u < K; u++) {
-      int64_t feature = D <= 256 ? ((const uint8_t *)s->id_rows[i])[u] : ((const uint16_t *)s->id_rows[i])[u];
+      int64_t feature = sfa_id_at(s->id_rows[i], D, u);
       s->csr_values[(int64_t)i * K + u] = s->q_tile[feature * plan->width + i];
     }
   }
@@ -36,12 +36,12 @@ void sfa_attn_paper_lists(const sfa_attn_block *block, int32_t n_keys, const voi
   memset(starts, 0, ((size_t)D + 2) * sizeof *starts);
   starts += 2; /* counts of feature u at starts[u], which placing turns into the beginning of u + 1's list */
   for (int32_t at = 0; at < n_keys * K; at++)
-    starts[D <= 256 ? ((const uint8_t *)ids)[at] : ((const uint16_t *)ids)[at]]++;
+    starts[sfa_id_at(ids, D, at)]++;
   for (int32_t u = 1; u < D; u++)
     starts[u] += starts[u - 1];
   starts--;
   for (int32_t at = 0; at < n_keys * K; at++) {
-    int32_t place = starts[D <= 256 ? ((const uint8_t *)ids)[at] : ((const uint16_t *)ids)[at]]++;
+    int32_t place = starts[sfa_id_at(ids, D, at)]++;
     lists->keys[place] = (uint8_t)(at / K);
     lists->values[place] = values[at];
   }

@@ -146,7 +146,7 @@ static void seal_item(void *arg, int64_t item, int32_t thread) {
       for (int32_t j = 0; j < SFA_KEY_TILE; j++) {
         for (int32_t u = 0; u < K; u++) {
           int64_t id_at = j * keys->ids.row_stride + u;
-          int32_t feature = D <= 256 ? ((const uint8_t *)tile.ids)[id_at] : ((const uint16_t *)tile.ids)[id_at];
+          int32_t feature = sfa_id_at(tile.ids, D, id_at);
           int8_t value = tile.values[j * keys->values.row_stride + u];
           if (!value || feature >= D) /* adds nothing, or is of no feature: pages may be a damaged file */
             continue;

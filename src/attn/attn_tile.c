@@ -112,8 +112,7 @@ static void write_out_codes(const sfa_attn_block *block) {
   memset(s->q_rows, 0, (size_t)block->n_rows * (size_t)D * sizeof *s->q_rows);
   for (int32_t i = 0; i < block->n_rows; i++)
     for (int32_t u = 0; u < K; u++)
-      s->q_rows[(int64_t)i * D + (D <= 256 ? ((const uint8_t *)s->id_rows[i])[u] : ((const uint16_t *)s->id_rows[i])[u])] =
-          s->value_rows[i][u];
+      s->q_rows[(int64_t)i * D + sfa_id_at(s->id_rows[i], D, u)] = s->value_rows[i][u];
 }
 
 void sfa_attn_block_load(sfa_attn_block *block) {

@@ -23,6 +23,10 @@ typedef struct sfa_row_format {
 /* Values that one row stores. */
 static inline int32_t sfa_row_width(const sfa_row_format *format) { return format->k ? format->k : format->dim; }
 static inline size_t sfa_id_bytes(int32_t dim) { return dim <= 256 ? 1 : 2; }
+/* Feature id number `at` of codes of that dim. */
+static inline int32_t sfa_id_at(const void *ids, int32_t dim, int64_t at) {
+  return dim <= 256 ? ((const uint8_t *)ids)[at] : ((const uint16_t *)ids)[at];
+}
 static inline size_t sfa_row_ids_bytes(const sfa_row_format *format) { return (size_t)format->k * sfa_id_bytes(format->dim); }
 static inline size_t sfa_row_values_bytes(const sfa_row_format *format) { return sfa_stored_bytes(format->dtype, sfa_row_width(format)); }
 static inline size_t sfa_row_scale_bytes(const sfa_row_format *format) { return sfa_has_scales(format->dtype) ? sizeof(uint16_t) : 0; }

@@ -20,7 +20,7 @@ static inline void sfa_code_write_out(int64_t n_rows, int32_t D, int32_t K, cons
   memset(rows, 0, (size_t)n_rows * (size_t)D * sizeof *rows);
   for (int64_t i = 0; i < n_rows; i++)
     for (int64_t at = i * K; at < (i + 1) * K; at++)
-      rows[i * D + (D <= 256 ? ((const uint8_t *)ids)[at] : ((const uint16_t *)ids)[at])] = values[at];
+      rows[i * D + sfa_id_at(ids, D, at)] = values[at];
 }
 
 /* Value u of a row in f32, and its feature. */

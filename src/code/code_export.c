@@ -5,10 +5,7 @@
 
 #include <string.h>
 
-int32_t sfa_code_id(const sfa_codes *codes, int64_t row, int32_t u) {
-  int64_t at = row * codes->k + u;
-  return sfa_id_bytes(codes->head_dim) == 1 ? ((const uint8_t *)codes->ids)[at] : ((const uint16_t *)codes->ids)[at];
-}
+int32_t sfa_code_id(const sfa_codes *codes, int64_t row, int32_t u) { return sfa_id_at(codes->ids, codes->head_dim, row * codes->k + u); }
 
 float sfa_code_value(const sfa_codes *codes, int64_t row, int32_t u) {
   int64_t at = row * codes->k + u;

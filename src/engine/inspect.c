@@ -56,8 +56,7 @@ static sfa_status sample(void *user, const sfa_probe *probe) {
       SFA_TRY(sfa_look_query(&in->look, probe, (int32_t)token, head));
       SFA_TRY(sfa_look_weights(&in->look, probe, (int32_t)token, head, NULL, in->scores, in->weights));
       for (int32_t u = 0; u < in->look.code.k; u++)
-        in->query_use[row * h->head_dim +
-                      (h->head_dim <= 256 ? ((const uint8_t *)in->look.code.ids)[u] : ((const uint16_t *)in->look.code.ids)[u])]++;
+        in->query_use[row * h->head_dim + sfa_look_feature(in->look.code.ids, h->head_dim, u)]++;
       in->n_sampled[row]++;
       in->heads[row].k_queries = in->look.code.k;
       add_keys_for(in->weights, probe->first + token + 1, in->heads[row].keys_for);
@@ -82,7 +81,7 @@ static sfa_status count_keys(const inspection *in, const sfa_cache *cache, int32
     int64_t n = in->n_tokens - first < READ_LEN ? in->n_tokens - first : READ_LEN;
     status = sfa_cache_read_keys(cache, 0, cache_layer, kv_head, first, n, ids, values);
     for (int64_t i = 0; status == SFA_OK && i < n * K; i++) {
-      int32_t feature = D <= 256 ? ((const uint8_t *)ids)[i] : ((const uint16_t *)ids)[i];
+      int32_t feature = sfa_look_feature(ids, D, i);
       if (feature < D) /* others are in a damaged file alone */
         use[feature]++;
     }

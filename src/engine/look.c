@@ -47,10 +47,6 @@ sfa_status sfa_look_weights(sfa_look *look, const sfa_probe *probe, int32_t toke
   return SFA_OK;
 }
 
-static int32_t id_at(const void *ids, int32_t D, int32_t i) {
-  return !ids ? i : D <= 256 ? ((const uint8_t *)ids)[i] : ((const uint16_t *)ids)[i];
-}
-
 /* Keeps the largest parts, falling. */
 static void add_reason(sfa_explained_token *out, int32_t feature, float part) {
   int32_t at = out->n_reasons;
@@ -71,10 +67,10 @@ sfa_status sfa_look_reasons(const sfa_look *look, const sfa_probe *probe, int32_
   SFA_TRY(sfa_cache_read_keys(probe->cache, 0, probe->cache_layer, head / (h->n_heads / h->n_kv_heads), key, 1, ids, values));
   out->n_shared = out->n_reasons = 0;
   for (int32_t i = 0, u = 0; i < n; i++) { /* both ascend */
-    int32_t feature = id_at(k_keys ? ids : NULL, D, i);
-    while (u < look->code.k && id_at(look->code.ids, D, u) < feature)
+    int32_t feature = sfa_look_feature(k_keys ? ids : NULL, D, i);
+    while (u < look->code.k && sfa_look_feature(look->code.ids, D, u) < feature)
       u++;
-    if (u == look->code.k || id_at(look->code.ids, D, u) != feature)
+    if (u == look->code.k || sfa_look_feature(look->code.ids, D, u) != feature)
       continue;
     out->n_shared++;
     add_reason(out, feature, scale_of(look) * ((const float *)look->code.values)[u] * values[i]);

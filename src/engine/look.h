@@ -14,6 +14,11 @@ typedef struct sfa_look {
   sfa_codes code; /* of the query that was loaded last: one row, k features (D where it is dense) */
 } sfa_look;
 
+/* Feature number `at` of codes of head dim D; without ids, of a dense row: at itself. */
+static inline int32_t sfa_look_feature(const void *ids, int32_t D, int64_t at) {
+  return !ids ? (int32_t)at : D <= 256 ? ((const uint8_t *)ids)[at] : ((const uint16_t *)ids)[at];
+}
+
 sfa_status sfa_look_open(sfa_look *look, const sfa_model *model);
 void sfa_look_close(sfa_look *look);
 /* Codes query head `head` of token `token` (of the step) as attention does: look->code. */

@@ -108,8 +108,7 @@ static void expect_same(const char *what, int64_t n_tokens, const float *out, co
     fail_msg("%s: other bits", what);
 }
 
-/* ---- Tests
- * --------------------------------------------------------------------------------------------------------------------------------- */
+/* ---- Tests -------------------------------------------------------------------------------------------------------------- */
 
 /* A prompt cut into chunks of any size gives the bits of one call without a cache. */
 static void chunks(void **state) {
@@ -318,8 +317,7 @@ static void mapping(void **state) {
   }
 }
 
-/* ---- Failures
- * ---------------------------------------------------------------------------------------------------------------------------------- */
+/* ---- Failures ----------------------------------------------------------------------------------------------------------- */
 
 static void range_errors(void **state) {
   (void)state;

@@ -96,8 +96,7 @@ static void run_on(sfa_isa isa, int32_t n_threads, call *c) {
 static size_t out_bytes(const call *c) { return (size_t)(c->n_q * c->o.n_heads * c->o.head_dim_v) * sizeof(float); }
 static size_t lse_bytes(const call *c) { return (size_t)(c->n_q * c->o.n_heads) * sizeof(float); }
 
-/* ---- The truth, and how near a dense bf16 attention comes to it -------------------------------------------------------------------------
- */
+/* ---- The truth, and how near a dense bf16 attention comes to it --------------------------------------------------------- */
 
 /* Rows [n][d] with the k largest features kept (0: all), rounded to a storage type. */
 static float *stored(const float *x, int64_t n, int d, int k, int storage) {
