@@ -1,27 +1,12 @@
 /* Sessions in files: what a session's pages depend on, as the settings of an index; saving, loading. */
-#include "base/hash.h"
+#include <sfa/data.h>
+
 #include "engine/session.h"
 #include "file/index_file.h"
 
 #include <string.h>
 
 /* ---- What the pages depend on -------------------------------------------------------------------------------------------------- */
-
-/* Of the tokenizer: its size, and the texts of some tokens. */
-static uint64_t tokenizer_fingerprint(const sfa_tokenizer *t) {
-  enum { SAMPLES = 1024 };
-  if (!t)
-    return 0;
-  int64_t n = sfa_tokenizer_vocab_size(t);
-  uint64_t h = sfa_hash_word((uint64_t)n, (uint64_t)sfa_tokenizer_bos(t));
-  for (int64_t i = 0; i < SAMPLES && i < n; i++) {
-    char text[64];
-    int32_t id = (int32_t)(n <= SAMPLES ? i : i * n / SAMPLES);
-    size_t bytes = sfa_tokenizer_decode(t, -1, id, 1, text, sizeof text);
-    h = sfa_hash_bytes(h, text, bytes < sizeof text ? bytes : sizeof text);
-  }
-  return h;
-}
 
 /* *layers is the memory of settings->layers, to be freed. */
 static sfa_status settings_of(const sfa_session *s, sfa_index_settings *settings, sfa_index_layer_entry **layers) {
@@ -37,7 +22,7 @@ static sfa_status settings_of(const sfa_session *s, sfa_index_settings *settings
                                            .page_bytes = storage.page_bytes};
   }
   *settings = (sfa_index_settings){.model = sfa_model_fingerprint(s->model),
-                                   .tokenizer = tokenizer_fingerprint(sfa_model_tokenizer(s->model)),
+                                   .tokenizer = sfa_tokenizer_fingerprint(sfa_model_tokenizer(s->model)),
                                    .n_layers = info.n_layers,
                                    .n_kv_heads = info.n_kv_heads,
                                    .head_dim = info.head_dim,

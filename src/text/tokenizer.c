@@ -1,6 +1,9 @@
 /* The tokenizer's public calls, and what its loaders share. */
 #include "text/tokenizer_build.h"
 
+#include <sfa/data.h>
+
+#include "base/hash.h"
 #include "base/map.h"
 #include "text/utf8.h"
 
@@ -253,4 +256,19 @@ size_t sfa_tokenizer_decode(const sfa_tokenizer *t, int32_t previous, int32_t id
   if (n > 0)
     memcpy(out, piece, n);
   return len;
+}
+
+uint64_t sfa_tokenizer_fingerprint(const sfa_tokenizer *t) {
+  enum { SAMPLES = 1024 };
+  if (!t)
+    return 0;
+  int64_t n = sfa_tokenizer_vocab_size(t);
+  uint64_t h = sfa_hash_word((uint64_t)n, (uint64_t)sfa_tokenizer_bos(t));
+  for (int64_t i = 0; i < SAMPLES && i < n; i++) {
+    char text[64];
+    int32_t id = (int32_t)(n <= SAMPLES ? i : i * n / SAMPLES);
+    size_t bytes = sfa_tokenizer_decode(t, -1, id, 1, text, sizeof text);
+    h = sfa_hash_bytes(h, text, bytes < sizeof text ? bytes : sizeof text);
+  }
+  return h;
 }

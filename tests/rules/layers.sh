@@ -28,8 +28,8 @@ declare -A outer=(
   [src/attn]="base attention plan"
   [src/cache]="base attention cache"
   [src/api]="base attention cache plan postings"
-  [src/file]="base engine"
-  [src/text]="base engine"
+  [src/file]="base engine data"
+  [src/text]="base engine data"
   [src/device]="base"
   [src/model]=any [src/engine]=any [app]=any [examples]=any [tests/cli]=any
   [tests/oracle]=""
