@@ -44,7 +44,7 @@ typedef struct sfa_cpu_kernels {
   void (*quantize)(int32_t n, int32_t n_blocks, const float *x, int8_t *q, float *scale, int32_t *sum, float *scale_sum);
   void (*rms_norm)(int32_t dim, const float *x, const float *weight, float eps, float *out);
   void (*layer_norm)(int32_t dim, const float *x, const float *weight, const float *bias, float eps, float *out);
-  void (*activate)(sfa_activation act, int32_t dim, float *x, const float *up);
+  void (*activate)(sfa_activation act, int32_t dim, const float *x, const float *up, float *out);
   void (*softcap)(int32_t dim, float cap, float *x);
 } sfa_cpu_kernels;
 

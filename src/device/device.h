@@ -71,9 +71,9 @@ typedef struct sfa_device {
    * interleaved, else (p, p + n_pairs). */
   void (*rope)(const sfa_context *ctx, int64_t n_rows, int32_t n_heads, int32_t head_dim, int32_t n_pairs, bool interleaved,
                const float *cos, const float *sin, float *x, int64_t x_stride);
-  /* x = act(x) * up in place; up NULL: act(x). */
-  void (*activate)(const sfa_context *ctx, sfa_activation act, int64_t n_rows, int32_t dim, float *x, int64_t x_stride, const float *up,
-                   int64_t up_stride);
+  /* out = act(x) * up; up NULL: act(x); out may be x or up. */
+  void (*activate)(const sfa_context *ctx, sfa_activation act, int64_t n_rows, int32_t dim, const float *x, int64_t x_stride,
+                   const float *up, int64_t up_stride, float *out, int64_t out_stride);
   /* x = x + y in place, [n_rows][dim] contiguous. */
   void (*add)(const sfa_context *ctx, int64_t n_rows, int32_t dim, float *x, const float *y);
   /* x = cap * tanh(x / cap) in place. */

@@ -378,19 +378,21 @@ static void rope(const sfa_context *ctx, int64_t n_rows, int32_t n_heads, int32_
 }
 
 static void activate_row(const row_job *j, int64_t row) {
-  j->kernels->activate(j->act, j->dim, j->out + row * j->out_stride, j->up ? j->up + row * j->up_stride : NULL);
+  j->kernels->activate(j->act, j->dim, j->x + row * j->x_stride, j->up ? j->up + row * j->up_stride : NULL, j->out + row * j->out_stride);
 }
 
-static void activate(const sfa_context *ctx, sfa_activation act, int64_t n_rows, int32_t dim, float *x, int64_t x_stride, const float *up,
-                     int64_t up_stride) {
+static void activate(const sfa_context *ctx, sfa_activation act, int64_t n_rows, int32_t dim, const float *x, int64_t x_stride,
+                     const float *up, int64_t up_stride, float *out, int64_t out_stride) {
   run_rows(ctx, &(row_job){.row = activate_row,
                            .act = act,
                            .n_rows = n_rows,
                            .dim = dim,
-                           .out = x,
-                           .out_stride = x_stride,
+                           .x = x,
+                           .x_stride = x_stride,
                            .up = up,
-                           .up_stride = up_stride});
+                           .up_stride = up_stride,
+                           .out = out,
+                           .out_stride = out_stride});
 }
 
 static void add_row(const row_job *j, int64_t row) {

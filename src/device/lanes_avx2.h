@@ -46,6 +46,7 @@ static inline lanes lanes_add(lanes x, lanes y) { return PAIRWISE(lanes, _mm256_
 static inline lanes lanes_sub(lanes x, lanes y) { return PAIRWISE(lanes, _mm256_sub_ps, x, y); }
 static inline lanes lanes_mul(lanes x, lanes y) { return PAIRWISE(lanes, _mm256_mul_ps, x, y); }
 static inline lanes lanes_div(lanes x, lanes y) { return PAIRWISE(lanes, _mm256_div_ps, x, y); }
+static inline lanes lanes_sqrt(lanes x) { return (lanes){_mm256_sqrt_ps(x.a), _mm256_sqrt_ps(x.b)}; }
 static inline lanes lanes_fma(lanes x, lanes y, lanes z) { return (lanes){_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
 static inline lanes lanes_min(lanes x, lanes y) { return PAIRWISE(lanes, _mm256_min_ps, x, y); }
 static inline lanes lanes_max(lanes x, lanes y) { return PAIRWISE(lanes, _mm256_max_ps, x, y); }

@@ -68,6 +68,10 @@ static inline lanes lanes_div(lanes a, lanes b) {
   EACH a.x[i] /= b.x[i];
   return a;
 }
+static inline lanes lanes_sqrt(lanes a) {
+  EACH a.x[i] = sqrtf(a.x[i]);
+  return a;
+}
 /* a * b + c, rounded once. */
 static inline lanes lanes_fma(lanes a, lanes b, lanes c) {
   EACH c.x[i] = fmaf(a.x[i], b.x[i], c.x[i]);

@@ -105,14 +105,14 @@ static void layer_norm(int32_t dim, const float *x, const float *weight, const f
 }
 
 /* silu x = x sigmoid(x); gelu x = x / 2 (1 + tanh u) = x sigmoid(2u), u = sqrt(2 / pi) (x + 0.044715 x^3). */
-static void activate(sfa_activation act, int32_t dim, float *x, const float *up) {
+static void activate(sfa_activation act, int32_t dim, const float *x, const float *up, float *out) {
   lanes a = lanes_set(0x1.988454p+0f), b = lanes_set(0x1.2444f2p-4f); /* 2 sqrt(2 / pi), and times 0.044715 */
   FOR_LANES(dim) {
     lanes v = LOAD(x), u = v;
     if (act == SFA_ACT_GELU_TANH)
       u = lanes_mul(v, lanes_fma(lanes_mul(v, v), b, a));
     v = times_sigmoid(v, u);
-    STORE(x, up ? lanes_mul(v, LOAD(up)) : v);
+    STORE(out, up ? lanes_mul(v, LOAD(up)) : v);
   }
 }
 

@@ -128,7 +128,8 @@ static void feed_forward(sfa_forward *f, const sfa_layer *layer, int32_t n) {
   int64_t stride = 2 * (int64_t)c->ffn_dim;
   const sfa_linear_part parts[] = {{layer->gate ? layer->gate : layer->up, f->ffn, stride}, {layer->up, f->ffn + c->ffn_dim, stride}};
   m->device->linear(m->ctx, n, f->normed, c->hidden_dim, layer->gate ? 2 : 1, parts, f->scratch);
-  m->device->activate(m->ctx, c->family->activation, n, c->ffn_dim, f->ffn, stride, layer->gate ? f->ffn + c->ffn_dim : NULL, stride);
+  m->device->activate(m->ctx, c->family->activation, n, c->ffn_dim, f->ffn, stride, layer->gate ? f->ffn + c->ffn_dim : NULL, stride,
+                      f->ffn, stride);
   m->device->linear(m->ctx, n, f->ffn, stride, 1, &(sfa_linear_part){layer->down, f->normed, c->hidden_dim}, f->scratch);
 }
 

@@ -413,10 +413,10 @@ static void rotations(void **state) {
 static float ups[ROWS * STRIDE];
 
 static void do_silu(sfa_context *ctx, int32_t dim, float *x) {
-  sfa_device_cpu()->activate(ctx, SFA_ACT_SILU, ROWS, dim, x, STRIDE, ups, STRIDE);
+  sfa_device_cpu()->activate(ctx, SFA_ACT_SILU, ROWS, dim, x, STRIDE, ups, STRIDE, x, STRIDE);
 }
 static void do_gelu(sfa_context *ctx, int32_t dim, float *x) {
-  sfa_device_cpu()->activate(ctx, SFA_ACT_GELU_TANH, ROWS, dim, x, STRIDE, NULL, 0);
+  sfa_device_cpu()->activate(ctx, SFA_ACT_GELU_TANH, ROWS, dim, x, STRIDE, NULL, 0, x, STRIDE);
 }
 static void do_softcap(sfa_context *ctx, int32_t dim, float *x) { sfa_device_cpu()->softcap(ctx, ROWS, dim, 3.0f, x, STRIDE); }
 static void do_add(sfa_context *ctx, int32_t dim, float *x) {
