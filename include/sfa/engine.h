@@ -81,7 +81,7 @@ typedef struct sfa_model_info {
   const char *family; /* "llama", "qwen3", "gpt2", "gemma3" */
   const char *name;   /* as the file says, or "" */
   const char *format; /* "gguf", "safetensors", "llama2.c" */
-  int32_t n_layers, n_heads, n_kv_heads, head_dim, hidden_dim, intermediate_dim, vocab_size;
+  int32_t n_layers, n_heads, n_kv_heads, head_dim, head_dim_v, hidden_dim, intermediate_dim, vocab_size;
   int64_t context_len; /* trained context in tokens */
   int64_t n_parameters;
   int64_t file_bytes;

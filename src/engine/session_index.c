@@ -26,7 +26,7 @@ static sfa_status settings_of(const sfa_session *s, sfa_index_settings *settings
                                    .n_layers = info.n_layers,
                                    .n_kv_heads = info.n_kv_heads,
                                    .head_dim = info.head_dim,
-                                   .head_dim_v = info.head_dim,
+                                   .head_dim_v = info.head_dim_v,
                                    .weights = (int32_t)info.weights,
                                    .vocab_size = info.vocab_size,
                                    .layers = *layers,

@@ -53,7 +53,7 @@ static void fill_rotations(sfa_forward *f, int32_t n, int64_t first) {
       }
 }
 
-/* Three columns of f->qkv: q [n][H][D], k and v [n][G][D], rows `stride` apart. */
+/* Three columns of f->qkv: q [n][H][D], k [n][G][D], v [n][G][E], rows `stride` apart. */
 typedef struct qkv_view {
   float *q, *k, *v;
   int64_t stride;
@@ -62,8 +62,8 @@ typedef struct qkv_view {
 static qkv_view project_qkv(sfa_forward *f, const sfa_layer *layer, int32_t n) {
   const sfa_model *m = f->model;
   const sfa_model_config *c = &m->config;
-  int64_t q_dim = (int64_t)c->n_heads * c->head_dim, kv_dim = (int64_t)c->n_kv_heads * c->head_dim;
-  qkv_view view = {f->qkv, f->qkv + q_dim, f->qkv + q_dim + kv_dim, q_dim + 2 * kv_dim};
+  int64_t q_dim = (int64_t)c->n_heads * c->head_dim, k_dim = (int64_t)c->n_kv_heads * c->head_dim;
+  qkv_view view = {f->qkv, f->qkv + q_dim, f->qkv + q_dim + k_dim, q_dim + k_dim + (int64_t)c->n_kv_heads * c->head_dim_v};
   const sfa_linear_part parts[] = {
       {layer->qkv[0], view.q, view.stride}, {layer->qkv[1], view.k, view.stride}, {layer->qkv[2], view.v, view.stride}};
   m->device->linear(m->ctx, n, f->normed, c->hidden_dim, layer->qkv[1] ? 3 : 1, parts, f->scratch);
@@ -83,7 +83,7 @@ static sfa_status attend(sfa_forward *f, int32_t index, int32_t n, const qkv_vie
   const sfa_rope *rope = c->rope_pairs ? &turn : NULL;
   sfa_rows q = {view->q, SFA_F32, 0, view->stride, c->head_dim, rope};
   const sfa_rows k = {view->k, SFA_F32, 0, view->stride, c->head_dim, rope};
-  const sfa_rows v = {view->v, SFA_F32, 0, view->stride, c->head_dim, NULL};
+  const sfa_rows v = {view->v, SFA_F32, 0, view->stride, c->head_dim_v, NULL};
   const int32_t cu_seqlens_q[2] = {0, n}, slot = 0;
   SFA_TRY(sfa_cache_append(route->cache, slot, route->cache_layer, n, &k, &v));
   if (f->probe) {
@@ -142,7 +142,7 @@ static sfa_status run_layer(sfa_forward *f, int32_t index, int32_t n, int64_t *a
   int64_t start = sfa_now_ns();
   SFA_TRY(attend(f, index, n, &view));
   *attention_ns += sfa_now_ns() - start;
-  m->device->linear(m->ctx, n, f->attended, (int64_t)c->n_heads * c->head_dim, 1, &(sfa_linear_part){layer->o, f->normed, c->hidden_dim},
+  m->device->linear(m->ctx, n, f->attended, (int64_t)c->n_heads * c->head_dim_v, 1, &(sfa_linear_part){layer->o, f->normed, c->hidden_dim},
                     f->scratch);
   add_to_stream(f, &layer->post_attention_norm, n);
   norm_rows(m, &layer->ffn_norm, n, f->stream, f->normed);

@@ -57,12 +57,15 @@ const char *const sfa_gguf_numbers[SFA_NUMBER_COUNT] = {
     [SFA_NUMBER_HEADS] = "attention.head_count",
     [SFA_NUMBER_KV_HEADS] = "attention.head_count_kv",
     [SFA_NUMBER_HEAD_DIM] = "attention.key_length",
+    [SFA_NUMBER_VALUE_DIM] = "attention.value_length",
     [SFA_NUMBER_CONTEXT] = "context_length",
     [SFA_NUMBER_WINDOW] = "attention.sliding_window",
 };
 
 const char *const sfa_config_numbers[SFA_NUMBER_COUNT] = {
-    [SFA_NUMBER_LAYERS] = "num_hidden_layers",        [SFA_NUMBER_HIDDEN] = "hidden_size",           [SFA_NUMBER_FFN] = "intermediate_size",
-    [SFA_NUMBER_HEADS] = "num_attention_heads",       [SFA_NUMBER_KV_HEADS] = "num_key_value_heads", [SFA_NUMBER_HEAD_DIM] = "head_dim",
-    [SFA_NUMBER_CONTEXT] = "max_position_embeddings", [SFA_NUMBER_NORM_EPS] = "rms_norm_eps",        [SFA_NUMBER_WINDOW] = "sliding_window",
+    [SFA_NUMBER_LAYERS] = "num_hidden_layers",     [SFA_NUMBER_HIDDEN] = "hidden_size",
+    [SFA_NUMBER_FFN] = "intermediate_size",        [SFA_NUMBER_HEADS] = "num_attention_heads",
+    [SFA_NUMBER_KV_HEADS] = "num_key_value_heads", [SFA_NUMBER_HEAD_DIM] = "head_dim",
+    [SFA_NUMBER_VALUE_DIM] = "v_head_dim",         [SFA_NUMBER_CONTEXT] = "max_position_embeddings",
+    [SFA_NUMBER_NORM_EPS] = "rms_norm_eps",        [SFA_NUMBER_WINDOW] = "sliding_window",
 };

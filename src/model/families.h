@@ -37,6 +37,7 @@ typedef enum sfa_number {
   SFA_NUMBER_HEADS,
   SFA_NUMBER_KV_HEADS,
   SFA_NUMBER_HEAD_DIM,
+  SFA_NUMBER_VALUE_DIM, /* of a head; absent: head_dim */
   SFA_NUMBER_CONTEXT,
   SFA_NUMBER_NORM_EPS,
   SFA_NUMBER_WINDOW,

@@ -9,8 +9,10 @@ static const char *const tensors[SFA_ROLE_COUNT] = {
 };
 
 static const char *const numbers[SFA_NUMBER_COUNT] = {
-    [SFA_NUMBER_LAYERS] = "n_layer", [SFA_NUMBER_HIDDEN] = "n_embd",       [SFA_NUMBER_FFN] = "n_inner",
-    [SFA_NUMBER_HEADS] = "n_head",   [SFA_NUMBER_CONTEXT] = "n_positions", [SFA_NUMBER_NORM_EPS] = "layer_norm_epsilon",
+    [SFA_NUMBER_LAYERS] = "n_layer",      [SFA_NUMBER_HIDDEN] = "n_embd",
+    [SFA_NUMBER_FFN] = "n_inner",         [SFA_NUMBER_HEADS] = "n_head",
+    [SFA_NUMBER_HEAD_DIM] = "head_dim",   [SFA_NUMBER_VALUE_DIM] = "v_head_dim",
+    [SFA_NUMBER_CONTEXT] = "n_positions", [SFA_NUMBER_NORM_EPS] = "layer_norm_epsilon",
 };
 
 const sfa_family sfa_family_gpt2 = {

@@ -48,6 +48,7 @@ static sfa_status create_caches(const sfa_model *model, const resolution *r, sfa
                                  .n_layers = n,
                                  .n_kv_heads = c->n_kv_heads,
                                  .head_dim = c->head_dim,
+                                 .head_dim_v = c->head_dim_v,
                                  .k = k,
                                  .k_dtype = r->k_dtype[kind],
                                  .v_dtype = r->v_dtype};
@@ -91,6 +92,7 @@ static sfa_status create_plan(const sfa_forward *f, const resolution *r, const s
       .n_heads = c->n_heads,
       .n_kv_heads = c->n_kv_heads,
       .head_dim = c->head_dim,
+      .head_dim_v = c->head_dim_v,
       .max_seqlen_q = n_tokens,
       .max_seqlen_k = f->context_len,
       .k_q = kind->k_queries,
@@ -142,17 +144,18 @@ static sfa_status alloc_rows(const sfa_forward *f, int64_t dim, const char *what
 static sfa_status create_buffers(sfa_forward *f, size_t workspace_bytes) {
   const sfa_model *m = f->model;
   const sfa_model_config *c = &m->config;
-  int64_t q_dim = (int64_t)c->n_heads * c->head_dim, kv_dim = (int64_t)c->n_kv_heads * c->head_dim;
+  int64_t attended_dim = (int64_t)c->n_heads * c->head_dim_v;
+  int64_t qkv_dim = (int64_t)(c->n_heads + c->n_kv_heads) * c->head_dim + (int64_t)c->n_kv_heads * c->head_dim_v;
   SFA_TRY(alloc_rows(f, c->hidden_dim, "the residual stream", &f->stream));
   SFA_TRY(alloc_rows(f, c->hidden_dim, "activations", &f->normed));
-  SFA_TRY(alloc_rows(f, q_dim + 2 * kv_dim, "queries, keys and values", &f->qkv));
-  SFA_TRY(alloc_rows(f, q_dim, "attention's output", &f->attended));
+  SFA_TRY(alloc_rows(f, qkv_dim, "queries, keys and values", &f->qkv));
+  SFA_TRY(alloc_rows(f, attended_dim, "attention's output", &f->attended));
   SFA_TRY(alloc_rows(f, 2 * (int64_t)c->ffn_dim, "feed-forward activations", &f->ffn));
   for (int kind = 0; kind < SFA_LAYER_KINDS; kind++) {
     SFA_TRY(alloc_rows(f, c->rope_pairs, "rotations", &f->rope_cos[kind]));
     SFA_TRY(alloc_rows(f, c->rope_pairs, "rotations", &f->rope_sin[kind]));
   }
-  const int64_t n_ins[] = {c->hidden_dim, q_dim, c->ffn_dim};
+  const int64_t n_ins[] = {c->hidden_dim, attended_dim, c->ffn_dim};
   size_t scratch_bytes = 0;
   for (size_t i = 0; i < sizeof n_ins / sizeof *n_ins; i++) {
     size_t bytes = m->device->scratch_bytes(m->ctx, f->chunk_len, (int32_t)n_ins[i]);

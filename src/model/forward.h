@@ -31,8 +31,8 @@ struct sfa_forward {
   int32_t n_attention;
   float *stream;                                                /* [chunk_len][hidden_dim] the residual stream */
   float *normed;                                                /* [chunk_len][hidden_dim] input or output of a sub-layer */
-  float *qkv;                                                   /* [chunk_len][(H + 2 G) * D] */
-  float *attended;                                              /* [chunk_len][H * D] */
+  float *qkv;                                                   /* [chunk_len][(H + G) * D + G * E] */
+  float *attended;                                              /* [chunk_len][H * E] */
   float *ffn;                                                   /* [chunk_len][2 * ffn_dim] gate, up */
   float *rope_cos[SFA_LAYER_KINDS], *rope_sin[SFA_LAYER_KINDS]; /* [chunk_len][rope_pairs] */
   void *scratch;                                                /* of linear layers */

@@ -118,14 +118,16 @@ static sfa_status read_shape(sfa_context *ctx, const sfa_weights *weights, sfa_m
   SFA_TRY(read_count32(ctx, weights, c, SFA_NUMBER_HEADS, 1 << 16, 0, &c->n_heads));
   SFA_TRY(read_count32(ctx, weights, c, SFA_NUMBER_KV_HEADS, 1 << 16, c->n_heads, &c->n_kv_heads));
   SFA_TRY(read_count32(ctx, weights, c, SFA_NUMBER_HEAD_DIM, 1 << 16, (int32_t)sfa_max64(1, c->hidden_dim / c->n_heads), &c->head_dim));
+  SFA_TRY(read_count32(ctx, weights, c, SFA_NUMBER_VALUE_DIM, 1 << 16, c->head_dim, &c->head_dim_v));
   /* GPT-2's n_inner may be absent or null: then 4 hidden_dim. */
   SFA_TRY(read_count32(ctx, weights, c, SFA_NUMBER_FFN, 1 << 24, c->family->layer_norm ? 4 * c->hidden_dim : 0, &c->ffn_dim));
   SFA_TRY(read_count(ctx, weights, c, SFA_NUMBER_CONTEXT, INT32_MAX, 0, &c->context_len));
   if (c->n_heads % c->n_kv_heads != 0)
     return sfa_fail(ctx, SFA_ERROR_FORMAT, "%d query heads do not share %d key heads evenly: the model file is damaged", c->n_heads,
                     c->n_kv_heads);
-  if (c->head_dim % 8 != 0)
-    return sfa_fail(ctx, SFA_ERROR_UNSUPPORTED, "a head_dim of %d is not handled: it must be a multiple of 8", c->head_dim);
+  if (c->head_dim % 8 != 0 || c->head_dim_v % 8 != 0)
+    return sfa_fail(ctx, SFA_ERROR_UNSUPPORTED, "a head_dim of %d with values of %d is not handled: each must be a multiple of 8",
+                    c->head_dim, c->head_dim_v);
   double eps = c->family->layer_norm ? 1e-5 : 1e-6;
   const char *key = number_key(c, SFA_NUMBER_NORM_EPS);
   sfa_config_number(weights, c, key, &eps);

@@ -30,6 +30,7 @@ void sfa_model_describe(const sfa_model *model, sfa_model_info *info) {
       .n_heads = c->n_heads,
       .n_kv_heads = c->n_kv_heads,
       .head_dim = c->head_dim,
+      .head_dim_v = c->head_dim_v,
       .hidden_dim = c->hidden_dim,
       .intermediate_dim = c->ffn_dim,
       .vocab_size = c->vocab_size,

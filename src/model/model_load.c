@@ -8,59 +8,12 @@
 
 typedef struct loader {
   sfa_model *model;
-  const char *prefix; /* of tensor names */
+  sfa_tensor_names names;
   sfa_weight_format format;
 } loader;
 
-enum { NAME_BYTES = 192 };
-
-/* "<prefix><name with the layer for *><suffix>"; layer is unused without a "*". */
-static const char *tensor_name(const loader *load, sfa_role role, int32_t layer, const char *suffix, char out[NAME_BYTES]) {
-  const sfa_model_config *c = &load->model->config;
-  const char *name = c->is_gguf ? sfa_gguf_tensors[role] : c->family->tensors[role];
-  const char *star = strchr(name, '*');
-  if (star)
-    snprintf(out, NAME_BYTES, "%s%.*s%d%s%s", load->prefix, (int)(star - name), name, layer, star + 1, suffix);
-  else
-    snprintf(out, NAME_BYTES, "%s%s%s", load->prefix, name, suffix);
-  return out;
-}
-
-static const sfa_tensor *find(const loader *load, sfa_role role, int32_t layer, const char *suffix) {
-  char name[NAME_BYTES];
-  if (!load->model->config.family->tensors[role])
-    return NULL;
-  return sfa_weights_find(load->model->weights, tensor_name(load, role, layer, suffix, name));
-}
-
-static sfa_status require(const loader *load, sfa_role role, int32_t layer, const char *suffix, const sfa_tensor **out) {
-  char name[NAME_BYTES];
-  *out = find(load, role, layer, suffix);
-  if (!*out)
-    return sfa_fail(load->model->ctx, SFA_ERROR_FORMAT, "the model file has no tensor %s, which %s models need: download it again",
-                    tensor_name(load, role, layer, suffix, name), load->model->config.family->name);
-  return SFA_OK;
-}
-
-/* rows = 0: a vector of n. */
-static sfa_status check_shape(const loader *load, const sfa_tensor *t, int64_t rows, int64_t n) {
-  bool fits = rows ? t->n_dims == 2 && t->shape[0] == rows && t->shape[1] == n : t->n_elements == n;
-  if (fits)
-    return SFA_OK;
-  char found[96] = "", expected[48];
-  size_t used = 0;
-  for (int32_t d = 0; d < t->n_dims && used < sizeof found; d++)
-    used += (size_t)snprintf(found + used, sizeof found - used, "%s%lld", d ? " x " : "", (long long)t->shape[d]);
-  if (rows)
-    snprintf(expected, sizeof expected, "%lld x %lld", (long long)rows, (long long)n);
-  else
-    snprintf(expected, sizeof expected, "%lld", (long long)n);
-  return sfa_fail(load->model->ctx, SFA_ERROR_FORMAT, "tensor %s has shape %s, expected %s: the file's tensors do not fit its metadata",
-                  t->name, found, expected);
-}
-
 static sfa_status load_vector(const loader *load, const sfa_tensor *t, int64_t n, float **out) {
-  SFA_TRY(check_shape(load, t, 0, n));
+  SFA_TRY(sfa_tensor_check_shape(load->model->ctx, t, 0, n));
   SFA_TRY(sfa_alloc_zero(load->model->ctx, (size_t)n, sizeof **out, t->name, (void **)out));
   if (n % sfa_tensor_block_len(t->type) != 0)
     return sfa_fail(load->model->ctx, SFA_ERROR_FORMAT, "tensor %s: %lld elements are not whole blocks of %s", t->name, (long long)n,
@@ -70,18 +23,19 @@ static sfa_status load_vector(const loader *load, const sfa_tensor *t, int64_t n
 }
 
 /* A norm that the family does not have stays zero. */
-static sfa_status load_norm(const loader *load, sfa_role role, int32_t layer, int64_t n, sfa_norm *norm) {
+static sfa_status load_norm(const loader *load, sfa_role role, int32_t layer, sfa_norm *norm) {
   const sfa_model_config *c = &load->model->config;
+  int64_t n = sfa_role_shape_of(c, role).n_out;
   const sfa_tensor *t;
   if (!c->family->tensors[role])
     return SFA_OK;
-  SFA_TRY(require(load, role, layer, ".weight", &t));
+  SFA_TRY(sfa_role_require(&load->names, role, layer, ".weight", &t));
   SFA_TRY(load_vector(load, t, n, &norm->weight));
   for (int64_t i = 0; c->family->norm_plus_one && !c->is_gguf && i < n; i++)
     norm->weight[i] += 1.0f;
   if (!c->family->layer_norm)
     return SFA_OK;
-  SFA_TRY(require(load, role, layer, ".bias", &t));
+  SFA_TRY(sfa_role_require(&load->names, role, layer, ".bias", &t));
   return load_vector(load, t, n, &norm->bias);
 }
 
@@ -98,23 +52,24 @@ static sfa_status create_linear(const loader *load, const sfa_tensor *t, bool tr
   return load->model->device->linear_create(ctx, &source, storage, out);
 }
 
-/* A linear layer n_in -> n_out with the bias that the file has for it; one that the family does not have stays NULL. */
-static sfa_status load_linear(const loader *load, sfa_role role, int32_t layer, int64_t n_out, int64_t n_in, sfa_linear **out) {
+/* A linear layer with the bias that the file has for it; one that the family does not have stays NULL. */
+static sfa_status load_linear(const loader *load, sfa_role role, int32_t layer, sfa_linear **out) {
   const sfa_model_config *c = &load->model->config;
+  sfa_role_shape shape = sfa_role_shape_of(c, role);
   const sfa_tensor *t, *bias_tensor;
   if (!c->family->tensors[role])
     return SFA_OK;
   bool transposed = c->family->conv1d && !c->is_gguf && role != SFA_ROLE_HEAD;
-  SFA_TRY(require(load, role, layer, ".weight", &t));
-  SFA_TRY(transposed ? check_shape(load, t, n_in, n_out) : check_shape(load, t, n_out, n_in));
+  SFA_TRY(sfa_role_require(&load->names, role, layer, ".weight", &t));
+  SFA_TRY(sfa_tensor_check_shape(load->model->ctx, t, transposed ? shape.n_in : shape.n_out, transposed ? shape.n_out : shape.n_in));
   float *bias = NULL;
   sfa_status status = SFA_OK;
   if (c->family->biased)
-    status = require(load, role, layer, ".bias", &bias_tensor);
+    status = sfa_role_require(&load->names, role, layer, ".bias", &bias_tensor);
   else
-    bias_tensor = find(load, role, layer, ".bias");
+    bias_tensor = sfa_role_find(&load->names, role, layer, ".bias");
   if (status == SFA_OK && bias_tensor)
-    status = load_vector(load, bias_tensor, n_out, &bias);
+    status = load_vector(load, bias_tensor, shape.n_out, &bias);
   if (status == SFA_OK)
     status = create_linear(load, t, transposed, bias, out);
   sfa_free(load->model->ctx, bias);
@@ -122,78 +77,55 @@ static sfa_status load_linear(const loader *load, sfa_role role, int32_t layer, 
 }
 
 static sfa_status load_layer(const loader *load, int32_t index, sfa_layer *layer) {
-  const sfa_model_config *c = &load->model->config;
-  int64_t hidden = c->hidden_dim, q = (int64_t)c->n_heads * c->head_dim, kv = (int64_t)c->n_kv_heads * c->head_dim;
-  SFA_TRY(load_norm(load, SFA_ROLE_ATTENTION_NORM, index, hidden, &layer->attention_norm));
-  SFA_TRY(load_linear(load, SFA_ROLE_QKV, index, q + 2 * kv, hidden, &layer->qkv[0]));
+  SFA_TRY(load_norm(load, SFA_ROLE_ATTENTION_NORM, index, &layer->attention_norm));
+  SFA_TRY(load_linear(load, SFA_ROLE_QKV, index, &layer->qkv[0]));
   if (!layer->qkv[0]) {
-    SFA_TRY(load_linear(load, SFA_ROLE_Q, index, q, hidden, &layer->qkv[0]));
-    SFA_TRY(load_linear(load, SFA_ROLE_K, index, kv, hidden, &layer->qkv[1]));
-    SFA_TRY(load_linear(load, SFA_ROLE_V, index, kv, hidden, &layer->qkv[2]));
+    SFA_TRY(load_linear(load, SFA_ROLE_Q, index, &layer->qkv[0]));
+    SFA_TRY(load_linear(load, SFA_ROLE_K, index, &layer->qkv[1]));
+    SFA_TRY(load_linear(load, SFA_ROLE_V, index, &layer->qkv[2]));
   }
-  SFA_TRY(load_norm(load, SFA_ROLE_Q_NORM, index, c->head_dim, &layer->q_norm));
-  SFA_TRY(load_norm(load, SFA_ROLE_K_NORM, index, c->head_dim, &layer->k_norm));
-  SFA_TRY(load_linear(load, SFA_ROLE_O, index, hidden, q, &layer->o));
-  SFA_TRY(load_norm(load, SFA_ROLE_POST_ATTENTION_NORM, index, hidden, &layer->post_attention_norm));
-  SFA_TRY(load_norm(load, SFA_ROLE_FFN_NORM, index, hidden, &layer->ffn_norm));
-  SFA_TRY(load_linear(load, SFA_ROLE_GATE, index, c->ffn_dim, hidden, &layer->gate));
-  SFA_TRY(load_linear(load, SFA_ROLE_UP, index, c->ffn_dim, hidden, &layer->up));
-  SFA_TRY(load_linear(load, SFA_ROLE_DOWN, index, hidden, c->ffn_dim, &layer->down));
-  return load_norm(load, SFA_ROLE_POST_FFN_NORM, index, hidden, &layer->post_ffn_norm);
-}
-
-/* The prefix under which the embedding is found; the usual one if it is not. */
-static void find_prefix(loader *load) {
-  const sfa_model_config *c = &load->model->config;
-  if (c->is_gguf)
-    return;
-  for (size_t i = 0; i < sizeof c->family->tensor_prefixes / sizeof(char *) && c->family->tensor_prefixes[i]; i++) {
-    load->prefix = c->family->tensor_prefixes[i];
-    if (find(load, SFA_ROLE_EMBEDDING, 0, ".weight"))
-      return;
-  }
-  load->prefix = c->family->tensor_prefixes[0];
+  SFA_TRY(load_norm(load, SFA_ROLE_Q_NORM, index, &layer->q_norm));
+  SFA_TRY(load_norm(load, SFA_ROLE_K_NORM, index, &layer->k_norm));
+  SFA_TRY(load_linear(load, SFA_ROLE_O, index, &layer->o));
+  SFA_TRY(load_norm(load, SFA_ROLE_POST_ATTENTION_NORM, index, &layer->post_attention_norm));
+  SFA_TRY(load_norm(load, SFA_ROLE_FFN_NORM, index, &layer->ffn_norm));
+  SFA_TRY(load_linear(load, SFA_ROLE_GATE, index, &layer->gate));
+  SFA_TRY(load_linear(load, SFA_ROLE_UP, index, &layer->up));
+  SFA_TRY(load_linear(load, SFA_ROLE_DOWN, index, &layer->down));
+  return load_norm(load, SFA_ROLE_POST_FFN_NORM, index, &layer->post_ffn_norm);
 }
 
 static sfa_status load_embedding(loader *load) {
   sfa_model *m = load->model;
   sfa_model_config *c = &m->config;
-  find_prefix(load);
-  SFA_TRY(require(load, SFA_ROLE_EMBEDDING, 0, ".weight", &m->embedding));
+  SFA_TRY(sfa_role_require(&load->names, SFA_ROLE_EMBEDDING, 0, ".weight", &m->embedding));
   const sfa_tensor *t = m->embedding;
   if (t->n_dims != 2 || t->shape[0] > INT32_MAX / 2 || t->shape[0] < 1)
     return sfa_fail(m->ctx, SFA_ERROR_FORMAT, "tensor %s is not a table of token embeddings", t->name);
   c->vocab_size = (int32_t)t->shape[0];
-  SFA_TRY(check_shape(load, t, c->vocab_size, c->hidden_dim));
+  SFA_TRY(sfa_tensor_check_shape(m->ctx, t, c->vocab_size, c->hidden_dim));
   if (t->type == SFA_TENSOR_BF16) /* the scale has the type of the weights, as transformers computes it */
     c->embedding_scale = sfa_f32_from_bf16(sfa_bf16_from_f32(c->embedding_scale));
   if (c->family->tensors[SFA_ROLE_POSITIONS]) {
-    SFA_TRY(require(load, SFA_ROLE_POSITIONS, 0, ".weight", &m->positions));
-    SFA_TRY(check_shape(load, m->positions, m->positions->shape[0], c->hidden_dim));
+    SFA_TRY(sfa_role_require(&load->names, SFA_ROLE_POSITIONS, 0, ".weight", &m->positions));
+    SFA_TRY(sfa_tensor_check_shape(m->ctx, m->positions, m->positions->shape[0], c->hidden_dim));
     c->context_len = sfa_min64(c->context_len, m->positions->shape[0]);
   }
-  return load_norm(load, SFA_ROLE_FINAL_NORM, 0, c->hidden_dim, &m->final_norm);
+  return load_norm(load, SFA_ROLE_FINAL_NORM, 0, &m->final_norm);
 }
 
-/* The output layer: a tensor of its own, found without prefix, or the embedding. */
 static sfa_status load_head(const loader *load) {
   const sfa_model_config *c = &load->model->config;
-  static const char *const prefixes[] = {"", "language_model."};
-  const sfa_tensor *t = NULL;
-  for (size_t i = 0; !t && i < sizeof prefixes / sizeof *prefixes; i++) {
-    loader bare = *load;
-    bare.prefix = prefixes[i];
-    t = find(&bare, SFA_ROLE_HEAD, 0, ".weight");
-  }
+  const sfa_tensor *t = sfa_role_find_head(&load->names);
   t = t ? t : load->model->embedding;
-  SFA_TRY(check_shape(load, t, c->vocab_size, c->hidden_dim));
+  SFA_TRY(sfa_tensor_check_shape(load->model->ctx, t, c->vocab_size, c->hidden_dim));
   return create_linear(load, t, false, NULL, &load->model->head);
 }
 
 /* What `format` = AUTO came to, by the linear layers of the first block. */
 static void note_formats(loader *load) {
   sfa_model *m = load->model;
-  const sfa_tensor *t = find(load, SFA_ROLE_O, 0, ".weight");
+  const sfa_tensor *t = sfa_role_find(&load->names, SFA_ROLE_O, 0, ".weight");
   static const sfa_weight_format formats[] = {[SFA_STORE_F32] = SFA_WEIGHTS_F32,
                                               [SFA_STORE_BF16] = SFA_WEIGHTS_BF16,
                                               [SFA_STORE_F16] = SFA_WEIGHTS_BF16,
@@ -208,6 +140,7 @@ static void note_formats(loader *load) {
 static sfa_status load_model(loader *load) {
   sfa_model *m = load->model;
   SFA_TRY(sfa_model_config_read(m->ctx, m->weights, &m->config));
+  load->names = sfa_tensor_names_of(m->ctx, m->weights, &m->config);
   SFA_TRY(load_embedding(load));
   SFA_TRY(sfa_alloc_zero(m->ctx, (size_t)m->config.n_layers, sizeof *m->layers, "layers", (void **)&m->layers));
   for (int32_t i = 0; i < m->config.n_layers; i++)
@@ -228,7 +161,7 @@ sfa_status sfa_model_load(sfa_context *ctx, sfa_weights *weights, sfa_weight_for
   m->ctx = ctx;
   m->weights = weights;
   m->device = sfa_device_cpu();
-  loader load = {m, "", format};
+  loader load = {.model = m, .format = format};
   status = load_model(&load);
   if (status != SFA_OK) {
     sfa_model_destroy(m);

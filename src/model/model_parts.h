@@ -14,7 +14,7 @@ typedef struct sfa_model_config {
   bool is_gguf;
   char prefix[64]; /* of keys: "llama." in GGUF, "" or "text_config." in config.json */
 
-  int32_t n_layers, hidden_dim, ffn_dim, n_heads, n_kv_heads, head_dim, vocab_size;
+  int32_t n_layers, hidden_dim, ffn_dim, n_heads, n_kv_heads, head_dim, head_dim_v, vocab_size;
   int64_t context_len;
   float norm_eps, softmax_scale, attention_softcap, final_softcap, embedding_scale; /* 0: none; embedding_scale 1: none */
 
@@ -44,6 +44,31 @@ bool sfa_config_bool(const sfa_weights *weights, const sfa_model_config *config,
 bool sfa_config_string(const sfa_weights *weights, const sfa_model_config *config, const char *key, const char **out);
 enum { SFA_KEY_BYTES = 160 };
 const char *sfa_config_key(const sfa_model_config *config, const char *key, char out[SFA_KEY_BYTES]);
+
+/* Tensors of a model file by role. */
+typedef struct sfa_tensor_names {
+  sfa_context *ctx;
+  const sfa_weights *weights;
+  const sfa_model_config *config;
+  const char *prefix;
+} sfa_tensor_names;
+sfa_tensor_names sfa_tensor_names_of(sfa_context *ctx, const sfa_weights *weights, const sfa_model_config *config);
+enum { SFA_NAME_BYTES = 192 };
+/* "<prefix><name with the layer for *><suffix>", of GGUF or Hugging Face; layer is unused without a "*". */
+const char *sfa_role_name(const sfa_tensor_names *names, bool gguf, sfa_role role, int32_t layer, const char *suffix,
+                          char out[SFA_NAME_BYTES]);
+/* NULL: not there. */
+const sfa_tensor *sfa_role_find(const sfa_tensor_names *names, sfa_role role, int32_t layer, const char *suffix);
+sfa_status sfa_role_require(const sfa_tensor_names *names, sfa_role role, int32_t layer, const char *suffix, const sfa_tensor **out);
+const sfa_tensor *sfa_role_find_head(const sfa_tensor_names *names);
+bool sfa_role_is_norm(sfa_role role);
+/* Of a linear layer (or a table [n_out][n_in]); of a norm: n_out = its elements, n_in = 1. */
+typedef struct sfa_role_shape {
+  int64_t n_out, n_in;
+} sfa_role_shape;
+sfa_role_shape sfa_role_shape_of(const sfa_model_config *config, sfa_role role);
+/* rows = 0: a vector of n. */
+sfa_status sfa_tensor_check_shape(sfa_context *ctx, const sfa_tensor *tensor, int64_t rows, int64_t n);
 
 typedef struct sfa_norm {
   float *weight, *bias; /* NULL: this norm, or its bias, does not exist */
