@@ -34,12 +34,13 @@ double bench_mean_overlap(const sfa_codes *q, const sfa_codes *k, bool causal);
 
 /* ---- bench_rounds.c: time --------------------------------------------------------------------------------------------------------- */
 
-enum { BENCH_MOST_ROUNDS = 1000, BENCH_LEAST_ROUNDS = 5, BENCH_MOST_ENGINES = 24 };
+enum { BENCH_MOST_ROUNDS = 1000, BENCH_LEAST_ROUNDS = 5, BENCH_WARM_MS = 25, BENCH_MOST_ENGINES = 24 };
 
 /* Something that is timed against others. run times itself, in ms, and adds its stages in ns, summed over threads. */
 typedef struct bench_engine {
   const char *name, *version;
   int (*run)(void *arg, double *ms, int64_t *stage_ns);
+  void (*rest)(void *arg); /* returns when nothing of it runs any more; NULL: nothing does */
   void *arg;
   bool optional;   /* a failure takes it out of the comparison instead of ending it */
   bool lost;       /* it has failed */
@@ -54,8 +55,10 @@ typedef struct bench_times {
 } bench_times;
 
 /* Rounds of all engines in turn. The first warms caches and pages up and counts only if it stays alone. repeats > 0: that many more;
- * otherwise at least five and half a second, and none begun after 20 seconds. times: [n_engines]. */
-int bench_time(bench_engine *engines, int n_engines, int64_t repeats, bench_times *times, int *n_rounds);
+ * otherwise at least five and half a second, and none begun after 20 seconds. An engine whose runs are shorter than warm_ms has run,
+ * untimed, for as long before each timed one, so that no engine pays for the memory, the threads or the rest of the one before it; 0: it
+ * finds its memory as a step among others does. times: [n_engines]. */
+int bench_time(bench_engine *engines, int n_engines, int64_t repeats, double warm_ms, bench_times *times, int *n_rounds);
 double bench_median(const double *values, int n);
 
 /* ---- bench_output.c: results ------------------------------------------------------------------------------------------------------- */
@@ -95,6 +98,8 @@ bench_cell *bench_output_row(bench_output *out);
 const char *bench_output_keep(bench_output *out, const char *text);
 /* Shows the last row. */
 int bench_output_show(bench_output *out);
+/* A picture of all rows as bars. columns: those of the tokens and the engine, which label a bar, and of its length. */
+int bench_output_bars(const bench_output *out, const char *path, const char *axis, int digits, const int columns[3]);
 /* Prints the JSON and frees; status is what came before, and is returned if it is a failure. */
 int bench_output_close(bench_output *out, int status);
 

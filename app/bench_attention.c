@@ -428,7 +428,7 @@ static int run_case(const app_options *o, const attention_case *c, bench_engine 
     engines[1] = (bench_engine){.name = "dense twin", .version = SFA_VERSION, .run = side_run, .arg = &b.dense};
     bench_peers_forget(peers);
     bench_peers_add(peers, c->n_threads, peer_case(c), engines, &n_engines);
-    status = bench_time(engines, n_engines, o->repeats, times, &n_rounds);
+    status = bench_time(engines, n_engines, o->repeats, BENCH_WARM_MS, times, &n_rounds);
   }
   if (!status)
     status = measure_peak(c, &peak_bytes);

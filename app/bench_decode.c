@@ -1,7 +1,6 @@
 /* sfa bench decode: steps over a cache of random rows. Dense caches and those with codes hold the same tokens and take turns, so that one
  * run compares all of them. A step reads the keys and values of every token once: its bytes are the cache's. */
 #include "bench.h"
-#include "plot.h"
 
 #include <math.h>
 #include <sfa/cache.h>
@@ -443,35 +442,12 @@ static int run_case(const app_options *o, decode_bench *b, bench_engine *engines
   if (!status) {
     bench_peers_forget(peers);
     bench_peers_add(peers, b->c.n_threads, peer_case(&b->c), engines, &n_engines);
-    status = bench_time(engines, n_engines, o->repeats, times, &n_rounds);
+    status = bench_time(engines, n_engines, o->repeats, 0, times, &n_rounds);
   }
   if (!status)
     status = show_case(b, engines, n_engines, times, n_rounds, out);
   bench_close(b);
   return status;
-}
-
-/* Bars: a step's time over that of the first dense cache. */
-static int draw(const bench_output *out, const char *path) {
-  FILE *plot = plot_open(path, 900, 200 + 26 * (int)(out->n_rows < 60 ? out->n_rows : 60));
-  if (!plot)
-    return app_fail("cannot draw %s: gnuplot does not start", path);
-  fprintf(plot, "set style fill solid 0.8\nset boxwidth 0.7\nunset key\nset grid x\nset xlabel 'times as fast as the dense cache'\n"
-                "set yrange [*:*] reverse\nset offsets 0,graph 0.1,0.6,0.6\nset xrange [0:*]\nset lmargin 44\n"
-                "plot '-' using (0.5*$2):1:(0.5*$2):(0.35):ytic(3) with boxxyerror lc rgb '#3070b0', "
-                "'-' using 2:1:(sprintf(' %%.2f', $2)) with labels left\n");
-  for (int pass = 0; pass < 2; pass++) {
-    for (int64_t i = 0; i < out->n_rows; i++) {
-      const bench_cell *row = out->rows + i * N_COLUMNS;
-      char label[128];
-      snprintf(label, sizeof label, "%.0f tokens: %s", row[C_N].number, row[C_ENGINE].text);
-      fprintf(plot, "%lld %.6g ", (long long)i, row[C_TIMES_DENSE].number);
-      plot_text(plot, label);
-      fputc('\n', plot);
-    }
-    fputs("e\n", plot);
-  }
-  return plot_close(plot) ? EXIT_OK : app_fail("gnuplot could not draw %s", path);
 }
 
 /* ---- The grid ----------------------------------------------------------------------------------------------------------- */
@@ -564,7 +540,7 @@ int cmd_bench_decode(const app_options *o) {
       status = run_case(o, &b, engines, peers, &out);
   }
   if (!status && o->plot)
-    status = draw(&out, o->plot);
+    status = bench_output_bars(&out, o->plot, "times as fast as the dense cache", 2, (const int[]){C_N, C_ENGINE, C_TIMES_DENSE});
   status = bench_output_close(&out, status);
   bench_peers_close(peers);
   free(engines);

@@ -2,7 +2,6 @@
  * engine is at every depth at once and rounds go over all of them, so that what a step costs more at depth is a difference within rounds.
  */
 #include "bench.h"
-#include "plot.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -234,29 +233,6 @@ static int show(model_bench *b, const bench_engine *engines, const int64_t *dept
   return status;
 }
 
-/* Bars: ms of a step, a group a depth. */
-static int draw(const bench_output *out, const char *path) {
-  FILE *plot = plot_open(path, 900, 200 + 30 * (int)(out->n_rows < 60 ? out->n_rows : 60));
-  if (!plot)
-    return app_fail("cannot draw %s: gnuplot does not start", path);
-  fprintf(plot, "set style fill solid 0.8\nunset key\nset grid x\nset xlabel 'ms a step'\nset yrange [*:*] reverse\n"
-                "set offsets 0,graph 0.1,0.6,0.6\nset xrange [0:*]\nset lmargin 36\n"
-                "plot '-' using (0.5*$2):1:(0.5*$2):(0.35):ytic(3) with boxxyerror lc rgb '#3070b0', "
-                "'-' using 2:1:(sprintf(' %%.1f', $2)) with labels left\n");
-  for (int pass = 0; pass < 2; pass++) {
-    for (int64_t i = 0; i < out->n_rows; i++) {
-      const bench_cell *row = out->rows + i * N_COLUMNS;
-      char label[128];
-      snprintf(label, sizeof label, "%.0f tokens: %s", row[C_DEPTH].number, row[C_ENGINE].text);
-      fprintf(plot, "%lld %.6g ", (long long)i, row[C_STEP_MS].number);
-      plot_text(plot, label);
-      fputc('\n', plot);
-    }
-    fputs("e\n", plot);
-  }
-  return plot_close(plot) ? EXIT_OK : app_fail("gnuplot could not draw %s", path);
-}
-
 static int run(model_bench *b, bench_engine *engines, bench_peers *peers, bench_output *out) {
   bench_times times[BENCH_MOST_ENGINES];
   int64_t depths[BENCH_MOST_ENGINES];
@@ -271,7 +247,7 @@ static int run(model_bench *b, bench_engine *engines, bench_peers *peers, bench_
     for (int i = before; i < n_engines; i++)
       depths[i] = b->depths[d];
   }
-  int status = bench_time(engines, n_engines, b->a.o->repeats, times, &n_rounds);
+  int status = bench_time(engines, n_engines, b->a.o->repeats, 0, times, &n_rounds);
   return status ? status : show(b, engines, depths, n_engines, times, n_rounds, out);
 }
 
@@ -294,7 +270,7 @@ int cmd_bench_model(const app_options *o) {
     if (!status)
       status = run(&b, engines, peers, &out);
     if (!status && o->plot)
-      status = draw(&out, o->plot);
+      status = bench_output_bars(&out, o->plot, "ms a step", 1, (const int[]){C_DEPTH, C_ENGINE, C_STEP_MS});
     status = bench_output_close(&out, status);
   }
   bench_peers_close(peers);

@@ -1,5 +1,6 @@
 /* Results of a benchmark: one list of columns makes the table, the JSON and the CSV. */
 #include "bench.h"
+#include "plot.h"
 
 #include <errno.h>
 #include <math.h>
@@ -177,6 +178,30 @@ int bench_output_show(bench_output *out) {
       print_cell(&out->columns[i], &row[i]);
   putchar('\n');
   return app_flush();
+}
+
+int bench_output_bars(const bench_output *out, const char *path, const char *axis, int digits, const int columns[3]) {
+  FILE *plot = plot_open(path, 900, 200 + 26 * (int)(out->n_rows < 60 ? out->n_rows : 60));
+  if (!plot)
+    return app_fail("cannot draw %s: gnuplot does not start", path);
+  fprintf(plot,
+          "set style fill solid 0.8\nset boxwidth 0.7\nunset key\nset grid x\nset xlabel '%s'\nset yrange [*:*] reverse\n"
+          "set offsets 0,graph 0.1,0.6,0.6\nset xrange [0:*]\nset lmargin 44\n"
+          "plot '-' using (0.5*$2):1:(0.5*$2):(0.35):ytic(3) with boxxyerror lc rgb '#3070b0', "
+          "'-' using 2:1:(sprintf(' %%.%df', $2)) with labels left\n",
+          axis, digits);
+  for (int pass = 0; pass < 2; pass++) { /* the boxes, then their numbers */
+    for (int64_t i = 0; i < out->n_rows; i++) {
+      const bench_cell *row = out->rows + i * out->n_columns;
+      char label[128];
+      snprintf(label, sizeof label, "%.0f tokens: %s", row[columns[0]].number, row[columns[1]].text);
+      fprintf(plot, "%lld %.6g ", (long long)i, row[columns[2]].number);
+      plot_text(plot, label);
+      fputc('\n', plot);
+    }
+    fputs("e\n", plot);
+  }
+  return plot_close(plot) ? EXIT_OK : app_fail("gnuplot could not draw %s", path);
 }
 
 int bench_output_close(bench_output *out, int status) {

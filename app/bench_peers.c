@@ -160,8 +160,29 @@ static char *ask(bench_peers *p, const char *line) {
 
 /* ---- Engines ------------------------------------------------------------------------------------------------------------------------ */
 
-/* Threads of the child spin a little after their work; they shall not do so in the next engine's time. */
-static void let_threads_rest(void) { nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL); }
+/* The nanoseconds of processor time that the child and its threads have had; 0 if the system does not tell. */
+static int64_t child_cpu_ns(pid_t pid) {
+  clockid_t clock;
+  struct timespec used;
+  if (clock_getcpuclockid(pid, &clock) != 0 || clock_gettime(clock, &used) != 0)
+    return 0;
+  return (int64_t)used.tv_sec * 1000000000 + used.tv_nsec;
+}
+
+/* Threads of the child spin after their work (those of OpenBLAS for a tenth of a second). They shall not do so in the next engine's time:
+ * waits until the child takes less than a twentieth of one processor, at most a second. */
+static void let_threads_rest(void *arg) {
+  enum { PAUSE_NS = 10000000, MOST_PAUSES = 100 }; /* long beside the ticks by which some systems count */
+  pid_t pid = ((const peer *)arg)->peers->pid;
+  int64_t before = pid > 0 ? child_cpu_ns(pid) : 0;
+  for (int i = 0; i < MOST_PAUSES; i++) {
+    nanosleep(&(struct timespec){.tv_nsec = PAUSE_NS}, NULL);
+    int64_t now = pid > 0 ? child_cpu_ns(pid) : 0;
+    if (now - before < PAUSE_NS / 20)
+      return;
+    before = now;
+  }
+}
 
 static int run_engine(void *arg, double *ms, int64_t *stage_ns) {
   (void)stage_ns;
@@ -176,7 +197,6 @@ static int run_engine(void *arg, double *ms, int64_t *stage_ns) {
   if (!good)
     note(e->peers, answer);
   free(answer);
-  let_threads_rest();
   return good ? EXIT_OK : EXIT_FAILED;
 }
 
@@ -199,6 +219,7 @@ static void add_engine(bench_peers *p, const cJSON *described, bench_engine *eng
   e->name = intern(p->names, MOST_NAMES, name, NULL);
   e->version = intern(p->names, MOST_NAMES, version, NULL);
   e->run = run_engine;
+  e->rest = let_threads_rest;
   e->arg = &p->engines[index];
   e->optional = true;
   e->lost = false;

@@ -19,17 +19,28 @@ double bench_median(const double *values, int n) {
 
 static const double least_seconds = 0.5, most_seconds = 20;
 
-static int run_round(bench_engine *engines, int n_engines, int round) {
+/* One timed run, after as many untimed ones as fill warm_ms. */
+static int run_engine(bench_engine *e, int round, double warm_ms) {
+  int status = EXIT_OK;
+  for (int left = round ? (int)(warm_ms / e->ms[round - 1]) : 0; left >= 0 && !status; left--) {
+    int64_t stage_ns[SFA_STAGE_COUNT] = {0};
+    status = e->run(e->arg, &e->ms[round], stage_ns);
+    for (int stage = 0; stage < SFA_STAGE_COUNT; stage++)
+      e->stage_ms[stage][round] = 1e-6 * (double)stage_ns[stage];
+  }
+  if (e->rest)
+    e->rest(e->arg);
+  return status;
+}
+
+static int run_round(bench_engine *engines, int n_engines, int round, double warm_ms) {
   for (bench_engine *e = engines; e < engines + n_engines; e++) {
     if (e->lost)
       continue;
-    int64_t stage_ns[SFA_STAGE_COUNT] = {0};
-    int status = e->run(e->arg, &e->ms[round], stage_ns);
+    int status = run_engine(e, round, warm_ms);
     if (status && !e->optional)
       return status;
     e->lost = status != EXIT_OK;
-    for (int stage = 0; stage < SFA_STAGE_COUNT; stage++)
-      e->stage_ms[stage][round] = 1e-6 * (double)stage_ns[stage];
   }
   return EXIT_OK;
 }
@@ -49,11 +60,11 @@ static bench_times summary(const bench_engine *e, const bench_engine *first, int
   return t;
 }
 
-int bench_time(bench_engine *engines, int n_engines, int64_t repeats, bench_times *times, int *n_rounds) {
+int bench_time(bench_engine *engines, int n_engines, int64_t repeats, double warm_ms, bench_times *times, int *n_rounds) {
   double start = seconds_now();
   int n = 0;
   for (bool more = true; more; n++) {
-    int status = run_round(engines, n_engines, n);
+    int status = run_round(engines, n_engines, n, warm_ms);
     if (status)
       return status;
     double passed = seconds_now() - start;

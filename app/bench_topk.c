@@ -203,7 +203,7 @@ static int run_case(const app_options *o, const topk_case *c, bench_engine *engi
   engines[0] = (bench_engine){.name = "SFA", .run = run_sfa, .arg = &b};
   engines[1] = (bench_engine){.name = "quickselect", .run = run_quickselect, .arg = &b};
   if (!status)
-    status = bench_time(engines, 2, o->repeats, times, &n_rounds);
+    status = bench_time(engines, 2, o->repeats, BENCH_WARM_MS, times, &n_rounds);
   if (!status && !same_features(&b))
     status =
         app_fail("top-k and the quickselect keep different features at head dim %lld, k %lld", (long long)c->head_dim, (long long)c->k);
