@@ -5,10 +5,11 @@
  * skipped along the sequence. What it buys: QK^T costs K instead of D steps a pair, and a cached key K ids and K small numbers.
  * What it costs: a model that was not trained for it loses accuracy, the more the smaller K is.
  *
- * Five things, in the order in which a program meets them:
+ * Six things, in the order in which a program meets them:
  *     context   threads, allocator, error text. Everything is made from one                                   sfa/base.h
  *     codes     the kept features of rows, as arrays: select, densify, export as CSR or CSC                   sfa/attention.h
  *     plan      one shape and one choice of masks, sparsity and storage; then run it, as often as wanted      sfa/attention.h
+ *     backward  gradients of a plan's call                                                                    sfa/backward.h
  *     cache     keys as codes and values of earlier tokens, in pages: append, truncate, fork, attend          sfa/cache.h
  *               or the same pages in memory of the caller: store rows by slot, attend by block table          sfa/cache.h
  *     planner   which way a plan takes, what it should cost, and costs measured on this machine               sfa/plan.h
@@ -82,6 +83,7 @@
 #define SFA_SFA_H
 
 #include <sfa/attention.h>
+#include <sfa/backward.h>
 #include <sfa/base.h>
 #include <sfa/cache.h>
 #include <sfa/plan.h>

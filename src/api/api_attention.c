@@ -194,14 +194,11 @@ sfa_status sfa_check_no_postings(const sfa_attention_plan *plan, const sfa_atten
                   "an index of postings belongs to a cache: call sfa_attention_run_cached, or choose another policy and no args.postings");
 }
 
-sfa_status sfa_attention_run(const sfa_attention_plan *plan, const sfa_attention_args *args) {
-  if (!plan)
-    return SFA_ERROR_ARGUMENT;
+sfa_status sfa_check_run_args(const sfa_attention_plan *plan, const sfa_attention_args *args, sfa_attention_args *out) {
   sfa_context *ctx = plan->ctx;
   const sfa_attention_options *o = &plan->options;
-  sfa_attention_args checked;
   SFA_REQUIRE(ctx, !o->from_cache, "the plan is for sfa_attention_run_cached: make one with from_cache = 0");
-  SFA_TRY(sfa_check_attention_args(plan, args, &checked));
+  SFA_TRY(sfa_check_attention_args(plan, args, out));
   SFA_TRY(sfa_check_no_postings(plan, args));
   int64_t n_keys;
   SFA_TRY(check_seqlens(ctx, "cu_seqlens_k", args->cu_seqlens_k, o->n_sequences, o->max_seqlen_k, &n_keys));
@@ -210,13 +207,20 @@ sfa_status sfa_attention_run(const sfa_attention_plan *plan, const sfa_attention
     SFA_REQUIRE(ctx, args->k_codes->dtype == o->k_dtype, "k_codes.dtype is %d, the plan's k_dtype %d: they must be the same",
                 (int)args->k_codes->dtype, (int)o->k_dtype);
   } else {
-    SFA_TRY(sfa_check_rows(ctx, "k", &args->k, o->n_kv_heads, o->head_dim, n_keys ? o->max_seqlen_k : 0, &checked.k));
+    SFA_TRY(sfa_check_rows(ctx, "k", &args->k, o->n_kv_heads, o->head_dim, n_keys ? o->max_seqlen_k : 0, &out->k));
     if (args->k.rope && !plan->encode_k)
       return sfa_fail(ctx, SFA_ERROR_UNSUPPORTED,
                       "k.rope is given, but this plan reads dense f32 keys where they are: rotate them before, or plan with k_k below "
                       "head_dim or another k_dtype");
   }
-  SFA_TRY(sfa_check_values(ctx, &args->v, o->n_kv_heads, o->head_dim_v, n_keys ? o->max_seqlen_k : 0, &checked.v));
+  return sfa_check_values(ctx, &args->v, o->n_kv_heads, o->head_dim_v, n_keys ? o->max_seqlen_k : 0, &out->v);
+}
+
+sfa_status sfa_attention_run(const sfa_attention_plan *plan, const sfa_attention_args *args) {
+  if (!plan)
+    return SFA_ERROR_ARGUMENT;
+  sfa_attention_args checked;
+  SFA_TRY(sfa_check_run_args(plan, args, &checked));
   sfa_attn_stages_clear(plan, &checked);
   SFA_TRY(sfa_attn_prepare(plan, &checked, sfa_attention_views(plan, &checked)));
   sfa_attention_attend(plan, &checked, sfa_attention_views(plan, &checked));

@@ -6,6 +6,8 @@
 
 /* All arguments but keys and values; *out is *args with its defaults filled in. */
 sfa_status sfa_check_attention_args(const sfa_attention_plan *plan, const sfa_attention_args *args, sfa_attention_args *out);
+/* The same with keys and values: all that sfa_attention_run wants. */
+sfa_status sfa_check_run_args(const sfa_attention_plan *plan, const sfa_attention_args *args, sfa_attention_args *out);
 /* That the call wants no index, which only caches have. */
 sfa_status sfa_check_no_postings(const sfa_attention_plan *plan, const sfa_attention_args *args);
 /* Whether keys and values stored so are those of the plan; `what` stores them. */

@@ -1,5 +1,6 @@
 /* The CPU backend: plain memory, the folder code, the folder attn. */
 #include "attn/attn.h"
+#include "attn/attn_backward.h"
 #include "code/code.h"
 
 #include <string.h>
@@ -22,6 +23,8 @@ static const sfa_backend backend_cpu = {
     .encode_scratch_bytes = sfa_code_scratch_bytes,
     .encode = encode_rows,
     .attend = sfa_attn_attend,
+    .backward_bytes = sfa_attn_backward_workspace_bytes,
+    .backward = sfa_attn_backward,
 };
 
 const sfa_backend *sfa_backend_of(const sfa_context *ctx) {

@@ -7,6 +7,7 @@
 #define SFA_BACKEND_H
 
 #include <sfa/attention.h>
+#include <sfa/backward.h>
 
 #include "base/context.h"
 #include "base/dtype.h"
@@ -101,6 +102,10 @@ typedef struct sfa_backend {
 
   /* Attention of checked arguments over views [B], in the way of the plan's policy. */
   void (*attend)(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_kv_view *views);
+  /* Gradients of a call with checked arguments, args->forward included; *args has its defaults filled in. SFA_ERROR_RANGE: a key or value
+   * that the storage type cannot hold. backward_bytes: of args->workspace, 0 if they do not fit an address. */
+  size_t (*backward_bytes)(const sfa_attention_plan *plan);
+  sfa_status (*backward)(const sfa_attention_plan *plan, const sfa_attention_grad_args *args);
 } sfa_backend;
 
 /* The backend of a context. */

@@ -145,6 +145,23 @@ typedef struct sfa_kernels {
   void (*value_product_masked)(int32_t n_rows, int32_t n_keys, int32_t W, const float *P, int32_t E, const float *V, int64_t v_stride,
                                float *O);
 
+  /* ---- gradients of a tile (docs/MATH.md 4). Lanes are queries; those beyond the real rows hold zeros ---- */
+
+  /* S [n_keys][W], masked scores, becomes P = e2(S - lse[i]); dP becomes dS = P * (dP - delta[i]), times 1 - (capped / (cap log2 e))^2
+   * where capped is not NULL (the scores after softcap cap, before the rest), and 0 where P is 0, whatever dP holds. lse is in units of
+   * log2, +inf of a row that sees no key. */
+  void (*softmax_backward)(int32_t n_keys, int32_t W, const float *lse, const float *delta, const float *capped, float cap, float *S,
+                           float *dP);
+  /* O [n_keys][E] += P X: P [n_keys][W], X [n_rows][E] rows x_stride apart, one query row after the other; E a multiple of 8. */
+  void (*key_product)(int32_t n_keys, int32_t n_rows, int32_t W, const float *P, int32_t E, const float *X, int64_t x_stride, float *O);
+  /* dQt [D][W]: for keys j and their slots u, rising, dQt[id][i] = fma(value, dS[j][i], dQt[id][i]). Codes as in score_codes. */
+  void (*query_codes_backward)(int32_t n_keys, int32_t K, const void *ids, int32_t id_bytes, const float *values, const float *dS,
+                               int32_t W, float *dQt);
+  /* dK [n_keys][K] += the sum over i of dS[j][i] Qt[id_ju][i]: 16 chains over i modulo 16, of which the second half is added to the first
+   * until one is left. */
+  void (*key_codes_backward)(int32_t n_keys, int32_t K, const void *ids, int32_t id_bytes, const float *dS, const float *Qt, int32_t W,
+                             float *dK);
+
   /* ---- few queries: lanes are keys. Rows of S and P are SFA_KEY_TILE apart; what lies beyond n_keys is anything, before and after ---- */
 
   /* Prepares n_rows query rows q [n_rows][D] for score_keys: zeros outside the support; times query_scale already, or for SFA_I8 keys

@@ -14,6 +14,8 @@
 #include "kernel/topk_tmpl.c"
 #include "kernel/value_tmpl.c"
 
+#include "kernel/backward_tmpl.c"
+
 #include "kernel/keys_avx2.c"
 #include "kernel/keys_tmpl.c"
 #include "kernel/value_keys_tmpl.c"

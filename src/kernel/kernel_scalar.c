@@ -250,6 +250,10 @@ static void value_product_masked(int32_t n_rows, int32_t n_keys, int32_t W, cons
     }
 }
 
+/* ---- gradients ---- */
+
+#include "kernel/backward_scalar.c"
+
 /* ---- lanes are keys ---- */
 
 #include "kernel/keys_scalar.c"

@@ -14,6 +14,8 @@
 #include "kernel/topk_tmpl.c"
 #include "kernel/value_tmpl.c"
 
+#include "kernel/backward_tmpl.c"
+
 #include "kernel/lookup_vbmi.h"
 
 #include "kernel/keys_avx512.c"

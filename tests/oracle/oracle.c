@@ -134,6 +134,7 @@ int oracle_sees(const oracle_problem *problem, long t, long j) {
 #define EXP exp
 #define LOG log
 #include "oracle_tmpl.c"
+#include "oracle_backward_tmpl.c"
 #undef REAL
 #undef NAME
 #undef SQRT
@@ -148,3 +149,4 @@ int oracle_sees(const oracle_problem *problem, long t, long j) {
 #define EXP expf
 #define LOG logf
 #include "oracle_tmpl.c"
+#include "oracle_backward_tmpl.c"

@@ -46,4 +46,15 @@ int oracle_sees(const oracle_problem *problem, long t, long j);
 void oracle_attention_f64(const oracle_problem *problem, double *out, double *lse);
 void oracle_attention_f32(const oracle_problem *problem, float *out, float *lse);
 
+/* Gradients of sum(out * d_out) + sum(lse * d_lse), straight through selection and rounding. Shapes are those of q, k and v; sink_logit
+ * [n_heads] is 0 without sinks. d_lse may be NULL. */
+typedef struct oracle_grad_f64 {
+  double *q, *k, *v, *sink_logit;
+} oracle_grad_f64;
+typedef struct oracle_grad_f32 {
+  float *q, *k, *v, *sink_logit;
+} oracle_grad_f32;
+void oracle_backward_f64(const oracle_problem *problem, const float *d_out, const float *d_lse, oracle_grad_f64 *grad);
+void oracle_backward_f32(const oracle_problem *problem, const float *d_out, const float *d_lse, oracle_grad_f32 *grad);
+
 #endif
