@@ -227,7 +227,7 @@ static void meet_tile(const backward *w, sfa_attn_block *block, int64_t place, c
   if (sfa_attn_block_bounds(block, tile->first_key, n_keys, &n_always))
     kernels->score_mask(n_keys, W, s->lo, s->hi, n_always, P);
 
-  kernels->score_dense(n_keys, E, tile->values, E, NULL, w->o_tile + place * W * E, W, dS);
+  kernels->score_dense(n_keys, E, tile->values, E, tile->value_scale, w->o_tile + place * W * E, W, dS);
   kernels->softmax_backward(n_keys, W, w->lse + place * W, w->delta + place * W, o->softcap > 0 ? own->capped : NULL, o->softcap, P, dS);
 
   kernels->key_product(n_keys, n_rows, W, P, E, w->o_rows + place * W * E, E, w->v_sum + key * E);

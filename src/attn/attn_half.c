@@ -248,9 +248,13 @@ static uint32_t pack_keys(const half_call *job, const sfa_attn_key_tile *tile, i
   return longest;
 }
 
-static uint32_t pack_values(const half_call *job, const sfa_attn_key_tile *tile, int32_t step, uint16_t *out) {
+/* Likewise values. Those with scales lie in `rows`, the reader's scratch. */
+static uint32_t pack_values(const half_call *job, const sfa_attn_key_tile *tile, int32_t step, float *rows, uint16_t *out) {
   int32_t E = job->call.plan->options.head_dim_v;
   uint32_t largest = 0;
+  for (int32_t j = 0; tile->value_scale && j < tile->n_keys; j++)
+    for (int32_t e = 0; e < E; e++)
+      rows[j * E + e] *= tile->value_scale[j];
   for (int32_t first = 0; first < SFA_KEY_TILE; first += SFA_HALF_STEP, step++) {
     int32_t n = (int32_t)sfa_min64(sfa_max64(tile->n_keys - first, 0), SFA_HALF_STEP);
     uint32_t size = job->kernels->pack_values(step, n, E, tile->values + (int64_t)first * E, E, out);
@@ -281,7 +285,7 @@ static void pack_item(void *arg, int64_t item, int32_t thread) {
   for (int32_t i = 0; i < CHUNK_TILES; i++) {
     sfa_attn_key_tile tile = load_tile(&reader, chunk, i);
     uint32_t length = pack_keys(job, &tile, i * TILE_STEPS, job->codes, &s, keys_of(job, (size_t)item));
-    uint32_t size = pack_values(job, &tile, i * TILE_STEPS, values_of(job, (size_t)item));
+    uint32_t size = pack_values(job, &tile, i * TILE_STEPS, reader.scratch.v_rows, values_of(job, (size_t)item));
     key = length > key ? length : key;
     value = size > value ? size : value;
   }

@@ -136,6 +136,7 @@ size_t sfa_attn_scratch_place(const sfa_attention_plan *plan, void *memory, int3
   s->v_rows = take(memory, &used, SFA_KEY_TILE * E, sizeof(float));
   s->scales = take(memory, &used, SFA_KEY_TILE, sizeof(uint16_t));
   s->k_scale = take(memory, &used, SFA_KEY_TILE, sizeof(float));
+  s->v_scale = take(memory, &used, SFA_KEY_TILE, sizeof(float));
   s->scores = take(memory, &used, SFA_KEY_TILE * W, sizeof(float));
   s->alpha = take(memory, &used, W, sizeof(float));
   s->tile_position = take(memory, &used, W, sizeof(int32_t));

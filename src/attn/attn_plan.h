@@ -84,7 +84,7 @@ typedef struct sfa_attn_scratch {
   float *k_dense;                   /* [64][D], with densify */
   float *v_rows;                    /* [64][E] */
   uint16_t *scales;                 /* [64] */
-  float *k_scale;                   /* [64] */
+  float *k_scale, *v_scale;         /* [64] */
   float *scores;                    /* [64][W] */
   float *alpha;                     /* [W] */
   int32_t *tile_position, *lo, *hi; /* [W] place of the query, first and last key that it sees, relative to a tile */

@@ -226,32 +226,30 @@ static const uint16_t *load_scales(const sfa_attn_block *block, const sfa_kv_sid
   return block->scratch.scales;
 }
 
-/* A tile's rows of keys or values as f32, times their scales if those are given: in place where they are that, one after the other; else
- * converted into buffer. */
-static const float *load_rows(const sfa_attn_block *block, const sfa_kv_side *side, int64_t tile, int32_t n_keys, const uint16_t *scales,
-                              float *buffer) {
+/* A tile's rows of keys or values as f32, before their scales: in place where they are that, one after the other; else converted into
+ * buffer. */
+static const float *load_rows(const sfa_attn_block *block, const sfa_kv_side *side, int64_t tile, int32_t n_keys, float *buffer) {
   const sfa_kernels *kernels = block->call->plan->kernels;
   int32_t width = sfa_row_width(&side->format);
   const unsigned char *values = sfa_kv_at(block->view, &side->values, block->kv_head, tile);
   if (side->format.dtype == SFA_F32 && side->values.row_stride == width)
     return (const float *)values;
-  if (!scales && side->values.row_stride == width) /* one long row is faster than 64 short ones */
+  if (side->values.row_stride == width) /* one long row is faster than 64 short ones */
     kernels->load_rows(1, n_keys * width, side->format.dtype, values, 0, NULL, buffer, 0);
   else
-    kernels->load_rows(n_keys, width, side->format.dtype, values, side->values.row_stride, scales, buffer, width);
+    kernels->load_rows(n_keys, width, side->format.dtype, values, side->values.row_stride, NULL, buffer, width);
   return buffer;
 }
 
-/* The last factor of int8 keys' scores: each key's scale times that of the query. */
-static const float *load_key_scale(const sfa_attn_block *block, int64_t tile, int32_t n_keys) {
-  const sfa_attention_plan *plan = block->call->plan;
-  const uint16_t *scales = load_scales(block, &block->view->k, tile, n_keys);
-  float *out = block->scratch.k_scale;
+/* The same as f32, times a factor: that of the query makes them the last factor of int8 keys' scores. */
+static const float *scale_rows(const sfa_attn_block *block, const sfa_kv_side *side, int64_t tile, int32_t n_keys, float factor,
+                               float *out) {
+  const uint16_t *scales = load_scales(block, side, tile, n_keys);
   if (!scales)
     return NULL;
-  plan->kernels->load_rows(1, n_keys, SFA_F16, scales, 0, NULL, out, 0);
+  block->call->plan->kernels->load_rows(1, n_keys, SFA_F16, scales, 0, NULL, out, 0);
   for (int32_t j = 0; j < n_keys; j++)
-    out[j] *= plan->query_scale;
+    out[j] *= factor;
   return out;
 }
 
@@ -317,9 +315,10 @@ sfa_attn_key_tile sfa_attn_tile_load(const sfa_attn_block *block, int64_t number
   sfa_attn_key_tile tile = {.first_key = first_key,
                             .n_keys = n_keys,
                             .ids = k->format.k ? load_ids(block, k, number, n_keys) : NULL,
-                            .keys = load_rows(block, k, number, n_keys, NULL, block->scratch.k_rows),
-                            .scale = load_key_scale(block, number, n_keys),
-                            .values = load_rows(block, v, number, n_keys, load_scales(block, v, number, n_keys), block->scratch.v_rows)};
+                            .keys = load_rows(block, k, number, n_keys, block->scratch.k_rows),
+                            .scale = scale_rows(block, k, number, n_keys, block->call->plan->query_scale, block->scratch.k_scale),
+                            .values = load_rows(block, v, number, n_keys, block->scratch.v_rows),
+                            .value_scale = scale_rows(block, v, number, n_keys, 1, block->scratch.v_scale)};
   tile.dense = tile.ids ? densify(block, k, number, &tile) : NULL;
   if (block->call->plan->policy == SFA_POLICY_PAPER)
     sfa_attn_paper_lists(block, n_keys, tile.ids, tile.keys);
@@ -357,6 +356,8 @@ static void attend_tile(sfa_attn_block *block, const sfa_attn_key_tile *tile, bo
     for (int32_t i = 0; i < n_rows; i++) /* the maximum of few rows rises: 1 in t at tile t of keys in no order */
       if (s->alpha[i] != 1)
         kernels->rescale(1, E, s->alpha + i, state->o + (int64_t)i * E);
+  if (tile->value_scale)
+    kernels->scale_weights(n_keys, W, tile->value_scale, s->scores);
   (careful ? kernels->value_product_masked : kernels->value_product)(n_rows, n_keys, W, s->scores, E, tile->values, E, state->o);
 }
 

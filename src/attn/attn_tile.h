@@ -30,11 +30,12 @@ typedef struct sfa_attn_block {
 typedef struct sfa_attn_key_tile {
   int64_t first_key;
   int32_t n_keys;
-  const void *ids;     /* [n_keys][K], NULL where keys are dense */
-  const float *keys;   /* [n_keys][K or D] */
-  const float *scale;  /* [n_keys] of int8 keys, whose `keys` are whole numbers; else NULL */
-  const float *dense;  /* [n_keys][D] codes written out; NULL where they are scored as they are */
-  const float *values; /* [n_keys][E] */
+  const void *ids;          /* [n_keys][K], NULL where keys are dense */
+  const float *keys;        /* [n_keys][K or D] */
+  const float *scale;       /* [n_keys] of int8 keys, whose `keys` are whole numbers; else NULL */
+  const float *dense;       /* [n_keys][D] codes written out; NULL where they are scored as they are */
+  const float *values;      /* [n_keys][E] */
+  const float *value_scale; /* [n_keys] of int8 and int4 values, which are whole numbers here; else NULL */
 } sfa_attn_key_tile;
 /* Keys 64 number .. of a block's kv head and sequence: in place, or in the block's scratch. */
 sfa_attn_key_tile sfa_attn_tile_load(const sfa_attn_block *block, int64_t number);

@@ -2,7 +2,8 @@
  *
  * Everything that attention does, in prefill and decode, dense and sparse, is these slots in a row over one tile of keys:
  *
- *     query_tile -> score_codes | score_dense -> (score_adjust) -> (score_mask) -> softmax_tile -> (rescale) -> value_product
+ *     query_tile -> score_codes | score_dense -> (score_adjust) -> (score_mask) -> softmax_tile -> (rescale) -> (scale_weights) ->
+ *     value_product
  *
  * Query-stationary: a tile of W query rows is laid feature-major, Qt [D][W], lanes are queries. A key is then K (or D) steps of
  * "broadcast one of its values, multiply the row of Qt that belongs to its feature, add": the same cost for sparse and dense q, no
@@ -16,6 +17,9 @@
  *     p_j = e2(s_j - m');  l = l + ((t_0 + t_1) + (t_2 + t_3)), t_a = the sum of p_j over j = a modulo 4, one after the other
  *     o_e = o_e * alpha                                                             rescale
  *     o_e = fma(p_j, v_je, o_e), one key after the other                            value_product
+ *
+ * Values of SFA_I8 and SFA_I4 are whole numbers c and a row scale, and the scale goes to the weight: o_e = fma(p_j * scale_j, c_je, o_e),
+ * the product rounded to f32 once a key (scale_weights), after p_j was added to l. A weight of 0 stays 0 whatever the scale.
  *
  * Features that a code leaves out would add fma(0, q, s) = s, so a code with K = D, and dense rows, give the same bits.
  * Scores are in units of log2: softmax_scale * log2(e) is multiplied into Qt. e2 is the polynomial of kernel.h's sfa_exp2 below.
@@ -138,6 +142,8 @@ typedef struct sfa_kernels {
   int (*softmax_tile)(int32_t n_keys, int32_t W, float *S, float *m, float *l, float *alpha);
   /* O [n_rows][E] rows times alpha[row]. */
   void (*rescale)(int32_t n_rows, int32_t E, const float *alpha, float *O);
+  /* P [n_keys][W] in place: P[j][i] * scale[j], but 0 where P is 0, for the values of SFA_I8 and SFA_I4. */
+  void (*scale_weights)(int32_t n_keys, int32_t W, const float *scale, float *P);
   /* O [n_rows][E] += P^T V: P [n_keys][W], V [n_keys][E] f32 with rows v_stride apart, E a multiple of 8. */
   void (*value_product)(int32_t n_rows, int32_t n_keys, int32_t W, const float *P, int32_t E, const float *V, int64_t v_stride, float *O);
   /* The same where a V may be inf or NaN: a key with P = 0 (masked, or weight flushed) adds nothing to that row. Slow; same bits otherwise.
@@ -176,8 +182,8 @@ typedef struct sfa_kernels {
   void (*adjust_keys)(int32_t n_rows, int32_t n_keys, float softcap, const float *slope, const int32_t *pos, float *S);
   /* softmax_tile on rows: P in place, m, l, alpha [n_rows]. */
   int (*softmax_keys)(int32_t n_rows, int32_t n_keys, float *S, float *m, float *l, float *alpha);
-  /* O [n_rows][E] += P V with V as it is stored: the bits of load_rows + value_product_masked (up to the sign of a zero). A key whose P
-   * is 0 in every row is not read. */
+  /* O [n_rows][E] += P V with V as it is stored: the bits of load_rows (without scales), scale_weights and value_product_masked (up to the
+   * sign of a zero). A key whose P is 0 in every row is not read. */
   void (*value_keys)(const sfa_stored_rows *values, int32_t n_rows, const float *P, int32_t E, float *O);
 
   /* ---- leaving values out (attn_drop.c). P [..][SFA_KEY_TILE] are weights from 0 to 1, a tile's, 0 beyond its keys ---- */

@@ -228,6 +228,12 @@ static void rescale(int32_t n_rows, int32_t E, const float *alpha, float *O) {
       O[(int64_t)i * E + e] *= alpha[i];
 }
 
+static void scale_weights(int32_t n_keys, int32_t W, const float *scale, float *P) {
+  for (int32_t j = 0; j < n_keys; j++, P += W)
+    for (int32_t i = 0; i < W; i++)
+      P[i] = P[i] == 0.0f ? 0.0f : P[i] * scale[j];
+}
+
 static void value_product(int32_t n_rows, int32_t n_keys, int32_t W, const float *P, int32_t E, const float *V, int64_t v_stride,
                           float *O) {
   for (int32_t i = 0; i < n_rows; i++, O += E)

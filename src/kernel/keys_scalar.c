@@ -78,8 +78,8 @@ static void value_keys(const sfa_stored_rows *values, int32_t n_rows, const floa
     for (int32_t j = 0; j < values->n; j++) {
       if (P[j] == 0.0f)
         continue;
-      float scale = scaled ? sfa_f32_from_f16(values->scales[j * values->scales_stride]) : 1.0f;
+      float weight = scaled ? P[j] * sfa_f32_from_f16(values->scales[j * values->scales_stride]) : P[j];
       for (int32_t e = 0; e < E; e++)
-        O[e] = fmaf(P[j], sfa_stored_value(values->dtype, values->values, j * values->values_stride + e) * scale, O[e]);
+        O[e] = fmaf(weight, sfa_stored_value(values->dtype, values->values, j * values->values_stride + e), O[e]);
     }
 }

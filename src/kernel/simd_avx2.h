@@ -132,10 +132,10 @@ V_INLINE vf v_load_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si1
 V_INLINE vf v_load_i8(const int8_t *p) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)p))); }
 V_INLINE vf v_low_bf16(vf x) { return _mm256_castsi256_ps(_mm256_slli_epi32(vf_bits(x), 16)); }
 V_INLINE vf v_high_bf16(vf x) { return _mm256_castsi256_ps(_mm256_and_si256(vf_bits(x), _mm256_set1_epi32(INT32_MIN >> 15))); }
-V_INLINE void v_load_i4(const uint8_t *p, vf scale, vf out[2]) {
+V_INLINE void v_load_i4(const uint8_t *p, vf out[2]) {
   const vi pairs = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)p));
-  out[0] = vf_mul(vi_to_float(vi_sub(vi_and(pairs, vi_set(15)), vi_set(8))), scale);
-  out[1] = vf_mul(vi_to_float(vi_sub(_mm256_srli_epi32(pairs, 4), vi_set(8))), scale);
+  out[0] = vi_to_float(vi_sub(vi_and(pairs, vi_set(15)), vi_set(8)));
+  out[1] = vi_to_float(vi_sub(_mm256_srli_epi32(pairs, 4), vi_set(8)));
 }
 V_INLINE void v_split(vf x[2]) {
   const vf low = _mm256_permute2f128_ps(x[0], x[1], 0x20), high = _mm256_permute2f128_ps(x[0], x[1], 0x31);

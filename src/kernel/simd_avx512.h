@@ -162,12 +162,12 @@ V_INLINE vf v_load_i8(const int8_t *p) { return _mm512_cvtepi32_ps(_mm512_cvtepi
 /* Two bf16 a lane: the element at the lower address, and the other. */
 V_INLINE vf v_low_bf16(vf x) { return _mm512_castsi512_ps(_mm512_slli_epi32(vf_bits(x), 16)); }
 V_INLINE vf v_high_bf16(vf x) { return _mm512_castsi512_ps(_mm512_and_si512(vf_bits(x), _mm512_set1_epi32(INT32_MIN >> 15))); }
-/* 2 V_LANES elements of SFA_I4 times scale: the even ones, and the odd ones. A permutation looks at the low 4 bits of a lane only. */
-V_INLINE void v_load_i4(const uint8_t *p, vf scale, vf out[2]) {
-  const vf levels = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7), steps = vf_mul(levels, scale);
+/* 2 V_LANES elements of SFA_I4: the even ones, and the odd ones. A permutation looks at the low 4 bits of a lane only. */
+V_INLINE void v_load_i4(const uint8_t *p, vf out[2]) {
+  const vf levels = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
   const vi pairs = _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)p));
-  out[0] = _mm512_permutexvar_ps(pairs, steps);
-  out[1] = _mm512_permutexvar_ps(_mm512_srli_epi32(pairs, 4), steps);
+  out[0] = _mm512_permutexvar_ps(pairs, levels);
+  out[1] = _mm512_permutexvar_ps(_mm512_srli_epi32(pairs, 4), levels);
 }
 /* Two vectors in a row to their even and odd elements, and back. */
 V_INLINE void v_split(vf x[2]) {

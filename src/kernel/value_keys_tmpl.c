@@ -10,8 +10,8 @@ enum { PREFETCH_KEYS = 6, PREFETCH_BYTES = 2048 };
 /* Types whose elements share a lane at first: they come as pairs of vectors, the even and the odd elements. */
 V_INLINE int comes_in_pairs(const sfa_dtype dtype) { return dtype == SFA_BF16 || dtype == SFA_I4; }
 
-/* `columns` vectors, an even number, of a stored row. */
-V_INLINE void value_vectors(const sfa_dtype dtype, const int columns, const char *row, vf scale, vf *v) {
+/* `columns` vectors, an even number, of a stored row, before its scale. */
+V_INLINE void value_vectors(const sfa_dtype dtype, const int columns, const char *row, vf *v) {
 #pragma GCC unroll 8
   for (int c = 0; c < columns; c++)
     switch (dtype) {
@@ -23,10 +23,10 @@ V_INLINE void value_vectors(const sfa_dtype dtype, const int columns, const char
       }
       break;
     case SFA_F16: v[c] = v_load_f16((const uint16_t *)row + c * V_LANES); break;
-    case SFA_I8: v[c] = vf_mul(v_load_i8((const int8_t *)row + c * V_LANES), scale); break;
+    case SFA_I8: v[c] = v_load_i8((const int8_t *)row + c * V_LANES); break;
     case SFA_I4:
       if (c % 2 == 0)
-        v_load_i4((const uint8_t *)row + c * V_LANES / 2, scale, v + c);
+        v_load_i4((const uint8_t *)row + c * V_LANES / 2, v + c);
       break;
     default: v[c] = vf_load((const float *)row + c * V_LANES);
     }
@@ -36,13 +36,39 @@ V_INLINE void value_vectors(const sfa_dtype dtype, const int columns, const char
 typedef struct value_list {
   const char *values, *next; /* of key 0, at the block's first element; of the next tile's key 0 */
   int64_t row_bytes;
-  const float *scale; /* [SFA_KEY_TILE] */
   int32_t n;
   int gaps;            /* the keys are listed; else 0 .. n - 1 */
   const uint8_t *keys; /* [n + PREFETCH_KEYS] */
 } value_list;
 
-/* dtype, rows and columns are constants where this is inlined. */
+/* sum += P V over keys from .. to - 1 of the list, whose first one that asks for memory asks for `wanted`. dtype, rows, columns and gaps are
+ * constants where this is inlined. */
+V_INLINE void value_keys_run(const sfa_dtype dtype, const int rows, const int columns, const int gaps, const value_list *list, int32_t from,
+                             int32_t to, const char *wanted, const float *P, vf *sum) {
+  const int bytes = dtype == SFA_I4 ? columns * V_LANES / 2 : columns * V_LANES * (dtype == SFA_I8 ? 1 : dtype == SFA_F32 ? 4 : 2);
+  const int64_t row_bytes = list->row_bytes;
+  const char *row = list->values + from * row_bytes;
+  for (int32_t at = from; at < to; at++, row += row_bytes, wanted += row_bytes) {
+    const int32_t j = gaps ? list->keys[at] : at;
+    if (gaps) {
+      row = list->values + j * row_bytes;
+      wanted = list->values + list->keys[at + PREFETCH_KEYS] * row_bytes;
+    }
+#pragma GCC unroll 8
+    for (int b = 0; b < bytes; b += 64)
+      __builtin_prefetch(wanted + b);
+    vf v[8];
+    value_vectors(dtype, columns, row, v);
+#pragma GCC unroll 4
+    for (int i = 0; i < rows; i++) {
+      const vf p = vf_set(P[i * SFA_KEY_TILE + j]);
+#pragma GCC unroll 8
+      for (int c = 0; c < columns; c++)
+        sum[i * columns + c] = vf_fma(p, v[c], sum[i * columns + c]);
+    }
+  }
+}
+
 V_INLINE void value_keys_block(const sfa_dtype dtype, const int rows, const int columns, const value_list *list, const float *P, int64_t E,
                                float *O) {
   vf sum[16];
@@ -55,27 +81,12 @@ V_INLINE void value_keys_block(const sfa_dtype dtype, const int rows, const int 
 #pragma GCC unroll 8
     for (int a = 0; a < rows * columns; a += 2)
       v_split(sum + a);
-  const int64_t ahead = PREFETCH_BYTES / list->row_bytes;
-  for (int32_t at = 0; at < list->n; at++) {
-    const int32_t j = list->gaps ? list->keys[at] : at;
-    const char *row = list->values + j * list->row_bytes;
-    const int64_t later = at + ahead - list->n; /* in the next tile */
-    const char *wanted = list->gaps  ? list->values + list->keys[at + PREFETCH_KEYS] * list->row_bytes
-                         : later < 0 ? row + ahead * list->row_bytes
-                                     : list->next + later * list->row_bytes;
-    const int bytes = dtype == SFA_I4 ? columns * V_LANES / 2 : columns * V_LANES * (dtype == SFA_I8 ? 1 : dtype == SFA_F32 ? 4 : 2);
-#pragma GCC unroll 8
-    for (int b = 0; b < bytes; b += 64)
-      __builtin_prefetch(wanted + b);
-    vf v[8];
-    value_vectors(dtype, columns, row, vf_set(list->scale[j]), v);
-#pragma GCC unroll 4
-    for (int i = 0; i < rows; i++) {
-      const vf p = vf_set(P[i * SFA_KEY_TILE + j]);
-#pragma GCC unroll 8
-      for (int c = 0; c < columns; c++)
-        sum[i * columns + c] = vf_fma(p, v[c], sum[i * columns + c]);
-    }
+  if (list->gaps) {
+    value_keys_run(dtype, rows, columns, 1, list, 0, list->n, NULL, P, sum);
+  } else { /* the last keys ask for the next tile */
+    const int32_t ahead = (int32_t)(PREFETCH_BYTES / list->row_bytes), here = list->n > ahead ? list->n - ahead : 0;
+    value_keys_run(dtype, rows, columns, 0, list, 0, here, list->values + ahead * list->row_bytes, P, sum);
+    value_keys_run(dtype, rows, columns, 0, list, here, list->n, list->next + (here + ahead - list->n) * list->row_bytes, P, sum);
   }
   if (comes_in_pairs(dtype))
 #pragma GCC unroll 8
@@ -104,7 +115,7 @@ static void value_keys_rest(const sfa_stored_rows *values, const value_list *lis
   for (int32_t at = 0; at < list->n; at++) {
     const int32_t j = list->gaps ? list->keys[at] : at;
     for (int32_t e = first; e < E; e++) {
-      const float v = sfa_stored_value(values->dtype, values->values, j * values->values_stride + e) * list->scale[j];
+      const float v = sfa_stored_value(values->dtype, values->values, j * values->values_stride + e);
       for (int32_t i = 0; i < n_rows; i++)
         O[(int64_t)i * E + e] = fmaf(P[i * SFA_KEY_TILE + j], v, O[(int64_t)i * E + e]);
     }
@@ -168,16 +179,28 @@ static void list_keys(uint64_t bits, uint8_t keys[SFA_KEY_TILE + PREFETCH_KEYS],
   }
 }
 
+/* P times the values' scales, into out. */
+static void scale_keys(const sfa_stored_rows *values, int32_t n_rows, const float *P, float *out) {
+  float scale[SFA_KEY_TILE];
+  load_scales(values, scale);
+  for (int j = 0; j < SFA_KEY_TILE; j += V_LANES)
+    for (int32_t i = 0; i < n_rows; i++)
+      vf_store(out + i * SFA_KEY_TILE + j, vf_mul(vf_load(P + i * SFA_KEY_TILE + j), vf_load(scale + j)));
+}
+
 static void value_keys(const sfa_stored_rows *values, int32_t n_rows, const float *P, int32_t E, float *O) {
   uint64_t weight[SFA_KEYS_ROWS], differ = 0;
   for (int32_t i = 0; i < n_rows; i++) {
     weight[i] = keys_with_weight(values->n, P + i * SFA_KEY_TILE);
     differ |= weight[i] ^ weight[0];
   }
-  float scale[SFA_KEY_TILE];
+  float scaled[SFA_KEYS_ROWS * SFA_KEY_TILE];
   uint8_t keys[SFA_KEY_TILE + PREFETCH_KEYS];
-  load_scales(values, scale);
-  value_list list = {.row_bytes = (int64_t)sfa_stored_bytes(values->dtype, values->values_stride), .scale = scale};
+  if (values->scales) {
+    scale_keys(values, n_rows, P, scaled);
+    P = scaled;
+  }
+  value_list list = {.row_bytes = (int64_t)sfa_stored_bytes(values->dtype, values->values_stride)};
   if (!differ) {
     list_keys(weight[0], keys, &list);
     value_keys_listed(values, &list, n_rows, P, E, O);

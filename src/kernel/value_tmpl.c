@@ -1,4 +1,4 @@
-/* rescale, value_product, value_product_masked, merge: weights times values.
+/* rescale, scale_weights, value_product, value_product_masked, merge: weights times values.
  *
  * O += P^T V as an outer product: a block of rows times a block of value vectors stays in registers over all keys of the tile; each key
  * costs one load a value vector and one broadcast a row. The blocks of rows run inside: a band of V is read from memory once.
@@ -13,6 +13,14 @@ static void rescale(int32_t n_rows, int32_t E, const float *alpha, float *O) {
     if (e < E)
       vf_store_half(O + e, vf_mul(vf_load_half(O + e), factor));
   }
+}
+
+static void scale_weights(int32_t n_keys, int32_t W, const float *scale, float *P) {
+  for (int32_t j = 0; j < n_keys; j++, P += W)
+    for (int32_t i = 0; i < W; i += V_LANES) {
+      const vf p = vf_load(P + i);
+      vf_store(P + i, vf_select(vf_eq(p, vf_zero()), vf_zero(), vf_mul(p, vf_set(scale[j]))));
+    }
 }
 
 /* `rows` rows and `columns` vectors (constants where this is inlined); half: the vector is the last 8 elements of a row. With `masked`,

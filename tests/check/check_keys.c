@@ -14,14 +14,14 @@ enum { N_KEY_TYPES = 4, N_HEAD_DIMS = 9 };
 
 typedef struct stored {
   sfa_stored_rows rows;
-  float *loaded; /* [n][width]; whole numbers for keys of int8 */
+  float *loaded; /* [n][width]; before scales */
   float *scale;  /* [n] of int8 and int4, else 1 */
 } stored;
 
 static size_t bytes_of(sfa_dtype dtype, int64_t n) { return dtype == SFA_I4 ? (size_t)n / 2 : (size_t)n * sfa_dtype_bytes(dtype); }
 
 /* n rows x [n][dim], their K largest or all of them (K = 0), stored with or without gaps between rows. */
-static stored store_rows_of(check *c, int n, int dim, int K, sfa_dtype dtype, const float *x, bool whole_numbers) {
+static stored store_rows_of(check *c, int n, int dim, int K, sfa_dtype dtype, const float *x) {
   const int width = K ? K : dim, gap = check_pick(c, 2) ? 0 : 2 * check_range(c, 1, 9), id_bytes = dim <= 256 ? 1 : 2;
   stored s = {
       .rows = {.n = n, .width = width, .dtype = dtype, .values_stride = width + gap, .ids_stride = width + (gap ? check_pick(c, 5) : 0)}};
@@ -59,7 +59,7 @@ static stored store_rows_of(check *c, int n, int dim, int K, sfa_dtype dtype, co
       s.scale[j] = 1.0f;
   }
   s.loaded = check_floats(c, (int64_t)n * width);
-  c->kernels->load_rows(n, width, dtype, values, s.rows.values_stride, whole_numbers ? NULL : scales, s.loaded, width);
+  c->kernels->load_rows(n, width, dtype, values, s.rows.values_stride, NULL, s.loaded, width);
   return s;
 }
 
@@ -132,7 +132,7 @@ static void keys_case(check *c, check_kind kind, check_kind q_kind, sfa_dtype dt
               dtype, D, K, n, n_rows);
   const int width = K ? K : D;
   const float query_scale = 0.1f + (float)sfa_rng_uniform(&c->rng), *x = check_rows(c, kind, (int64_t)n * D);
-  const stored keys = store_rows_of(c, n, D, K, dtype, x, true);
+  const stored keys = store_rows_of(c, n, D, K, dtype, x);
   float *step = check_floats(c, n_rows);
   const float *q = query_rows(c, q_kind, n_rows, D, width, dtype, query_scale, step);
   float *S = check_floats(c, n_rows * SFA_KEY_TILE), *plain = check_floats(c, n_rows * SFA_KEY_TILE);
@@ -314,7 +314,7 @@ static void check_softmax_keys(check *c) {
 static void values_case(check *c, check_kind kind, sfa_dtype dtype, int E, int n, int n_rows, int zeros) {
   check_begin(c, "value_keys", "%s dtype %d E %d n %d n_rows %d zeros %d", check_kind_name(kind), dtype, E, n, n_rows, zeros);
   const int64_t total = (int64_t)n_rows * E;
-  const stored values = store_rows_of(c, n, E, 0, dtype, check_rows(c, kind, (int64_t)n * E), false);
+  const stored values = store_rows_of(c, n, E, 0, dtype, check_rows(c, kind, (int64_t)n * E));
   float *P = check_rows(c, CHECK_NORMAL, n_rows * SFA_KEY_TILE), *tile = check_floats(c, n * W);
   const float *start = check_rows(c, CHECK_NORMAL, total);
   for (int j = 0; j < n; j++) {
@@ -327,6 +327,8 @@ static void values_case(check *c, check_kind kind, sfa_dtype dtype, int E, int n
     }
   }
   turn(P, n_rows, n, tile);
+  if (values.rows.scales)
+    c->kernels->scale_weights(n, W, values.scale, tile);
   float *O[3];
   for (int t = 0; t < 3; t++) {
     O[t] = check_floats(c, total);
@@ -346,7 +348,7 @@ static void values_case(check *c, check_kind kind, sfa_dtype dtype, int E, int n
 /* Keys without weight are not read: they lie where nothing can be read. */
 static void unread_case(check *c, sfa_dtype dtype, int E, int n_rows, int before, int n_read, int after) {
   check_begin(c, "value_keys", "unread keys: dtype %d E %d n_rows %d, %d before and %d after %d", dtype, E, n_rows, before, after, n_read);
-  stored values = store_rows_of(c, n_read, E, 0, dtype, check_rows(c, CHECK_NORMAL, (int64_t)n_read * E), false);
+  stored values = store_rows_of(c, n_read, E, 0, dtype, check_rows(c, CHECK_NORMAL, (int64_t)n_read * E));
   uint16_t *scales = check_memory(c, SFA_KEY_TILE * 2);
   float *P = check_floats(c, n_rows * SFA_KEY_TILE);
   const float *start = check_rows(c, CHECK_NORMAL, (int64_t)n_rows * E);

@@ -1,4 +1,4 @@
-/* Checks of sfa_exp2, softmax_tile, rescale, value_product, value_product_masked and merge. */
+/* Checks of sfa_exp2, softmax_tile, rescale, scale_weights, value_product, value_product_masked and merge. */
 #include "check.h"
 #include <math.h>
 #include <string.h>
@@ -140,6 +140,24 @@ static void check_rescale(check *c) {
     }
 }
 
+/* A weight of 0 stays 0 beside a scale of NaN, as rows with NaN have it; any other weight is multiplied. */
+static void check_scale_weights(check *c) {
+  for (int w = 0; w < N_WIDTHS; w++)
+    for (int k = 0; k < N_KEY_COUNTS; k++) {
+      const int W = widths[w], n_keys = key_counts[k];
+      check_begin(c, "scale_weights", "n_keys %d W %d", n_keys, W);
+      const int64_t n = (int64_t)n_keys * W;
+      float *P = check_rows(c, CHECK_ZEROS, n), *scale = check_rows(c, CHECK_NORMAL, n_keys), *expected = check_floats(c, n);
+      scale[check_pick(c, n_keys)] = NAN;
+      P[check_pick(c, n_keys) * W] = NAN;
+      for (int64_t at = 0; at < n; at++)
+        expected[at] = P[at] != 0.0f ? P[at] * scale[at / W] : 0.0f;
+      c->kernels->scale_weights(n_keys, W, scale, P);
+      check_bits(c, "P", P, expected, n);
+      check_end(c);
+    }
+}
+
 static void value_case(check *c, check_kind kind, int n_rows, int n_keys, int W, int E) {
   check_begin(c, "value_product", "%s n_rows %d n_keys %d W %d E %d", check_kind_name(kind), n_rows, n_keys, W, E);
   const int64_t n = (int64_t)n_rows * E, stride = E + check_pick(c, 2) * 3;
@@ -246,6 +264,10 @@ static void check_merge(check *c) {
       merge_case(c, n_rows, value_dims[e]);
 }
 
-const check_entry check_values_entries[] = {{"exp2", check_exp2},       {"softmax_tile", check_softmax},
-                                            {"rescale", check_rescale}, {"value_product", check_value_product},
-                                            {"merge", check_merge},     {NULL, NULL}};
+const check_entry check_values_entries[] = {{"exp2", check_exp2},
+                                            {"softmax_tile", check_softmax},
+                                            {"rescale", check_rescale},
+                                            {"scale_weights", check_scale_weights},
+                                            {"value_product", check_value_product},
+                                            {"merge", check_merge},
+                                            {NULL, NULL}};
