@@ -156,15 +156,17 @@ static void loss(const sfa_context *ctx, const sfa_loss *t) {
   sfa_parallel(ctx, t->n_rows, loss_row, &(row_job){.kernels = kernels_of(ctx), .loss = t});
 }
 
-/* ---- The optimizer ---------------------------------------------------------------------------------------------------------------- */
+/* ---- Whole arrays ----------------------------------------------------------------------------------------------------------------- */
 
 enum { ELEMENTS_AN_ITEM = 1 << 15, SUMS = 64 };
 
 typedef struct step_job {
   const sfa_training_kernels *kernels;
   const sfa_adamw *how;
+  float factor;
+  bool add;
   int64_t n, first;
-  const float *gradient;
+  const float *gradient; /* or any operand */
   float *m, *v, *value;
   double *sums; /* [SUMS] */
 } step_job;
@@ -190,6 +192,18 @@ static double square_sum(const sfa_context *ctx, int64_t n, const float *x) {
   return sum;
 }
 
+static void scale_item(void *arg, int64_t item, int32_t thread) {
+  (void)thread;
+  const step_job *j = arg;
+  int64_t at = item * ELEMENTS_AN_ITEM;
+  j->kernels->scale((int32_t)sfa_min64(ELEMENTS_AN_ITEM, j->n - at), j->factor, j->gradient + at, j->add, j->value + at);
+}
+
+static void scale(const sfa_context *ctx, int64_t n, float factor, const float *x, bool add, float *out) {
+  step_job job = {.kernels = kernels_of(ctx), .factor = factor, .add = add, .n = n, .gradient = x, .value = out};
+  sfa_parallel(ctx, items_of(n), scale_item, &job);
+}
+
 static void step_item(void *arg, int64_t item, int32_t thread) {
   (void)thread;
   const step_job *j = arg;
@@ -203,7 +217,7 @@ static void adamw(const sfa_context *ctx, const sfa_adamw *how, int64_t n, const
 }
 
 const sfa_training *sfa_training_cpu(void) {
-  static const sfa_training cpu = {scratch_bytes, product,     column_sum, norm_backward, activate_backward,
-                                   gather,        scatter_add, loss,       square_sum,    adamw};
+  static const sfa_training cpu = {scratch_bytes, product, column_sum, norm_backward, activate_backward, gather, scatter_add,
+                                   loss,          scale,   square_sum, adamw};
   return &cpu;
 }

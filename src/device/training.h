@@ -21,8 +21,8 @@ typedef struct sfa_product {
   int64_t m, n, k;
   sfa_matrix a, b;
   const float *bias; /* [n] or NULL */
-  bool add;          /* bias must be NULL */
-  bool bf16;         /* operands rounded to bf16 */
+  bool add;
+  bool bf16; /* operands rounded to bf16 */
   float *out;
   int64_t out_stride;
 } sfa_product;
@@ -85,6 +85,8 @@ typedef struct sfa_training {
   /* table[ids[row]] += scale * x[row], rows in rising order. */
   void (*scatter_add)(const sfa_context *ctx, int64_t n_rows, int32_t dim, const float *x, const int32_t *ids, float scale, float *table);
   void (*loss)(const sfa_context *ctx, const sfa_loss *loss);
+  /* out [n] = factor * x, or added to out; out may be x. */
+  void (*scale)(const sfa_context *ctx, int64_t n, float factor, const float *x, bool add, float *out);
   /* Of all n elements. */
   double (*square_sum)(const sfa_context *ctx, int64_t n, const float *x);
   void (*adamw)(const sfa_context *ctx, const sfa_adamw *how, int64_t n, const float *gradient, float *m, float *v, float *value);

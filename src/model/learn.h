@@ -11,7 +11,7 @@
 #ifndef SFA_LEARN_H
 #define SFA_LEARN_H
 
-#include "device/device.h"
+#include "device/training.h"
 #include "file/weights.h"
 #include "model/families.h"
 
@@ -23,7 +23,7 @@ typedef struct sfa_learn_options {
   bool checkpointing;  /* keep only the input of every layer, and compute the rest again on the way back: a third more time, a fraction of
                         * the memory */
   bool bf16_products;  /* operands of matrix products rounded to bf16, sums in f32; where that is faster (AMX) */
-  int32_t loss_tokens; /* tokens whose logits exist at a time; 0: 256 */
+  int32_t loss_tokens; /* tokens whose logits exist at a time; 0: what 32 MB hold */
 } sfa_learn_options;
 
 /* One tensor, in the shape and under the name that it has in a Hugging Face file. */
@@ -44,7 +44,8 @@ typedef struct sfa_parameter {
 sfa_status sfa_learner_create(sfa_context *ctx, sfa_weights *weights, const sfa_learn_options *options, sfa_learner **learner);
 void sfa_learner_destroy(sfa_learner *learner);
 const sfa_weights *sfa_learner_weights(const sfa_learner *learner);
-const sfa_device *sfa_learner_device(const sfa_learner *learner);
+/* The operations of its machine, the optimizer's among them. */
+const sfa_training *sfa_learner_training(const sfa_learner *learner);
 /* Bytes of parameters, gradients and activations. */
 size_t sfa_learner_bytes(const sfa_learner *learner);
 
@@ -117,7 +118,7 @@ typedef struct sfa_learn_result {
  * caller looks at the result. */
 sfa_status sfa_learner_run(sfa_learner *learner, const sfa_learn_batch *batch, sfa_learn_result *result);
 /* logits [n][vocab_size] of hidden rows, final softcap included: for teachers. */
-sfa_status sfa_learner_logits(const sfa_learner *learner, int32_t n, const float *hidden, float *logits);
+sfa_status sfa_learner_logits(sfa_learner *learner, int32_t n, const float *hidden, float *logits);
 /* Mean kept features that a query shares with a key that it sees: from the uses of the last run, as if supports were independent:
  * sum over u of p_q(u) p_k(u). */
 double sfa_learn_overlap(int32_t head_dim, const int64_t *query_uses, const int64_t *key_uses, int64_t n_queries, int64_t n_keys);

@@ -1,0 +1,315 @@
+/* A learner's life, and its run: embedding, layers, losses, and back. */
+#include "model/learn_parts.h"
+
+#include <math.h>
+#include <string.h>
+
+sfa_status sfa_learn_alloc(sfa_learner *l, size_t count, size_t element_bytes, const char *what, void *out) {
+  SFA_TRY(sfa_alloc_zero(l->ctx, count, element_bytes, what, (void **)out));
+  l->bytes += count * element_bytes;
+  return SFA_OK;
+}
+
+/* ---- Life ------------------------------------------------------------------------------------------------------------------------- */
+
+static sfa_status alloc_rows(sfa_learner *l, int64_t dim, const char *what, float **out) {
+  return sfa_learn_alloc(l, (size_t)l->options.max_tokens, (size_t)dim * sizeof(float), what, out);
+}
+
+static sfa_status create_saved(sfa_learner *l, int32_t index, sfa_learn_saved *s) {
+  const sfa_model_config *c = &l->config;
+  const sfa_learn_layer *layer = &l->layers[index];
+  static const char what[] = "activations kept for the way back; a smaller batch or checkpointing takes less";
+  if (layer->q_norm.weight) {
+    SFA_TRY(alloc_rows(l, sfa_learn_q_dim(c), what, &s->raw_q));
+    SFA_TRY(alloc_rows(l, sfa_learn_k_dim(c), what, &s->raw_k));
+  }
+  SFA_TRY(alloc_rows(l, sfa_learn_q_dim(c), what, &s->q));
+  SFA_TRY(alloc_rows(l, sfa_learn_k_dim(c), what, &s->k));
+  SFA_TRY(alloc_rows(l, sfa_learn_v_dim(c), what, &s->v));
+  SFA_TRY(alloc_rows(l, sfa_learn_attended_dim(c), what, &s->attended));
+  SFA_TRY(alloc_rows(l, c->n_heads, what, &s->lse));
+  if (layer->post_attention_norm.weight)
+    SFA_TRY(alloc_rows(l, c->hidden_dim, what, &s->projected));
+  SFA_TRY(alloc_rows(l, c->hidden_dim, what, &s->middle));
+  SFA_TRY(alloc_rows(l, c->ffn_dim, what, &s->gate));
+  if (layer->gate.weight)
+    SFA_TRY(alloc_rows(l, c->ffn_dim, what, &s->up));
+  if (layer->post_ffn_norm.weight)
+    SFA_TRY(alloc_rows(l, c->hidden_dim, what, &s->down));
+  return SFA_OK;
+}
+
+static void free_saved(sfa_learner *l, sfa_learn_saved *s) {
+  float *all[] = {s->raw_q, s->raw_k, s->q, s->k, s->v, s->attended, s->lse, s->projected, s->middle, s->gate, s->up, s->down};
+  for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+    sfa_free(l->ctx, all[i]);
+}
+
+static int32_t n_saved(const sfa_learner *l) { return l->options.checkpointing ? 1 : l->config.n_layers; }
+
+static sfa_status create_rotations(sfa_learner *l) {
+  const sfa_model_config *c = &l->config;
+  for (int kind = 0; c->rope_pairs && kind < SFA_LAYER_KINDS; kind++) {
+    SFA_TRY(alloc_rows(l, c->rope_pairs, "rotations", &l->rope_cos[kind]));
+    SFA_TRY(alloc_rows(l, c->rope_pairs, "rotations", &l->rope_sin[kind]));
+    SFA_TRY(alloc_rows(l, c->rope_pairs, "rotations", &l->rope_back[kind]));
+  }
+  return SFA_OK;
+}
+
+static sfa_status create_buffers(sfa_learner *l) {
+  const sfa_model_config *c = &l->config;
+  int64_t widest = c->ffn_dim > c->hidden_dim ? c->ffn_dim : c->hidden_dim;
+  SFA_TRY(sfa_learn_alloc(l, (size_t)(c->n_layers + 1) * (size_t)l->options.max_tokens, (size_t)c->hidden_dim * sizeof(float),
+                          "the stream between layers", &l->streams));
+  SFA_TRY(sfa_learn_alloc(l, (size_t)n_saved(l), sizeof *l->saved, "activations", &l->saved));
+  for (int32_t i = 0; i < n_saved(l); i++)
+    SFA_TRY(create_saved(l, i, &l->saved[i]));
+  SFA_TRY(create_rotations(l));
+  SFA_TRY(sfa_learn_alloc(l, (size_t)l->options.max_tokens, sizeof(int32_t), "positions", &l->positions_of));
+  SFA_TRY(alloc_rows(l, c->hidden_dim, "activations", &l->normed));
+  SFA_TRY(alloc_rows(l, c->hidden_dim, "activations", &l->d_normed));
+  SFA_TRY(alloc_rows(l, c->hidden_dim, "activations", &l->d_stream));
+  SFA_TRY(alloc_rows(l, sfa_learn_q_dim(c), "activations", &l->d_q));
+  SFA_TRY(alloc_rows(l, sfa_learn_k_dim(c), "activations", &l->d_k));
+  SFA_TRY(alloc_rows(l, sfa_learn_v_dim(c), "activations", &l->d_v));
+  SFA_TRY(alloc_rows(l, sfa_learn_attended_dim(c), "activations", &l->d_attended));
+  SFA_TRY(alloc_rows(l, sfa_learn_attended_dim(c), "activations", &l->heads));
+  SFA_TRY(alloc_rows(l, sfa_learn_attended_dim(c), "activations", &l->d_heads));
+  SFA_TRY(alloc_rows(l, c->n_heads, "activations", &l->lse_heads));
+  SFA_TRY(alloc_rows(l, c->ffn_dim, "activations", &l->activated));
+  SFA_TRY(sfa_learn_alloc(l, (size_t)c->hidden_dim + (size_t)c->head_dim, sizeof(float), "activations", &l->norm_weight));
+  SFA_TRY(sfa_learn_alloc(l, (size_t)l->options.loss_tokens, (size_t)c->vocab_size * sizeof(float), "logits", &l->logits));
+  SFA_TRY(sfa_learn_alloc(l, (size_t)l->options.loss_tokens, 2 * sizeof(float), "losses", &l->losses));
+  int64_t attended = sfa_learn_q_dim(c) > sfa_learn_attended_dim(c) ? sfa_learn_q_dim(c) : sfa_learn_attended_dim(c);
+  return sfa_learn_alloc(l, 1, l->training->scratch_bytes(l->ctx, widest > attended ? widest : attended), "packed operands", &l->scratch);
+}
+
+/* The file's own wish, the same for all heads of a layer. */
+static sfa_status create_sparsity(sfa_learner *l) {
+  const sfa_model_config *c = &l->config;
+  size_t n = (size_t)c->n_layers * (size_t)c->n_kv_heads;
+  SFA_TRY(sfa_learn_alloc(l, n, sizeof(int32_t), "kept features", &l->k_keys));
+  SFA_TRY(sfa_learn_alloc(l, n, sizeof(int32_t), "kept features", &l->k_queries));
+  for (int32_t i = 0; i < (int32_t)n; i++) {
+    int32_t k = c->sfa_k[i / c->n_kv_heads], k_q = k ? c->sfa_k_q : 0;
+    l->k_keys[i] = k < c->head_dim ? k : 0;
+    l->k_queries[i] = k_q < c->head_dim ? k_q : 0;
+  }
+  return SFA_OK;
+}
+
+static sfa_status fill_learner(sfa_learner *l, const sfa_learn_options *options) {
+  enum { LOGIT_FLOATS = 8 << 20, LEAST_LOSS_TOKENS = 64 };
+  l->options = *options;
+  SFA_REQUIRE(l->ctx, options->max_tokens >= 1, "a batch of %d tokens is out of range", options->max_tokens);
+  SFA_TRY(sfa_model_config_read(l->ctx, l->weights, &l->config));
+  SFA_TRY(sfa_learn_load(l));
+  if (l->options.loss_tokens <= 0)
+    l->options.loss_tokens = (int32_t)sfa_max64(LEAST_LOSS_TOKENS, LOGIT_FLOATS / l->config.vocab_size);
+  l->options.loss_tokens = (int32_t)sfa_min64(l->options.loss_tokens, options->max_tokens);
+  SFA_TRY(create_sparsity(l));
+  return create_buffers(l);
+}
+
+sfa_status sfa_learner_create(sfa_context *ctx, sfa_weights *weights, const sfa_learn_options *options, sfa_learner **learner) {
+  sfa_learner *l = NULL;
+  *learner = NULL;
+  sfa_status status = sfa_alloc_zero(ctx, 1, sizeof *l, "a model that learns", (void **)&l);
+  if (status != SFA_OK) {
+    sfa_weights_close(weights);
+    return status;
+  }
+  l->ctx = ctx;
+  l->weights = weights;
+  l->device = sfa_device_cpu();
+  l->training = sfa_training_cpu();
+  status = fill_learner(l, options);
+  if (status != SFA_OK) {
+    sfa_learner_destroy(l);
+    return status;
+  }
+  *learner = l;
+  return SFA_OK;
+}
+
+void sfa_learner_destroy(sfa_learner *l) {
+  if (!l)
+    return;
+  for (int32_t i = 0; i < l->n_parameters; i++) {
+    sfa_free(l->ctx, l->parameters[i].value);
+    sfa_free(l->ctx, l->parameters[i].gradient);
+  }
+  for (int32_t i = 0; l->saved && i < n_saved(l); i++)
+    free_saved(l, &l->saved[i]);
+  sfa_learn_plans_free(l);
+  for (int kind = 0; kind < SFA_LAYER_KINDS; kind++) {
+    sfa_free(l->ctx, l->rope_cos[kind]);
+    sfa_free(l->ctx, l->rope_sin[kind]);
+    sfa_free(l->ctx, l->rope_back[kind]);
+  }
+  void *all[] = {l->parameters,   l->names,     l->layers,    l->k_keys,     l->k_queries, l->streams, l->saved,
+                 l->positions_of, l->normed,    l->d_normed,  l->d_q,        l->d_k,       l->d_v,     l->heads,
+                 l->d_heads,      l->lse_heads, l->d_stream,  l->d_attended, l->logits,    l->teacher, l->norm_weight,
+                 l->losses,       l->scratch,   l->workspace, l->activated};
+  for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+    sfa_free(l->ctx, all[i]);
+  sfa_model_config_free(l->ctx, &l->config);
+  sfa_weights_close(l->weights);
+  sfa_free(l->ctx, l);
+}
+
+const sfa_weights *sfa_learner_weights(const sfa_learner *l) { return l->weights; }
+const sfa_training *sfa_learner_training(const sfa_learner *l) { return l->training; }
+size_t sfa_learner_bytes(const sfa_learner *l) { return l->bytes; }
+int32_t sfa_learner_count(const sfa_learner *l) { return l->n_parameters; }
+sfa_parameter *sfa_learner_parameter(sfa_learner *l, int32_t index) {
+  return index >= 0 && index < l->n_parameters ? &l->parameters[index] : NULL;
+}
+
+sfa_learner_shape sfa_learner_shape_of(const sfa_learner *l) {
+  const sfa_model_config *c = &l->config;
+  return (sfa_learner_shape){.family = c->family,
+                             .n_layers = c->n_layers,
+                             .n_heads = c->n_heads,
+                             .n_kv_heads = c->n_kv_heads,
+                             .head_dim = c->head_dim,
+                             .head_dim_v = c->head_dim_v,
+                             .hidden_dim = c->hidden_dim,
+                             .ffn_dim = c->ffn_dim,
+                             .vocab_size = c->vocab_size,
+                             .context_len = c->context_len};
+}
+
+void sfa_learner_clear(sfa_learner *l) {
+  for (int32_t i = 0; i < l->n_parameters; i++)
+    memset(l->parameters[i].gradient, 0, (size_t)l->parameters[i].n * sizeof(float));
+}
+
+/* ---- Run -------------------------------------------------------------------------------------------------------------------------- */
+
+static sfa_status check_batch(const sfa_learner *l, const sfa_learn_batch *batch) {
+  sfa_context *ctx = l->ctx;
+  int32_t n = batch->n_tokens, vocab = l->config.vocab_size, n_sequences = batch->n_sequences;
+  SFA_REQUIRE(ctx, n >= 1 && n <= l->options.max_tokens, "a batch of %d tokens; this learner takes 1 to %d", n, l->options.max_tokens);
+  SFA_REQUIRE(ctx, batch->tokens, "a batch without tokens");
+  SFA_REQUIRE(ctx, batch->cu_seqlens || n_sequences <= 1, "%d sequences want cu_seqlens", n_sequences);
+  for (int32_t t = 0; t < n; t++) {
+    if (batch->tokens[t] < 0 || batch->tokens[t] >= vocab)
+      return sfa_fail(ctx, SFA_ERROR_RANGE, "token id %d is outside the model's vocabulary of %d", batch->tokens[t], vocab);
+    if (batch->targets && (batch->targets[t] < -1 || batch->targets[t] >= vocab))
+      return sfa_fail(ctx, SFA_ERROR_RANGE, "target %d is outside the model's vocabulary of %d", batch->targets[t], vocab);
+  }
+  for (int32_t b = 0; batch->cu_seqlens && b < n_sequences; b++) {
+    int32_t len = batch->cu_seqlens[b + 1] - batch->cu_seqlens[b];
+    SFA_REQUIRE(ctx, batch->cu_seqlens[b] >= 0 && len >= 0 && batch->cu_seqlens[b + 1] <= n, "sequence %d has %d tokens of a batch of %d",
+                b, len, n);
+  }
+  SFA_REQUIRE(ctx, !batch->cu_seqlens || (n_sequences >= 1 && batch->cu_seqlens[0] == 0 && batch->cu_seqlens[n_sequences] == n),
+              "cu_seqlens of a batch of %d tokens goes from %d to %d", n, batch->cu_seqlens ? batch->cu_seqlens[0] : 0,
+              batch->cu_seqlens ? batch->cu_seqlens[n_sequences] : 0);
+  return SFA_OK;
+}
+
+static sfa_status place_tokens(sfa_learner *l, const sfa_learn_batch *batch) {
+  const sfa_model_config *c = &l->config;
+  int32_t most = 0;
+  for (int32_t b = 0; b < batch->n_sequences; b++)
+    for (int32_t t = batch->cu_seqlens[b]; t < batch->cu_seqlens[b + 1]; t++) {
+      l->positions_of[t] = t - batch->cu_seqlens[b];
+      most = l->positions_of[t] > most ? l->positions_of[t] : most;
+    }
+  if (l->positions && most >= c->context_len)
+    return sfa_fail(l->ctx, SFA_ERROR_RANGE, "a sequence of %d tokens: this model has learned positions for %lld", most + 1,
+                    (long long)c->context_len);
+  for (int kind = 0; kind < SFA_LAYER_KINDS; kind++)
+    for (int64_t t = 0; t < batch->n_tokens; t++)
+      for (int64_t p = 0; p < c->rope_pairs; p++) {
+        double angle = (double)l->positions_of[t] * c->rope_frequencies[kind][p];
+        int64_t at = t * c->rope_pairs + p;
+        l->rope_cos[kind][at] = (float)cos(angle);
+        l->rope_sin[kind][at] = (float)sin(angle);
+        l->rope_back[kind][at] = -l->rope_sin[kind][at];
+      }
+  return SFA_OK;
+}
+
+static void embed(sfa_learner *l, const sfa_learn_batch *batch) {
+  const sfa_model_config *c = &l->config;
+  float *x = sfa_learn_stream(l, 0);
+  l->training->gather(l->ctx, batch->n_tokens, c->hidden_dim, l->embedding->value, batch->tokens, c->embedding_scale, false, x);
+  if (l->positions)
+    l->training->gather(l->ctx, batch->n_tokens, c->hidden_dim, l->positions->value, l->positions_of, 1.0f, true, x);
+}
+
+static void embed_backward(sfa_learner *l, const sfa_learn_batch *batch) {
+  const sfa_model_config *c = &l->config;
+  if (l->embedding->trainable)
+    l->training->scatter_add(l->ctx, batch->n_tokens, c->hidden_dim, l->d_stream, batch->tokens, c->embedding_scale,
+                             l->embedding->gradient);
+  if (l->positions && l->positions->trainable)
+    l->training->scatter_add(l->ctx, batch->n_tokens, c->hidden_dim, l->d_stream, l->positions_of, 1.0f, l->positions->gradient);
+}
+
+/* The lowest layer that learns, -1 the embedding; n_layers: none. */
+static int32_t lowest_layer(const sfa_learner *l) {
+  int32_t lowest = l->config.n_layers;
+  for (int32_t i = 0; i < l->n_parameters; i++) {
+    const sfa_parameter *p = &l->parameters[i];
+    bool at_the_end = p->role == SFA_ROLE_FINAL_NORM || p->role == SFA_ROLE_HEAD;
+    if (p->trainable && !at_the_end && p->layer < lowest)
+      lowest = p->layer;
+  }
+  return lowest;
+}
+
+/* What the caller wants to see of a layer, and its share of the head loss. */
+static void show_heads(sfa_learner *l, const sfa_learn_batch *batch, int32_t index, const float *attended, sfa_learn_result *result) {
+  int64_t n = batch->n_tokens * sfa_learn_attended_dim(&l->config);
+  const float *target = batch->head_targets ? batch->head_targets[index] : NULL;
+  if (batch->head_outputs && batch->head_outputs[index])
+    memcpy(batch->head_outputs[index], attended, (size_t)n * sizeof *attended);
+  if (!target)
+    return;
+  double size = l->training->square_sum(l->ctx, n, target);
+  l->training->scale(l->ctx, n, 1.0f, attended, false, l->heads);
+  l->training->scale(l->ctx, n, -1.0f, target, true, l->heads);
+  result->head_loss += size > 0 ? l->training->square_sum(l->ctx, n, l->heads) / size / l->config.n_layers : 0;
+}
+
+static sfa_status run_back(sfa_learner *l, const sfa_learn_batch *batch, const sfa_learn_result *result) {
+  int32_t lowest = lowest_layer(l);
+  float head_scale =
+      !batch->head_targets ? 0.0f : sfa_learn_scale(batch) * batch->head_weight * (float)result->n_scored / (float)l->config.n_layers;
+  for (int32_t i = l->config.n_layers - 1; i >= 0 && i >= lowest; i--) {
+    sfa_learn_saved *saved = &l->saved[l->options.checkpointing ? 0 : i];
+    if (l->options.checkpointing && i < l->config.n_layers - 1) /* the last layer's is still there */
+      SFA_TRY(sfa_learn_layer_forward(l, batch, i, saved));
+    SFA_TRY(sfa_learn_layer_backward(l, batch, i, saved, head_scale));
+  }
+  if (lowest < 0)
+    embed_backward(l, batch);
+  return SFA_OK;
+}
+
+sfa_status sfa_learner_run(sfa_learner *l, const sfa_learn_batch *given, sfa_learn_result *result) {
+  sfa_learn_batch batch = *given;
+  *result = (sfa_learn_result){0};
+  SFA_TRY(check_batch(l, &batch));
+  const int32_t whole[2] = {0, batch.n_tokens};
+  if (!batch.cu_seqlens) {
+    batch.cu_seqlens = whole;
+    batch.n_sequences = 1;
+  }
+  batch.backward = batch.backward && batch.targets;
+  SFA_TRY(place_tokens(l, &batch));
+  embed(l, &batch);
+  for (int32_t i = 0; i < l->config.n_layers; i++) {
+    sfa_learn_saved *saved = &l->saved[l->options.checkpointing ? 0 : i];
+    SFA_TRY(sfa_learn_layer_forward(l, &batch, i, saved));
+    show_heads(l, &batch, i, saved->attended, result);
+  }
+  SFA_TRY(sfa_learn_loss_run(l, &batch, result));
+  return batch.backward ? run_back(l, &batch, result) : SFA_OK;
+}

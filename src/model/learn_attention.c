@@ -1,0 +1,195 @@
+/* Attention of a layer that learns: libsfa's forward and backward, called once for all heads, or once for every run of kv heads that keep
+ * the same number of features. */
+#include "model/learn_parts.h"
+
+#include <sfa/backward.h>
+
+#include <string.h>
+
+/* Heads of one call: kv heads first .. first + n - 1 and their queries. */
+typedef struct head_run {
+  int32_t first, n, k_keys, k_queries;
+} head_run;
+
+static head_run run_at(const sfa_learner *l, int32_t index, int32_t first) {
+  const int32_t *k_keys = l->k_keys + (int64_t)index * l->config.n_kv_heads,
+                *k_queries = l->k_queries + (int64_t)index * l->config.n_kv_heads;
+  head_run run = {first, 1, k_keys[first], k_queries[first]};
+  while (first + run.n < l->config.n_kv_heads && k_keys[first + run.n] == run.k_keys && k_queries[first + run.n] == run.k_queries)
+    run.n++;
+  return run;
+}
+
+static int32_t longest(const sfa_learn_batch *batch) {
+  int32_t most = batch->cu_seqlens ? 0 : batch->n_tokens;
+  for (int32_t b = 0; batch->cu_seqlens && b < batch->n_sequences; b++) {
+    int32_t len = batch->cu_seqlens[b + 1] - batch->cu_seqlens[b];
+    most = len > most ? len : most;
+  }
+  return most;
+}
+
+static sfa_status make_plan(sfa_learner *l, const sfa_learn_plan *wanted, sfa_attention_plan **plan) {
+  const sfa_model_config *c = &l->config;
+  bool local = wanted->layer_kind == SFA_LAYER_LOCAL;
+  sfa_attention_options options = {.struct_size = sizeof options,
+                                   .n_heads = c->n_heads / c->n_kv_heads * wanted->n_kv_heads,
+                                   .n_kv_heads = wanted->n_kv_heads,
+                                   .head_dim = c->head_dim,
+                                   .head_dim_v = c->head_dim_v,
+                                   .n_sequences = wanted->n_sequences,
+                                   .max_seqlen_q = wanted->max_seqlen,
+                                   .max_seqlen_k = wanted->max_seqlen,
+                                   .k_q = wanted->k_queries,
+                                   .k_k = wanted->k_keys,
+                                   .softmax_scale = c->softmax_scale,
+                                   .softcap = c->attention_softcap,
+                                   .causal = 1,
+                                   .has_window = local,
+                                   .window_size = {local ? c->window_len - 1 : -1, -1},
+                                   .precision = SFA_PRECISION_F32};
+  return sfa_attention_plan_create(l->ctx, &options, plan);
+}
+
+static sfa_status need_workspace(sfa_learner *l, size_t bytes) {
+  if (bytes <= l->workspace_bytes)
+    return SFA_OK;
+  sfa_free(l->ctx, l->workspace);
+  l->bytes -= l->workspace_bytes;
+  l->workspace_bytes = 0;
+  SFA_TRY(sfa_alloc(l->ctx, bytes, "attention's workspace", &l->workspace));
+  l->workspace_bytes = bytes;
+  l->bytes += bytes;
+  return SFA_OK;
+}
+
+/* The plan for such a call: kept from an earlier run, or made in the place of the oldest. */
+static sfa_status find_plan(sfa_learner *l, const sfa_learn_batch *batch, int32_t index, const head_run *run, sfa_attention_plan **plan) {
+  sfa_learn_plan wanted = {.k_keys = run->k_keys,
+                           .k_queries = run->k_queries,
+                           .layer_kind = l->config.layer_kinds[index],
+                           .n_kv_heads = run->n,
+                           .n_sequences = batch->n_sequences,
+                           .max_seqlen = longest(batch)};
+  for (int32_t i = 0; i < SFA_LEARN_PLANS && l->plans[i].plan; i++) {
+    wanted.plan = l->plans[i].plan;
+    if (memcmp(&wanted, &l->plans[i], sizeof wanted) == 0) {
+      *plan = wanted.plan;
+      return SFA_OK;
+    }
+  }
+  SFA_TRY(make_plan(l, &wanted, plan));
+  sfa_learn_plan *place = &l->plans[l->n_plans++ % SFA_LEARN_PLANS];
+  if (place->plan)
+    sfa_attention_plan_destroy(place->plan);
+  wanted.plan = *plan;
+  *place = wanted;
+  size_t forward = sfa_attention_workspace_bytes(*plan), backward = sfa_attention_backward_workspace_bytes(*plan);
+  return need_workspace(l, forward > backward ? forward : backward);
+}
+
+void sfa_learn_plans_free(sfa_learner *l) {
+  for (int32_t i = 0; i < SFA_LEARN_PLANS; i++)
+    if (l->plans[i].plan)
+      sfa_attention_plan_destroy(l->plans[i].plan);
+}
+
+/* Columns of some heads: rows of `width` at `column` of rows of `stride`, to or from contiguous ones. */
+static void take_heads(const sfa_learner *l, int64_t n, int64_t width, const float *from, int64_t stride, int64_t column, float *to) {
+  (void)l;
+  for (int64_t t = 0; t < n; t++)
+    memcpy(to + t * width, from + t * stride + column, (size_t)width * sizeof *to);
+}
+
+static void put_heads(const sfa_learner *l, int64_t n, int64_t width, const float *from, float *to, int64_t stride, int64_t column) {
+  (void)l;
+  for (int64_t t = 0; t < n; t++)
+    memcpy(to + t * stride + column, from + t * width, (size_t)width * sizeof *to);
+}
+
+static sfa_attention_args arguments_of(const sfa_learner *l, const sfa_learn_batch *batch, const head_run *run,
+                                       const sfa_learn_saved *saved) {
+  const sfa_model_config *c = &l->config;
+  int64_t group = c->n_heads / c->n_kv_heads;
+  return (sfa_attention_args){.struct_size = sizeof(sfa_attention_args),
+                              .q = {saved->q + run->first * group * c->head_dim, SFA_F32, 0, sfa_learn_q_dim(c), c->head_dim, NULL},
+                              .k = {saved->k + (int64_t)run->first * c->head_dim, SFA_F32, 0, sfa_learn_k_dim(c), c->head_dim, NULL},
+                              .v = {saved->v + (int64_t)run->first * c->head_dim_v, SFA_F32, 0, sfa_learn_v_dim(c), c->head_dim_v, NULL},
+                              .cu_seqlens_q = batch->cu_seqlens,
+                              .cu_seqlens_k = batch->cu_seqlens,
+                              .out = saved->attended,
+                              .lse = saved->lse,
+                              .workspace = l->workspace};
+}
+
+sfa_status sfa_learn_attend(sfa_learner *l, const sfa_learn_batch *batch, int32_t index, sfa_learn_saved *saved) {
+  const sfa_model_config *c = &l->config;
+  int32_t group = c->n_heads / c->n_kv_heads;
+  for (int32_t first = 0; first < c->n_kv_heads;) {
+    head_run run = run_at(l, index, first);
+    bool some = run.n < c->n_kv_heads;
+    sfa_attention_plan *plan;
+    SFA_TRY(find_plan(l, batch, index, &run, &plan));
+    sfa_attention_args args = arguments_of(l, batch, &run, saved);
+    if (some)
+      args.out = l->heads, args.lse = l->lse_heads;
+    SFA_TRY(sfa_attention_run(plan, &args));
+    if (some) {
+      int64_t at = (int64_t)run.first * group, n_heads = (int64_t)run.n * group;
+      put_heads(l, batch->n_tokens, n_heads * c->head_dim_v, l->heads, saved->attended, sfa_learn_attended_dim(c), at * c->head_dim_v);
+      put_heads(l, batch->n_tokens, n_heads, l->lse_heads, saved->lse, c->n_heads, at);
+    }
+    first += run.n;
+  }
+  return SFA_OK;
+}
+
+sfa_status sfa_learn_attend_backward(sfa_learner *l, const sfa_learn_batch *batch, int32_t index, const sfa_learn_saved *saved) {
+  const sfa_model_config *c = &l->config;
+  int32_t group = c->n_heads / c->n_kv_heads;
+  for (int32_t first = 0; first < c->n_kv_heads;) {
+    head_run run = run_at(l, index, first);
+    sfa_attention_plan *plan;
+    SFA_TRY(find_plan(l, batch, index, &run, &plan));
+    sfa_attention_args args = arguments_of(l, batch, &run, saved);
+    sfa_attention_grad_args gradients = {.struct_size = sizeof gradients,
+                                         .forward = &args,
+                                         .d_out = l->d_attended,
+                                         .d_q = l->d_q + (int64_t)run.first * group * c->head_dim,
+                                         .d_q_token_stride = sfa_learn_q_dim(c),
+                                         .d_k = l->d_k + (int64_t)run.first * c->head_dim,
+                                         .d_k_token_stride = sfa_learn_k_dim(c),
+                                         .d_v = l->d_v + (int64_t)run.first * c->head_dim_v,
+                                         .d_v_token_stride = sfa_learn_v_dim(c),
+                                         .workspace = l->workspace};
+    if (run.n < c->n_kv_heads) {
+      int64_t at = (int64_t)run.first * group, n_heads = (int64_t)run.n * group;
+      take_heads(l, batch->n_tokens, n_heads * c->head_dim_v, saved->attended, sfa_learn_attended_dim(c), at * c->head_dim_v, l->heads);
+      take_heads(l, batch->n_tokens, n_heads * c->head_dim_v, l->d_attended, sfa_learn_attended_dim(c), at * c->head_dim_v, l->d_heads);
+      take_heads(l, batch->n_tokens, n_heads, saved->lse, c->n_heads, at, l->lse_heads);
+      args.out = l->heads, args.lse = l->lse_heads, gradients.d_out = l->d_heads;
+    }
+    SFA_TRY(sfa_attention_backward(plan, &gradients));
+    first += run.n;
+  }
+  return SFA_OK;
+}
+
+sfa_status sfa_learner_sparsity(sfa_learner *l, const sfa_learn_sparsity *sparsity) {
+  const sfa_model_config *c = &l->config;
+  for (int32_t i = 0; i < c->n_layers * c->n_kv_heads; i++) {
+    int32_t k = sparsity->k_keys ? sparsity->k_keys[i] : 0, k_q = sparsity->k_queries ? sparsity->k_queries[i] : 0;
+    SFA_REQUIRE(l->ctx, k >= 0 && k <= c->head_dim && k_q >= 0 && k_q <= c->head_dim,
+                "layer %d keeps %d features of a key and %d of a query; head_dim is %d", i / c->n_kv_heads, k, k_q, c->head_dim);
+  }
+  if (sparsity->pre_rope || sparsity->two_of_four || sparsity->gumbel_scale != 0)
+    return sfa_fail(l->ctx, SFA_ERROR_UNSUPPORTED, "top-k before RoPE, two of four and Gumbel noise are not handled in training");
+  for (int32_t i = 0; i < c->n_layers * c->n_kv_heads; i++) {
+    int32_t k = sparsity->k_keys ? sparsity->k_keys[i] : 0, k_q = sparsity->k_queries ? sparsity->k_queries[i] : 0;
+    l->k_keys[i] = k == c->head_dim ? 0 : k;
+    l->k_queries[i] = k_q == c->head_dim ? 0 : k_q;
+  }
+  l->sparsity = *sparsity;
+  l->sparsity.k_keys = l->sparsity.k_queries = NULL;
+  return SFA_OK;
+}

@@ -1,0 +1,131 @@
+#!/usr/bin/env python3
+"""Golden gradients: of the golden models of every family by PyTorch autograd through Hugging Face transformers, in double.
+
+    tools/make_gradient_golden.py [DIRECTORY]         (default: tests/golden)
+
+For models/<name> writes gradients/<name>_<case>.txt and gradients/SHA256SUMS. The batch is the model's ids.i32 as two sequences of 50 and 30
+tokens; every token but the last of a sequence and each with t % 7 = 3 is scored by its successor. Case "dense" is the model as it is; case
+"sfa" keeps only the k entries of largest magnitude of every query and key after RoPE, and passes the gradient of those alone
+(straight-through); k differs by layer and, where a line of the file says so, by kv head.
+
+A file has the sum of the losses, the numbers of scored tokens, k of keys and queries [n_layers][n_kv_heads] (0: all), and for each tensor:
+    name, norm, four sums with signs from sign(p, i), number of samples, samples at i * n / count
+"""
+import hashlib
+import pathlib
+import sys
+
+import numpy as np
+import torch
+from make_model_golden import all_in_double
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+LENGTHS = [50, 30]
+N_SUMS, N_SAMPLES = 4, 24
+
+# k of keys and of queries by layer; a list in a list: by kv head.
+SPARSE = {
+    "llama": ([3, 0, [2, 5]], [3, 4, [2, 5]]),
+    "qwen2": ([4, 3], [0, 3]),
+    "qwen3": ([8, 12], [0, 8]),
+    "gpt2": ([3, 4], [3, 0]),
+    "gemma3": ([5, 6, 0, 6], [5, 0, 0, 4]),
+}
+
+
+def by_head(ks, n_kv_heads):
+    return [k if isinstance(k, list) else [k] * n_kv_heads for k in ks]
+
+
+def keep_largest(x, ks):
+    """x [1][heads][tokens][dim], ks a list of the heads; 0 keeps all. The mask is a constant: straight-through."""
+    rows = []
+    for head, k in enumerate(ks):
+        row = x[:, head]
+        if k:
+            mask = torch.zeros_like(row).scatter(-1, row.detach().abs().topk(k, dim=-1).indices, 1.0)
+            row = row * mask
+        rows.append(row)
+    return torch.stack(rows, dim=1)
+
+
+def make_sparse(model, k_keys, k_queries):
+    """Puts top-k between RoPE and the products, where every family calls its module's eager_attention_forward."""
+    module = sys.modules[type(model).__module__]
+    dense = module.eager_attention_forward
+
+    def sparse(layer, query, key, value, *rest, **named):
+        group = query.shape[1] // key.shape[1]
+        query = keep_largest(query, [k for k in k_queries[layer.layer_idx] for _ in range(group)])
+        key = keep_largest(key, k_keys[layer.layer_idx])
+        return dense(layer, query, key, value, *rest, **named)
+
+    module.eager_attention_forward = sparse
+    return lambda: setattr(module, "eager_attention_forward", dense)
+
+
+def signs(p, n):
+    i = np.arange(n, dtype=np.uint32)
+    mixed = (i + np.uint32(1)) * np.uint32(2654435761) ^ np.uint32(p * 40503 + 12345)
+    mixed = (mixed ^ (mixed >> np.uint32(15))) * np.uint32(2246822519)
+    return np.where(mixed >> np.uint32(31), -1.0, 1.0)
+
+
+def tensor_line(name, gradient):
+    g = gradient.numpy().reshape(-1)
+    count = min(len(g), N_SAMPLES)
+    numbers = [np.linalg.norm(g)] + [float(g @ signs(p, len(g))) for p in range(N_SUMS)]
+    samples = [g[i * len(g) // count] for i in range(count)]
+    return " ".join([name] + [f"{x:.9g}" for x in numbers] + [str(count)] + [f"{x:.9g}" for x in samples]) + "\n"
+
+
+def make(root, name, sparse):
+    folder = root / "models" / name
+    config = AutoConfig.from_pretrained(folder)
+    config._attn_implementation = "eager"
+    n_kv_heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
+    k_keys, k_queries = (by_head(ks, n_kv_heads) for ks in (SPARSE[name] if sparse else ([0] * config.num_hidden_layers,) * 2))
+    state = load_file(folder / "model.safetensors")
+    ids = np.fromfile(folder / "ids.i32", "<i4").astype(np.int64)
+    with all_in_double():
+        model = AutoModelForCausalLM.from_config(config).double().eval()
+        missing, unexpected = model.load_state_dict({k: v.double() for k, v in state.items()}, strict=False)
+        assert not unexpected and all(key == "lm_head.weight" for key in missing), (missing, unexpected)
+        model.tie_weights()
+        restore = make_sparse(model, k_keys, k_queries)
+        loss, n_scored, first = 0.0, 0, 0
+        for length in LENGTHS:
+            part = torch.from_numpy(ids[first:first + length])[None]
+            logits = model(part).logits[0]
+            scored = [t for t in range(length - 1) if t % 7 != 3]
+            loss = loss + torch.nn.functional.cross_entropy(logits[scored], part[0][[t + 1 for t in scored]], reduction="sum")
+            n_scored += len(scored)
+            first += length
+        loss.backward()
+        restore()
+        lines = [f"loss {loss.item():.12g} {n_scored}\n"]
+        lines += [f"{title} {len(ks) * n_kv_heads} {' '.join(str(k) for layer in ks for k in layer)}\n"
+                  for title, ks in (("k_keys", k_keys), ("k_queries", k_queries))]
+        parameters = [(key, p.grad) for key, p in sorted(model.named_parameters()) if p.grad is not None]
+        lines.append(f"tensors {len(parameters)}\n")
+        lines += [tensor_line(key, gradient) for key, gradient in parameters]
+    return "".join(lines)
+
+
+def main():
+    root = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else pathlib.Path(__file__).parent.parent / "tests" / "golden")
+    torch.set_num_threads(1)
+    out = root / "gradients"
+    out.mkdir(exist_ok=True)
+    sums = []
+    for name in SPARSE:
+        for case in ("dense", "sfa"):
+            path = out / f"{name}_{case}.txt"
+            path.write_text(make(root, name, case == "sfa"))
+            sums.append(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n")
+    (out / "SHA256SUMS").write_text("".join(sums))
+
+
+if __name__ == "__main__":
+    main()
