@@ -121,6 +121,11 @@ typedef struct attention_bench {
 
 static const char *policy_words[] = {"auto", "tiles", "keys", "half-codes", "half-dense", "paper"};
 
+/* The dense twin of a forced 16-bit way is the 16-bit one, whatever the rows are stored in. */
+static sfa_policy twin_policy(sfa_policy policy) {
+  return policy == SFA_POLICY_HALF_CODES || policy == SFA_POLICY_HALF_DENSE ? SFA_POLICY_HALF_DENSE : SFA_POLICY_AUTO;
+}
+
 static int side_open(attention_bench *b, int32_t k, side *s) {
   const attention_case *c = &b->c;
   sfa_costs costs;
@@ -134,7 +139,7 @@ static int side_open(attention_bench *b, int32_t k, side *s) {
                                    .k_dtype = k ? c->k_dtype : c->dtype,
                                    .v_dtype = c->dtype,
                                    .causal = c->causal,
-                                   .policy = k ? c->policy : SFA_POLICY_AUTO,
+                                   .policy = k ? c->policy : twin_policy(c->policy),
                                    .costs = costs_kept(sfa_context_isa(b->ctx), &costs)};
   s->bench = b;
   s->coded = k > 0 && c->ready;
