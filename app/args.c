@@ -11,6 +11,7 @@
 typedef enum kind {
   FLAG,   /* bool */
   TEXT,   /* const char * */
+  TEXTS,  /* text_list; one more each time */
   INT,    /* int64_t; the i-th word stands for -1 - i */
   REAL,   /* double */
   WORD,   /* int: index of the word */
@@ -38,6 +39,7 @@ typedef struct row {
 #define MODELS (RUNS | VERB_INFO | VERB_DEMO | VERB_BENCH_MODEL)
 #define GRIDS (VERB_BENCH_ATTENTION | VERB_BENCH_DECODE | VERB_BENCH_TOPK)
 #define BENCHES (GRIDS | VERB_BENCH_MODEL)
+#define CORPUS (VERB_DATA | VERB_TOKENIZER_TRAIN)
 #define BIG 1e15
 
 static const row rows[] = {
@@ -173,6 +175,34 @@ static const row rows[] = {
     {'t', "threads", 0, INT, AT(threads), "N", 0, 1, 4096, VERB_PLAN, "threads that the workspace is for (default: all processors)"},
     {0, "calibrate", 0, FLAG, AT(calibrate), 0, 0, 0, 0, VERB_PLAN,
      "time this machine's kernels first, in under two seconds, and keep the costs for it: the other commands use them too"},
+    {0, "input", "", TEXTS, AT(inputs), "FILE", 0, 0, 0, CORPUS, NULL},
+    {0, "tokenizer", 0, TEXT, AT(tokenizer), "PATH", 0, 0, 0, VERB_DATA, "tokenizer.json, its folder, or another file of a tokenizer"},
+    {'m', "model", 0, TEXT, AT(model), "PATH", 0, 0, 0, VERB_DATA, "take the tokenizer of a model"},
+    {'o', "out", 0, TEXT, AT(out), "DIR", 0, 0, 0, VERB_DATA,
+     "folder for the shards: DIR/train_00000.shard, ..., DIR/valid_00000.shard, ..."},
+    {'o', "out", 0, TEXT, AT(out), "DIR", 0, 0, 0, VERB_TOKENIZER_TRAIN, "folder for tokenizer.json and tokenizer_config.json"},
+    {0, "valid", 0, TEXTS, AT(valid), "FILE", 0, 0, 0, VERB_DATA, "texts that are held out; may be given several times"},
+    {0, "valid-share", 0, REAL, AT(valid_share), "X", 0, 0, 0.999, VERB_DATA,
+     "share of the documents that is held out, drawn by --seed (default: 0)"},
+    {'s', "seed", 0, INT, AT(seed), "N", 0, 0, BIG, VERB_DATA, "of that draw (default: 0)"},
+    {0, "vocab", 0, INT, AT(vocab), "N", 0, 256, 1 << 22, VERB_TOKENIZER_TRAIN,
+     "tokens, special ones and the 256 bytes included (default: 32768)"},
+    {0, "special", 0, TEXTS, AT(special), "TEXT", 0, 0, 0, VERB_TOKENIZER_TRAIN,
+     "a special token; may be given several times, the first one ends a text (default: <|endoftext|>)"},
+    {0, "min-count", 0, INT, AT(min_count), "N", 0, 1, BIG, VERB_TOKENIZER_TRAIN, "merge no pair that is seen less often (default: 2)"},
+    {0, "format", 0, WORD, AT(text_format), 0, "auto|text|jsonl", 0, 0, CORPUS,
+     "of the inputs; auto: jsonl by the names .jsonl and .ndjson, with or without .bz2 or .xz behind them"},
+    {0, "separator", 0, TEXT, AT(separator), "LINE", 0, 0, 0, CORPUS,
+     "a line that ends a document inside a text; \"\": none, a file is a document (default: <|endoftext|>)"},
+    {0, "field", 0, TEXT, AT(field), "NAME", 0, 0, 0, CORPUS, "of a row of jsonl that has the text (default: text)"},
+    {0, "end-token", 0, TEXT, AT(end_token), "TEXT", 0, 0, 0, VERB_DATA,
+     "special token that ends a document (default: the tokenizer's end of text)"},
+    {0, "shard-tokens", 0, INT, AT(shard_tokens), "N", 0, 1, BIG, VERB_DATA,
+     "a shard ends with the document that reaches so many (default: 134217728)"},
+    {0, "memory", 0, INT, AT(memory), "MB", 0, 1, 1 << 30, CORPUS,
+     "for what is under way, whatever the files' sizes (default: 256; tokenizer train: 1024)"},
+    {0, "verify", 0, FLAG, AT(verify), 0, 0, 0, 0, VERB_DATA, "instead: read the shards named, and compare their checksums"},
+    {'t', "threads", 0, INT, AT(threads), "N", 0, 1, 4096, CORPUS, "changes no result (default: all processors)"},
     {'o', "out", 0, TEXT, AT(out), "DIR", 0, 0, 0, VERB_DEMO | VERB_INSPECT,
      "folder for the picture and the numbers (default: demo_out, inspect_out)"},
     {0, "json", 0, FLAG, AT(json), 0, 0, 0, 0, ~0u, "one JSON document on standard output"},
@@ -208,6 +238,10 @@ const app_options options_default = {
     .explain_layers.word = -1,
     .explain_heads.word = -1,
     .top = -1,
+    .shard_tokens = -1,
+    .memory = -1,
+    .min_count = -1,
+    .vocab = 32768,
 };
 
 /* ---- Words ------------------------------------------------------------------------------------------------------------------- */
@@ -321,6 +355,15 @@ static int read_list(const row *r, const char *value, int_list *list) {
   return 0;
 }
 
+static bool text_list_append(text_list *list, const char *value) {
+  const char **more = realloc(list->values, (size_t)(list->n + 1) * sizeof *more);
+  if (!more)
+    return false;
+  list->values = more;
+  list->values[list->n++] = value;
+  return true;
+}
+
 static int read_value(const row *r, const char *value, app_options *o) {
   void *place = (char *)o + r->offset;
   char *stop;
@@ -328,6 +371,7 @@ static int read_value(const row *r, const char *value, app_options *o) {
   switch (r->kind) {
   case FLAG: *(bool *)place = true; return 0;
   case TEXT: *(const char **)place = value; return 0;
+  case TEXTS: return text_list_append(place, value) ? 0 : app_fail("out of memory for the options");
   case WORD: *(int *)place = index; return index >= 0 ? 0 : bad_value(r, value);
   case INT:
     if (index >= 0)
@@ -425,7 +469,11 @@ int options_read(const app_verb *v, int argc, char **argv, int first, app_option
 
 void options_free(app_options *o) {
   for (const row *r = rows; r < rows + N_ROWS; r++)
-    if (r->kind == INTS || r->kind == WORDS || r->kind == SWITCH) {
+    if (r->kind == TEXTS) {
+      text_list *list = (text_list *)((char *)o + r->offset);
+      free(list->values);
+      *list = (text_list){0};
+    } else if (r->kind == INTS || r->kind == WORDS || r->kind == SWITCH) {
       int_list *list = (int_list *)((char *)o + r->offset);
       free(list->values);
       *list = (int_list){0}; /* several rows may fill one list */

@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 enum { VERB_GENERATE = 1, VERB_CHAT = 2, VERB_INFO = 4, VERB_TOKENIZE = 8, VERB_BENCH_ATTENTION = 16, VERB_EVAL = 32, VERB_DEMO = 64 };
+enum { VERB_DATA = 1 << 7, VERB_TOKENIZER_TRAIN = 1 << 8, VERB_DATA_LISTOPS = 1 << 9 };
 enum { VERB_BENCH_DECODE = 1 << 12, VERB_BENCH_TOPK = 1 << 13, VERB_BENCH_MODEL = 1 << 14 };
 enum { VERB_PLAN = 1 << 15, VERB_EXPLAIN = 1 << 16, VERB_INSPECT = 1 << 17, VERB_INDEX = 1 << 18 };
 
@@ -16,6 +17,12 @@ typedef struct int_list {
   int64_t n;
   int word; /* index of the word; -1: numbers */
 } int_list;
+
+/* Texts of an option that may be given several times. */
+typedef struct text_list {
+  const char **values;
+  int64_t n;
+} text_list;
 
 /* What the options set; options_default is where they start. A number below its option's range means "not given". */
 typedef struct app_options {
@@ -51,6 +58,12 @@ typedef struct app_options {
   int64_t plan_k_q, window, sinks; /* plan_k_q: 0 as k, -1 all */
   int precision;                   /* sfa_precision */
   bool cached, calibrate;
+  /* Of `data` and `tokenizer train`. */
+  text_list inputs, valid, special;
+  const char *separator, *field, *end_token;
+  int text_format; /* sfa_text_format */
+  double valid_share;
+  int64_t shard_tokens, memory, vocab, min_count, rows, length, depth_most, branches;
 } app_options;
 
 typedef struct app_verb {

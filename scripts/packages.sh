@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC2034,SC2086
 # packages.sh: sourced by scripts/demo and scripts/test. Which Debian or Ubuntu packages each of them needs, and how they get there.
 
-packages_build="cmake ninja-build gcc g++ libc6-dev pkg-config libcjson-dev libdnnl-dev libpcre2-dev libutf8proc-dev"
+packages_build="cmake ninja-build gcc g++ libc6-dev pkg-config libbz2-dev libcjson-dev libdnnl-dev liblzma-dev libpcre2-dev libutf8proc-dev"
 packages_test="$packages_build binutils libcmocka-dev gnuplot-nox"
 packages_sanitize="clang libclang-rt-dev libomp-dev" # ThreadSanitizer knows clang's OpenMP runtime, not gcc's
 packages_format="clang-format"

@@ -6,13 +6,15 @@
 
 #include <string.h>
 
-/* One run of a text through the chain: the memory that the steps reuse from piece to piece. */
-struct run {
+/* Texts run through the chain: the memory that the steps reuse from piece to piece. */
+struct sfa_encoder {
   sfa_context *ctx;
   const sfa_steps *steps;
   const sfa_bpe *bpe;
   bool parse_special;
-  sfa_ids *ids;
+  sfa_ids *ids;     /* of the current text */
+  sfa_word_fn word; /* takes the words, if not NULL */
+  void *word_user;
   sfa_bpe_scratch scratch;
   pcre2_match_context *match_context;
   struct {
@@ -100,7 +102,7 @@ static sfa_status compile_pattern(sfa_context *ctx, const char *pattern, bool li
 }
 
 /* The first match at or after `from` that is not empty. *found is false when there is none. */
-static sfa_status next_match(struct run *run, int32_t index, const uint8_t *text, size_t len, size_t from, size_t *start, size_t *end,
+static sfa_status next_match(sfa_encoder *run, int32_t index, const uint8_t *text, size_t len, size_t from, size_t *start, size_t *end,
                              bool *found) {
   const pcre2_code *code = run->steps->steps[index].pattern;
   if (!run->step[index].match)
@@ -126,7 +128,7 @@ static sfa_status next_match(struct run *run, int32_t index, const uint8_t *text
 
 /* ---- Steps that change the text ---------------------------------------------------------------------------------------------- */
 
-static sfa_status replace_matches(struct run *run, int32_t index, const uint8_t *text, size_t len, sfa_bytes *out) {
+static sfa_status replace_matches(sfa_encoder *run, int32_t index, const uint8_t *text, size_t len, sfa_bytes *out) {
   const sfa_step *step = run->steps->steps + index;
   size_t at = 0, start = 0, end = 0;
   for (;;) {
@@ -141,7 +143,7 @@ static sfa_status replace_matches(struct run *run, int32_t index, const uint8_t 
 }
 
 /* One text-changing step; out is empty before. */
-static sfa_status change_text(struct run *run, int32_t index, const uint8_t *text, size_t len, bool at_start, sfa_bytes *out) {
+static sfa_status change_text(sfa_encoder *run, int32_t index, const uint8_t *text, size_t len, bool at_start, sfa_bytes *out) {
   const sfa_step *step = run->steps->steps + index;
   switch (step->kind) {
   case SFA_STEP_NORMALIZE: return sfa_normalize(run->ctx, text, len, step->compose, step->compatible, out);
@@ -163,11 +165,11 @@ static sfa_status change_text(struct run *run, int32_t index, const uint8_t *tex
 
 /* ---- Steps that cut the text ------------------------------------------------------------------------------------------------- */
 
-static sfa_status run_step(struct run *run, int32_t index, const uint8_t *text, size_t len, bool at_start);
+static sfa_status run_step(sfa_encoder *run, int32_t index, const uint8_t *text, size_t len, bool at_start);
 
 /* Pieces arrive in order, each a match or what lies between two; the rule says which of them stay together. */
 struct splitter {
-  struct run *run;
+  sfa_encoder *run;
   int32_t index;
   const uint8_t *text;
   bool at_start;
@@ -205,7 +207,7 @@ static sfa_status add_piece(struct splitter *s, size_t start, size_t end, bool i
   return SFA_OK;
 }
 
-static sfa_status split_text(struct run *run, int32_t index, const uint8_t *text, size_t len, bool at_start) {
+static sfa_status split_text(sfa_encoder *run, int32_t index, const uint8_t *text, size_t len, bool at_start) {
   struct splitter s = {.run = run, .index = index, .text = text, .at_start = at_start};
   size_t at = 0, start = 0, end = 0;
   for (;;) {
@@ -239,7 +241,7 @@ static bool stands_alone(const uint8_t *text, size_t len, size_t start, size_t e
          !(end < len && sfa_char_is_word(sfa_utf8_decode(text + end, &n)));
 }
 
-static sfa_status take_tokens(struct run *run, int32_t index, const uint8_t *text, size_t len, bool at_start) {
+static sfa_status take_tokens(sfa_encoder *run, int32_t index, const uint8_t *text, size_t len, bool at_start) {
   const sfa_step *step = run->steps->steps + index;
   size_t done = 0; /* bytes that were handed on */
   for (size_t at = 0; at < len;) {
@@ -272,11 +274,11 @@ static sfa_status take_tokens(struct run *run, int32_t index, const uint8_t *tex
 
 /* ---- The chain --------------------------------------------------------------------------------------------------------------- */
 
-static sfa_status run_step(struct run *run, int32_t index, const uint8_t *text, size_t len, bool at_start) {
+static sfa_status run_step(sfa_encoder *run, int32_t index, const uint8_t *text, size_t len, bool at_start) {
   if (len == 0)
     return SFA_OK;
   if (index == run->steps->count)
-    return sfa_bpe_word(run->ctx, run->bpe, &run->scratch, text, len, run->ids);
+    return run->word ? run->word(run->word_user, text, len) : sfa_bpe_word(run->ctx, run->bpe, &run->scratch, text, len, run->ids);
   switch (run->steps->steps[index].kind) {
   case SFA_STEP_TOKENS: return take_tokens(run, index, text, len, at_start);
   case SFA_STEP_SPLIT: return split_text(run, index, text, len, at_start);
@@ -291,45 +293,69 @@ static sfa_status run_step(struct run *run, int32_t index, const uint8_t *text, 
 /* Bounds on one match, so that a pattern from a file cannot take the machine. */
 enum { MATCH_HEAP_KIB = 256 << 10 };
 
-static sfa_status run_open(sfa_context *ctx, struct run *run) {
+sfa_status sfa_encoder_create(sfa_context *ctx, const sfa_steps *steps, const sfa_bpe *bpe, sfa_encoder **out) {
+  SFA_TRY(sfa_alloc_zero(ctx, 1, sizeof **out, "an encoder of texts", (void **)out));
+  sfa_encoder *run = *out;
   run->ctx = ctx;
+  run->steps = steps;
+  run->bpe = bpe;
   run->match_context = pcre2_match_context_create(NULL);
-  if (!run->match_context)
+  if (!run->match_context) {
+    sfa_encoder_destroy(run);
+    *out = NULL;
     return sfa_fail(ctx, SFA_ERROR_MEMORY, "out of memory for matching the tokenizer's patterns");
+  }
   pcre2_set_heap_limit(run->match_context, MATCH_HEAP_KIB);
   return SFA_OK;
 }
 
-static void run_close(struct run *run) {
+void sfa_encoder_destroy(sfa_encoder *run) {
+  if (!run)
+    return;
   for (int32_t i = 0; i < SFA_STEPS_MAX; i++) {
     pcre2_match_data_free(run->step[i].match);
     sfa_free(run->ctx, run->step[i].text.data);
   }
   sfa_bpe_scratch_free(run->ctx, &run->scratch);
   pcre2_match_context_free(run->match_context);
+  sfa_free(run->ctx, run);
+}
+
+sfa_status sfa_encoder_encode(sfa_encoder *run, bool parse_special, const uint8_t *text, size_t len, sfa_ids *ids) {
+  run->parse_special = parse_special;
+  run->ids = ids;
+  return run_step(run, 0, text, len, true);
+}
+
+sfa_status sfa_encoder_words(sfa_encoder *run, const uint8_t *text, size_t len, sfa_word_fn fn, void *user) {
+  run->word = fn;
+  run->word_user = user;
+  sfa_status status = run_step(run, 0, text, len, true);
+  run->word = NULL;
+  return status;
 }
 
 sfa_status sfa_steps_encode(sfa_context *ctx, const sfa_steps *steps, const sfa_bpe *bpe, bool parse_special, const uint8_t *text,
                             size_t len, sfa_ids *ids) {
-  struct run run = {.steps = steps, .bpe = bpe, .parse_special = parse_special, .ids = ids};
-  SFA_TRY(run_open(ctx, &run));
-  sfa_status status = run_step(&run, 0, text, len, true);
-  run_close(&run);
+  sfa_encoder *run;
+  SFA_TRY(sfa_encoder_create(ctx, steps, bpe, &run));
+  sfa_status status = sfa_encoder_encode(run, parse_special, text, len, ids);
+  sfa_encoder_destroy(run);
   return status;
 }
 
 sfa_status sfa_steps_transform(sfa_context *ctx, const sfa_steps *steps, int32_t first, int32_t last, const uint8_t *text, size_t len,
                                sfa_bytes *out) {
-  struct run run = {.steps = steps};
-  SFA_TRY(run_open(ctx, &run));
+  sfa_encoder *run;
+  SFA_TRY(sfa_encoder_create(ctx, steps, NULL, &run));
   sfa_status status = sfa_bytes_append(ctx, out, text, len);
   for (int32_t i = first; i < last && status == SFA_OK; i++) {
     sfa_bytes before = *out;
     *out = (sfa_bytes){0};
-    status = change_text(&run, i, before.data, before.len, true, out);
+    status = change_text(run, i, before.data, before.len, true, out);
     sfa_free(ctx, before.data);
   }
-  run_close(&run);
+  sfa_encoder_destroy(run);
   return status;
 }
 

@@ -74,6 +74,17 @@ sfa_status sfa_steps_encode(sfa_context *ctx, const sfa_steps *steps, const sfa_
                             size_t len, sfa_ids *ids);
 void sfa_steps_free(sfa_context *ctx, sfa_steps *steps);
 
+/* The same for many texts, with memory (of words seen before, among others) that is kept from one to the next. One thread at a time; steps
+ * and bpe live longer. bpe may be NULL for words alone. */
+typedef struct sfa_encoder sfa_encoder;
+sfa_status sfa_encoder_create(sfa_context *ctx, const sfa_steps *steps, const sfa_bpe *bpe, sfa_encoder **encoder);
+sfa_status sfa_encoder_encode(sfa_encoder *encoder, bool parse_special, const uint8_t *text, size_t len, sfa_ids *ids);
+/* Calls fn with each word instead; steps without added tokens. */
+typedef sfa_status (*sfa_word_fn)(void *user, const uint8_t *word, size_t len);
+sfa_status sfa_encoder_words(sfa_encoder *encoder, const uint8_t *text, size_t len, sfa_word_fn fn, void *user);
+/* Takes NULL. */
+void sfa_encoder_destroy(sfa_encoder *encoder);
+
 /* GPT-2's cut into words. */
 #define SFA_PATTERN_GPT2 "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
 

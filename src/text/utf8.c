@@ -134,3 +134,8 @@ bool sfa_byte_alphabet_read(const uint8_t *text, size_t len, uint8_t *out, size_
   }
   return true;
 }
+
+uint32_t sfa_byte_alphabet_char(uint8_t byte) {
+  uint32_t b = byte;
+  return byte_is_printable(b) ? b : 0x100 + (b < 33 ? b : b < 161 ? b - 127 + 33 : 67);
+}

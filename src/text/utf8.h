@@ -30,5 +30,7 @@ bool sfa_char_is_word(uint32_t code);
 /* Byte-level vocabularies write each byte as one printable character: itself if it is printable Latin-1, else U+0100 and up in order.
  * Reads a token's text back to bytes at out (at most len); false if it holds a character that stands for no byte. */
 bool sfa_byte_alphabet_read(const uint8_t *text, size_t len, uint8_t *out, size_t *out_len);
+/* The character of a byte. */
+uint32_t sfa_byte_alphabet_char(uint8_t byte);
 
 #endif

@@ -38,6 +38,7 @@ declare -A outer=(
 # Other people's headers that are for one place only.
 declare -A library=(
   [dnnl]="src/device/device_onednn" [cjson]="src/file/ src/text/ app/ tests/" [pcre2]="src/text/" [utf8proc]="src/text/" [omp]="src/base/"
+  [bzlib]="src/file/" [lzma]="src/file/"
   [immintrin]="src/kernel/ src/device/ src/base/ tests/check/"
 )
 
