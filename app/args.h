@@ -10,6 +10,7 @@ enum { VERB_GENERATE = 1, VERB_CHAT = 2, VERB_INFO = 4, VERB_TOKENIZE = 8, VERB_
 enum { VERB_DATA = 1 << 7, VERB_TOKENIZER_TRAIN = 1 << 8, VERB_DATA_LISTOPS = 1 << 9 };
 enum { VERB_BENCH_DECODE = 1 << 12, VERB_BENCH_TOPK = 1 << 13, VERB_BENCH_MODEL = 1 << 14 };
 enum { VERB_PLAN = 1 << 15, VERB_EXPLAIN = 1 << 16, VERB_INSPECT = 1 << 17, VERB_INDEX = 1 << 18 };
+enum { VERB_TRAIN = 1 << 21, VERB_EXPORT = 1 << 22 };
 
 /* Numbers of "1,2,5-7", or one of the words that the option takes instead of them. */
 typedef struct int_list {
@@ -58,6 +59,9 @@ typedef struct app_options {
   int64_t plan_k_q, window, sinks; /* plan_k_q: 0 as k, -1 all */
   int precision;                   /* sfa_precision */
   bool cached, calibrate;
+  /* Of `train` and `export`. */
+  const char *config, *data, *validation, *set, *gguf;
+  bool resume;
   /* Of `data` and `tokenizer train`. */
   text_list inputs, valid, special;
   const char *separator, *field, *end_token;

@@ -42,6 +42,8 @@ static const app_verb verbs[] = {
     {"eval", "nll", VERB_EVAL, "-m MODEL (-f FILE | --tokens LIST) [options]",
      "Scores each token of a text: its negative log-likelihood after those before it.",
      "A text longer than the context is read in windows; each token is scored once.", cmd_eval_nll},
+    {"train", NULL, VERB_TRAIN, "--config FILE --data PATH -o DIR [options]", "Trains a model, dense or with SFA, on token shards.",
+     "Ctrl-C saves and ends; --resume goes on, after any interruption, to the same result.", cmd_train},
     {"demo", NULL, VERB_DEMO, "-m MODEL -f FILE [options]",
      "Reads a long text with dense attention and with several kinds of SFA, side by side.",
      "The text is cut to the context. The result is a table, a picture and the numbers as JSON.", cmd_demo},

@@ -17,6 +17,7 @@ declare -A inner=(
   [src/device]="base kernel"
   [src/model]="base file device"
   [src/engine]="base file text device model"
+  [src/train]="base file text device model engine"
   [app]="" [examples]="" [tests/oracle]="" [tests/cli]=""
   [tests/check]=any [tests/unit]=any [tests/fuzz]=any [tests/golden]=any [tests/rules]="" [bench]=any
 )
@@ -31,7 +32,7 @@ declare -A outer=(
   [src/file]="base engine data"
   [src/text]="base engine data"
   [src/device]="base"
-  [src/model]=any [src/engine]=any [app]=any [examples]=any [tests/cli]=any
+  [src/model]=any [src/engine]=any [src/train]=any [app]=any [examples]=any [tests/cli]=any
   [tests/oracle]=""
   [tests/check]=any [tests/unit]=any [tests/fuzz]=any [tests/golden]=any [tests/rules]="" [bench]=any
 )

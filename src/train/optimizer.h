@@ -1,0 +1,24 @@
+/* train/optimizer.h: AdamW over the parameters of a learner, with the norm of all gradients clipped. */
+#ifndef SFA_OPTIMIZER_H
+#define SFA_OPTIMIZER_H
+
+#include "model/learn.h"
+#include "train/recipe.h"
+
+typedef struct sfa_optimizer {
+  sfa_context *ctx;
+  sfa_learner *learner;
+  int32_t n;
+  float **m, **v; /* [n]: running means of gradients and of their squares, as long as the parameter; NULL: it does not learn */
+} sfa_optimizer;
+
+/* For the parameters that are trainable now. */
+sfa_status sfa_optimizer_create(sfa_context *ctx, sfa_learner *learner, sfa_optimizer *optimizer);
+void sfa_optimizer_free(sfa_optimizer *optimizer);
+/* Root of the sum of squares of all gradients. Not finite where one of them is not. */
+double sfa_optimizer_norm(const sfa_optimizer *optimizer);
+/* Step `step` (0 ..): gradients, scaled down to clip_norm where their norm is larger (0: never), move the parameters. */
+void sfa_optimizer_step(const sfa_optimizer *optimizer, const sfa_recipe *recipe, int64_t step, double norm);
+size_t sfa_optimizer_bytes(const sfa_optimizer *optimizer);
+
+#endif

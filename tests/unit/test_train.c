@@ -1,0 +1,355 @@
+/* Trainings: they learn, stop, go on with the same bits, and fail with a text and without loss. */
+#include "unit_tools.h"
+
+#include <dirent.h>
+#include <math.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+
+#include <sfa/train.h>
+
+#include "train_files.h"
+
+static char dir[TRAIN_DIR_BYTES];
+
+static const char *in_dir(const char *name) {
+  static char paths[8][TRAIN_PATH_BYTES];
+  static int next;
+  char *path = paths[next++ % 8];
+  snprintf(path, TRAIN_PATH_BYTES, "%s/%s", dir, name);
+  return path;
+}
+
+static int setup(void **state) {
+  (void)state;
+  train_make_dir(dir);
+  sfa_context *ctx = new_context(1, SFA_ISA_DEFAULT);
+  train_make_shards(ctx, in_dir("data"), 1, 3000);
+  train_make_shards(ctx, in_dir("other"), 2, 2000);
+  train_make_shards(ctx, in_dir("held"), 3, 1000);
+  sfa_context_destroy(ctx);
+  return 0;
+}
+
+static int teardown(void **state) {
+  (void)state;
+  train_remove_dir(dir);
+  return 0;
+}
+
+/* How a run goes: stops after `stop_after` steps (0: not), notes the losses. */
+typedef struct run {
+  int32_t n_threads;
+  bool resume;
+  const char *over, *data, *model; /* over: JSON that lies over the tiny model */
+  int64_t stop_after, n_steps;
+  double first_loss, last_loss, validation_loss;
+  char error[512];
+} run;
+
+static int watch(void *user, const sfa_train_progress *p) {
+  run *r = user;
+  if (!isnan(p->validation_loss))
+    r->validation_loss = p->validation_loss;
+  else
+    r->n_steps++;
+  if (r->n_steps == 1)
+    r->first_loss = p->loss;
+  r->last_loss = p->loss;
+  return r->stop_after && r->n_steps >= r->stop_after;
+}
+
+static sfa_status train(const char *out, run *r) {
+  sfa_context *ctx = new_context(r->n_threads ? r->n_threads : 1, SFA_ISA_DEFAULT);
+  const char *const recipes[] = {r->model ? "{\"steps\": 3, \"sequence_len\": 16}" : tiny_model, r->over ? r->over : "{}"};
+  const char *const data[] = {in_dir(r->data ? r->data : "data")}, *const held[] = {in_dir("held")};
+  const sfa_train_options options = {.struct_size = sizeof options,
+                                     .recipes = recipes,
+                                     .n_recipes = 2,
+                                     .model = r->model,
+                                     .data = data,
+                                     .n_data = 1,
+                                     .validation = held,
+                                     .n_validation = 1,
+                                     .out = in_dir(out),
+                                     .resume = r->resume,
+                                     .progress = watch,
+                                     .progress_user = r};
+  sfa_train *t;
+  sfa_status status = sfa_train_open(ctx, &options, &t);
+  if (status == SFA_OK)
+    status = sfa_train_run(t);
+  else
+    assert_null(t);
+  snprintf(r->error, sizeof r->error, "%s", sfa_context_error(ctx));
+  sfa_train_close(t);
+  sfa_context_destroy(ctx);
+  return status;
+}
+
+static void expect_text(const run *r, const char *text) {
+  if (!strstr(r->error, text))
+    fail_msg("\"%s\" does not tell of \"%s\"", r->error, text);
+}
+
+static bool same_models(const char *a, const char *b) {
+  char x[TRAIN_PATH_BYTES], y[TRAIN_PATH_BYTES];
+  snprintf(x, sizeof x, "%s/%s/model/model.safetensors", dir, a);
+  snprintf(y, sizeof y, "%s/%s/model/model.safetensors", dir, b);
+  return train_same_files(x, y);
+}
+
+/* The log without its speeds. */
+static char *read_log(const char *out) {
+  char path[TRAIN_PATH_BYTES];
+  size_t bytes, n = 0;
+  snprintf(path, sizeof path, "%s/%s/log.jsonl", dir, out);
+  char *text = (char *)train_read_file(path, &bytes);
+  assert_non_null(text);
+  for (size_t i = 0; i < bytes; i++) {
+    if (strncmp(text + i, ",\"tokens_per_s\"", 15) == 0)
+      while (i < bytes && text[i] != '}')
+        i++;
+    text[n++] = text[i];
+  }
+  text[n] = 0;
+  return text;
+}
+
+static const char sparse[] = "{\"sparse_attention_config\": {\"k\": 4}, \"dense_until\": 0.2, \"k_final_from\": 0.6}";
+
+static void test_learns(void **state) {
+  (void)state;
+  run dense = {.over = "{\"steps\": 60}"}, sfa = {.over = "{\"steps\": 60, \"sparse_attention_config\": {\"k\": 4, \"k_q\": 0}}"};
+  assert_int_equal(train("dense", &dense), SFA_OK);
+  assert_int_equal(train("sfa", &sfa), SFA_OK);
+  assert_int_equal(dense.n_steps, 60);
+  assert_true(fabs(dense.first_loss - log(TRAIN_VOCAB)) < 0.2); /* knows nothing yet */
+  assert_true(dense.last_loss < dense.first_loss - 0.5 && dense.validation_loss < dense.first_loss - 0.5);
+  assert_true(sfa.last_loss < sfa.first_loss - 0.5);
+  assert_true(sfa.first_loss == dense.first_loss); /* the same weights, the same tokens, dense at first */
+  /* The engine opens what came out, and finds what it was trained for. */
+  sfa_context *ctx = new_context(1, SFA_ISA_DEFAULT);
+  sfa_model *model;
+  sfa_model_info info;
+  assert_int_equal(sfa_model_open(ctx, in_dir("sfa/model"), NULL, &model), SFA_OK);
+  sfa_model_describe(model, &info);
+  assert_int_equal(info.sfa_k, 4);
+  assert_int_equal(info.vocab_size, TRAIN_VOCAB);
+  sfa_model_close(model);
+  sfa_context_destroy(ctx);
+  /* And it can be trained further. */
+  run further = {.model = in_dir("dense/model")};
+  assert_int_equal(train("further", &further), SFA_OK);
+  assert_true(further.first_loss < dense.first_loss - 0.3);
+}
+
+/* Stopped anywhere, gone on with any number of threads: the same bits, the same log. */
+static void test_resume(void **state) {
+  (void)state;
+  run whole = {.over = sparse, .n_threads = 1};
+  assert_int_equal(train("whole", &whole), SFA_OK);
+  run threads = {.over = sparse, .n_threads = 3};
+  assert_int_equal(train("threads", &threads), SFA_OK);
+  assert_true(same_models("whole", "threads"));
+  run part = {.over = sparse, .stop_after = 5, .n_threads = 2};
+  assert_int_equal(train("parts", &part), SFA_ERROR_CANCELLED);
+  expect_text(&part, "step 5 of 12");
+  assert_false(same_models("whole", "parts"));
+  run refused = {.over = sparse};
+  assert_int_equal(train("parts", &refused), SFA_ERROR_ARGUMENT);
+  expect_text(&refused, "step 5");
+  part.resume = true;
+  part.n_steps = 0;
+  part.stop_after = 4;
+  assert_int_equal(train("parts", &part), SFA_ERROR_CANCELLED);
+  run rest = {.over = sparse, .resume = true, .n_threads = 1};
+  assert_int_equal(train("parts", &rest), SFA_OK);
+  assert_int_equal(rest.n_steps, 3);
+  assert_true(same_models("whole", "parts"));
+  char *a = read_log("whole"), *b = read_log("parts");
+  assert_string_equal(a, b);
+  free(a);
+  free(b);
+}
+
+static int n_checkpoints(const char *out) {
+  char path[TRAIN_PATH_BYTES];
+  int n = 0;
+  snprintf(path, sizeof path, "%s/%s/checkpoints", dir, out);
+  DIR *list = opendir(path);
+  for (struct dirent *file = list ? readdir(list) : NULL; file; file = readdir(list))
+    n += file->d_name[0] != '.';
+  if (list)
+    closedir(list);
+  return n;
+}
+
+static void test_changed(void **state) {
+  (void)state;
+  run first = {.stop_after = 4};
+  assert_int_equal(train("changed", &first), SFA_ERROR_CANCELLED);
+  static const struct {
+    const char *over, *data, *text;
+  } cases[] = {{"{\"learning_rate\": 0.02}", NULL, "learning_rate"},
+               {"{\"sparse_attention_config\": {\"k\": 4}}", NULL, "sparse_attention_config"},
+               {"{\"steps\": 13}", NULL, "steps"},
+               {NULL, "other", "data"}};
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    run r = {.resume = true, .over = cases[i].over, .data = cases[i].data};
+    assert_int_equal(train("changed", &r), SFA_ERROR_ARGUMENT);
+    expect_text(&r, cases[i].text);
+  }
+  run free_members = {.resume = true, .over = "{\"checkpoint_every\": 1, \"keep_checkpoints\": 3}"};
+  assert_int_equal(train("changed", &free_members), SFA_OK);
+  assert_int_equal(n_checkpoints("changed"), 3);
+}
+
+/* A flipped byte anywhere, a file cut anywhere: refused with its name; the checkpoint before it takes over. */
+static void test_damaged_checkpoint(void **state) {
+  (void)state;
+  run whole = {0};
+  assert_int_equal(train("undamaged", &whole), SFA_OK);
+  run first = {.stop_after = 9};
+  assert_int_equal(train("damaged", &first), SFA_ERROR_CANCELLED);
+  char path[TRAIN_PATH_BYTES];
+  size_t bytes;
+  snprintf(path, sizeof path, "%s", in_dir("damaged/checkpoints/step-000000000009.sfa"));
+  uint8_t *data = train_read_file(path, &bytes);
+  assert_non_null(data);
+  for (size_t i = 0; i < 40; i++) {
+    const size_t at = i < 20 ? i * 7 : (bytes - 9) / 20 * (i - 19);
+    data[at] ^= 0x10;
+    train_write_file(path, data, bytes);
+    data[at] ^= 0x10;
+    run r = {.resume = true};
+    if (at < 128 || data[at] || at >= 1 << 13) { /* zeros between pieces are in no sum */
+      assert_int_not_equal(train("damaged", &r), SFA_OK);
+      expect_text(&r, "step-000000000009.sfa");
+    }
+    train_write_file(path, data, bytes / 40 * i);
+    assert_int_equal(train("damaged", &r), SFA_ERROR_FORMAT);
+    expect_text(&r, "move it away");
+  }
+  free(data);
+  remove(path);
+  run rest = {.resume = true};
+  assert_int_equal(train("damaged", &rest), SFA_OK);
+  assert_int_equal(rest.n_steps, 12 - 8);
+  assert_true(same_models("undamaged", "damaged"));
+}
+
+/* A block of ids that was changed on the disk is noticed when it is read; what was trained before is saved. */
+static void test_damaged_shard(void **state) {
+  (void)state;
+  sfa_context *ctx = new_context(1, SFA_ISA_DEFAULT);
+  train_make_shards(ctx, in_dir("bad"), 1, 3000);
+  sfa_context_destroy(ctx);
+  size_t bytes;
+  uint8_t *data = train_read_file(in_dir("bad_00000.shard"), &bytes);
+  data[bytes / 2] ^= 1;
+  train_write_file(in_dir("bad_00000.shard"), data, bytes);
+  free(data);
+  run r = {.data = "bad"};
+  assert_int_equal(train("shard", &r), SFA_ERROR_FORMAT);
+  expect_text(&r, "bad_00000.shard");
+}
+
+static void test_diverges(void **state) {
+  (void)state;
+  run r = {.over = "{\"learning_rate\": 1e11, \"warmup_steps\": 0, \"clip_norm\": 0, \"checkpoint_every\": 1}"};
+  assert_int_equal(train("diverges", &r), SFA_ERROR_RANGE);
+  expect_text(&r, "learning_rate");
+  expect_text(&r, "is kept");
+  assert_true(n_checkpoints("diverges") >= 1);
+}
+
+/* A disk that is full: the checkpoint that was there is intact, and the training goes on when there is room. */
+static void test_full_disk(void **state) {
+  (void)state;
+  run whole = {0}, first = {.stop_after = 6};
+  assert_int_equal(train("roomy", &whole), SFA_OK);
+  assert_int_equal(train("full", &first), SFA_ERROR_CANCELLED);
+  pid_t child = fork();
+  assert_true(child >= 0);
+  if (child == 0) {
+    struct rlimit limit = {60000, 60000}; /* below a checkpoint, above the log */
+    signal(SIGXFSZ, SIG_IGN);             /* then a write beyond the limit fails as one on a full disk does */
+    setrlimit(RLIMIT_FSIZE, &limit);
+    run r = {.resume = true};
+    sfa_status status = train("full", &r);
+    _exit(status == SFA_ERROR_IO && strstr(r.error, "make room") ? 0 : 1);
+  }
+  int result;
+  assert_int_equal(waitpid(child, &result, 0), child);
+  assert_int_equal(result, 0);
+  assert_int_equal(access(in_dir("full/checkpoints/step-000000000006.sfa"), R_OK), 0);
+  run rest = {.resume = true};
+  assert_int_equal(train("full", &rest), SFA_OK);
+  assert_int_equal(rest.n_steps, 6);
+  assert_true(same_models("roomy", "full"));
+}
+
+/* Every call of the allocator fails once: a text, nothing left behind. */
+static void test_memory(void **state) {
+  (void)state;
+  char data_path[TRAIN_PATH_BYTES], out[TRAIN_PATH_BYTES];
+  snprintf(data_path, sizeof data_path, "%s/data", dir);
+  snprintf(out, sizeof out, "%s/memory", dir);
+  const char *const recipes[] = {tiny_model, "{\"steps\": 1}"}, *const data[] = {data_path};
+  int64_t refuse = 1;
+  for (sfa_status status = SFA_ERROR_MEMORY; status != SFA_OK; refuse += refuse < 60 ? 1 : 13) {
+    memory_account account = {.refuse = refuse};
+    sfa_allocator allocator = {account_alloc, account_free, &account};
+    sfa_context_options context = {.struct_size = sizeof context, .allocator = &allocator, .n_threads = 1};
+    sfa_context *ctx;
+    if (sfa_context_create(&context, &ctx) != SFA_OK)
+      continue;
+    const sfa_train_options options = {
+        .struct_size = sizeof options, .recipes = recipes, .n_recipes = 2, .data = data, .n_data = 1, .out = out, .resume = 1};
+    sfa_train *t;
+    status = sfa_train_open(ctx, &options, &t);
+    if (status == SFA_OK)
+      status = sfa_train_run(t);
+    if (status != SFA_OK && status != SFA_ERROR_MEMORY)
+      fail_msg("call %lld: %s", (long long)refuse, sfa_context_error(ctx));
+    sfa_train_close(t);
+    sfa_context_destroy(ctx);
+    assert_int_equal(account.out, 0);
+  }
+  assert_true(refuse > 60);
+}
+
+static void test_wrong_options(void **state) {
+  (void)state;
+  static const struct {
+    const char *over, *text;
+  } cases[] = {{"{\"model\": null}", "model"},
+               {"{\"sequence_len\": 65}", "context"},
+               {"{\"sequence_len\": 5000}", "sequence_len"},
+               {"{\"sparse_attention_config\": {\"k\": 99}}", "head_dim"},
+               {"{\"model\": {\"model_type\": \"llama\"}}", "num_hidden_layers"},
+               {"{\"model\": {\"model_type\": \"mamba\"}}", "mamba"}};
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    run r = {.over = cases[i].over};
+    assert_int_not_equal(train("wrong", &r), SFA_OK);
+    if (!strstr(r.error, cases[i].text))
+      print_message("%s: %s\n", cases[i].over, r.error);
+    expect_text(&r, cases[i].text);
+  }
+  run nowhere = {.data = "nowhere"};
+  assert_int_not_equal(train("wrong", &nowhere), SFA_OK);
+  expect_text(&nowhere, "nowhere");
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(test_learns),        cmocka_unit_test(test_resume),
+      cmocka_unit_test(test_changed),       cmocka_unit_test(test_damaged_checkpoint),
+      cmocka_unit_test(test_damaged_shard), cmocka_unit_test(test_diverges),
+      cmocka_unit_test(test_full_disk),     cmocka_unit_test(test_memory),
+      cmocka_unit_test(test_wrong_options),
+  };
+  return cmocka_run_group_tests(tests, setup, teardown);
+}
