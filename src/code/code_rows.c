@@ -6,17 +6,23 @@
 
 static const uint32_t f16_largest = 0x477fe000u, f32_infinity = 0x7f800000u; /* 65504 and inf as bits */
 
-/* -1, or the first row with a finite value that f16 cannot hold. */
-static int64_t first_beyond_f16(int64_t n_rows, int32_t width, const float *rows, int64_t row_stride) {
-  for (int64_t i = 0; i < n_rows; i++) {
-    uint32_t beyond = 0;
-    for (int32_t e = 0; e < width; e++) {
-      uint32_t magnitude = sfa_bits_of(rows[i * row_stride + e]) & 0x7fffffffu;
-      beyond |= (magnitude > f16_largest) & (magnitude < f32_infinity);
-    }
-    if (beyond)
-      return i;
+/* Whether a finite value is more than f16 can hold. */
+static bool beyond_f16(int64_t n, const float *x) {
+  uint32_t beyond = 0;
+  for (int64_t i = 0; i < n; i++) {
+    uint32_t magnitude = sfa_bits_of(x[i]) & 0x7fffffffu;
+    beyond |= (magnitude > f16_largest) & (magnitude < f32_infinity);
   }
+  return beyond;
+}
+
+/* -1, or the first row with such a value. */
+static int64_t first_beyond_f16(int64_t n_rows, int32_t width, const float *rows, int64_t row_stride) {
+  if (row_stride == width && !beyond_f16(n_rows * width, rows)) /* short rows are looked at together */
+    return -1;
+  for (int64_t i = 0; i < n_rows; i++)
+    if (beyond_f16(width, rows + i * row_stride))
+      return i;
   return -1;
 }
 

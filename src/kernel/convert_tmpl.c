@@ -6,8 +6,11 @@ static uint32_t largest_magnitude(const float *x, int32_t n) {
   vi most = vi_set(0);
   for (int32_t i = 0; i < whole; i += V_LANES)
     most = vi_max(most, vf_bits(vf_abs(vf_load(x + i))));
+  const int32_t half = n - whole < 8 ? 0 : 8;
+  if (half)
+    most = vi_max(most, vf_bits(vf_abs(vf_load_half(x + whole))));
   uint32_t largest = (uint32_t)vi_reduce_max(most);
-  for (int32_t i = whole; i < n; i++) {
+  for (int32_t i = whole + half; i < n; i++) {
     uint32_t magnitude = sfa_bits_of(x[i]) & 0x7fffffffu;
     largest = magnitude > largest ? magnitude : largest;
   }
@@ -29,7 +32,13 @@ static int64_t quantize_i8(int64_t n_rows, int32_t n, const float *x, int64_t ro
     float step = sfa_f32_from_f16(scale);
     for (int32_t i = 0; i < whole; i += V_LANES)
       v_store_i8(out + i, vf_div(vf_load(x + i), vf_set(step)));
-    for (int32_t i = whole; i < n; i++)
+    const int32_t half = n - whole < 8 ? 0 : 8; /* codes of 8 features */
+    if (half) {
+      int8_t some[V_LANES];
+      v_store_i8(some, vf_div(vf_load_half(x + whole), vf_set(step)));
+      memcpy(out + whole, some, 8);
+    }
+    for (int32_t i = whole + half; i < n; i++)
       out[i] = (int8_t)rintf(x[i] / step);
   }
   return 0;
