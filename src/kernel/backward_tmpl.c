@@ -67,54 +67,97 @@ static void query_codes_backward(int32_t n_keys, int32_t K, const void *ids, int
     query_codes_all(2, n_keys, K, ids, values, dS, W, dQt);
 }
 
-enum { GRAD_SLOTS = 8 }; /* of a key together; each has a sum in 16 lanes */
-
-V_INLINE void key_codes_slots(const int n, const int id_bytes, const void *ids, int64_t at, const float *dS, const float *Qt, int64_t W,
-                              float *dK) {
-  enum { parts = 16 / V_LANES };
-  vf sum[GRAD_SLOTS][parts];
-  const float *q[GRAD_SLOTS];
-#pragma GCC unroll 8
-  for (int u = 0; u < n; u++) {
-    q[u] = Qt + code_row(id_bytes, ids, at + u) * W;
-    for (int c = 0; c < parts; c++)
-      sum[u][c] = vf_zero();
-  }
-  for (int64_t i = 0; i < W; i += 16)
+/* The sums over i of V_LANES slots in a row, each in chains over i modulo 16 of which, with vectors of 8, the second half is added to the
+ * first. The first slot is number `slot` of the key with row dS; one_key: so are all the others. */
+V_INLINE void key_codes_slots(const int one_key, const int id_bytes, int32_t K, int32_t slot, const void *ids, int64_t at, const float *dS,
+                              const float *Qt, int64_t W, vf sum[V_LANES]) {
+  enum { parts = 16 / V_LANES, together = 16 / (parts * parts) }; /* chains in registers: 16, or 8 */
+#pragma GCC unroll 4
+  for (int first = 0; first < V_LANES; first += together) {
+    const float *q[together], *d[together];
+    vf chains[together][parts];
+#pragma GCC unroll 16
+    for (int u = 0; u < together; u++) {
+      q[u] = Qt + code_row(id_bytes, ids, at + first + u) * W;
+      d[u] = dS;
+      if (!one_key && ++slot == K) {
+        slot = 0;
+        dS += W;
+      }
 #pragma GCC unroll 2
-    for (int c = 0; c < parts; c++) {
-      const vf d = vf_load(dS + i + c * V_LANES);
-#pragma GCC unroll 8
-      for (int u = 0; u < n; u++)
-        sum[u][c] = vf_fma(d, vf_load(q[u] + i + c * V_LANES), sum[u][c]);
+      for (int c = 0; c < parts; c++)
+        chains[u][c] = vf_zero();
     }
-#pragma GCC unroll 8
-  for (int u = 0; u < n; u++) {
-    float lanes[16];
-    for (int c = 0; c < parts; c++)
-      vf_store(lanes + c * V_LANES, sum[u][c]);
-    for (int half = 8; half; half /= 2)
-      for (int l = 0; l < half; l++)
-        lanes[l] += lanes[l + half];
-    dK[at + u] += lanes[0];
+    for (int64_t i = 0; i < W; i += 16)
+#pragma GCC unroll 2
+      for (int c = 0; c < parts; c++) {
+        const vf shared = vf_load(d[0] + i + c * V_LANES);
+#pragma GCC unroll 16
+        for (int u = 0; u < together; u++)
+          chains[u][c] = vf_fma(one_key ? shared : vf_load(d[u] + i + c * V_LANES), vf_load(q[u] + i + c * V_LANES), chains[u][c]);
+      }
+#pragma GCC unroll 16
+    for (int u = 0; u < together; u++)
+      sum[first + u] = parts == 1 ? chains[u][0] : vf_add(chains[u][0], chains[u][parts - 1]);
   }
 }
 
-V_INLINE void key_codes_all(const int id_bytes, int32_t n_keys, int32_t K, const void *ids, const float *dS, const float *Qt, int64_t W,
-                            float *dK) {
-  for (int64_t j = 0; j < n_keys; j++, dS += W) {
-    int32_t u = 0;
-    for (; K - u >= GRAD_SLOTS; u += GRAD_SLOTS)
-      key_codes_slots(GRAD_SLOTS, id_bytes, ids, j * K + u, dS, Qt, W, dK);
-    for (; u < K; u++)
-      key_codes_slots(1, id_bytes, ids, j * K + u, dS, Qt, W, dK);
+/* Lane u: sum[u]'s lanes, the second half added to the first until one is left. */
+V_INLINE vf v_fold_lanes(const vf sum[V_LANES]) {
+  vf x, y, blocks[4];
+#pragma GCC unroll 4
+  for (int b = 0; b < 4; b++) { /* slots b, b + 4, .. end in lane b of a block of 4 lanes each */
+    vf_fold(2, sum[b], sum[b + 4], &x, &y);
+    blocks[b] = vf_add(x, y);
+    if (V_LANES == 16) {
+      vf_fold(2, sum[b + V_LANES / 2], sum[b + V_LANES - 4], &x, &y);
+      vf_fold(3, blocks[b], vf_add(x, y), &x, &y);
+      blocks[b] = vf_add(x, y);
+    }
+  }
+#pragma GCC unroll 2
+  for (int b = 0; b < 4; b += 2) {
+    vf_fold(0, blocks[b], blocks[b + 1], &x, &y);
+    blocks[b] = vf_add(x, y);
+  }
+  vf_fold(1, blocks[0], blocks[2], &x, &y);
+  return vf_add(x, y);
+}
+
+V_INLINE void key_codes_all(const int one_key, const int id_bytes, int32_t n_keys, int32_t K, const void *ids, const float *dS,
+                            const float *Qt, int64_t W, float *dK) {
+  const int64_t n = (int64_t)n_keys * K;
+  int64_t at = 0;
+  int32_t slot = 0;
+  for (; n - at >= V_LANES; at += V_LANES) {
+    vf sum[V_LANES];
+    key_codes_slots(one_key, id_bytes, K, slot, ids, at, dS, Qt, W, sum);
+    vf_store(dK + at, vf_add(vf_load(dK + at), v_fold_lanes(sum)));
+    for (slot += V_LANES; slot >= K; slot -= K)
+      dS += W;
+  }
+  for (; at < n; at++) { /* fewer than a vector of them */
+    const float *q = Qt + code_row(id_bytes, ids, at) * W;
+    float chains[16] = {0};
+    for (int64_t i = 0; i < W; i += V_LANES)
+      vf_store(chains + i % 16, vf_fma(vf_load(dS + i), vf_load(q + i), vf_load(chains + i % 16)));
+    for (int half = 8; half; half /= 2)
+      for (int l = 0; l < half; l++)
+        chains[l] += chains[l + half];
+    dK[at] += chains[0];
+    if (++slot == K) {
+      slot = 0;
+      dS += W;
+    }
   }
 }
 
 static void key_codes_backward(int32_t n_keys, int32_t K, const void *ids, int32_t id_bytes, const float *dS, const float *Qt, int32_t W,
                                float *dK) {
-  if (id_bytes == 1)
-    key_codes_all(1, n_keys, K, ids, dS, Qt, W, dK);
+  if (id_bytes == 1 && K % V_LANES == 0)
+    key_codes_all(1, 1, n_keys, K, ids, dS, Qt, W, dK);
+  else if (id_bytes == 1)
+    key_codes_all(0, 1, n_keys, K, ids, dS, Qt, W, dK);
   else
-    key_codes_all(2, n_keys, K, ids, dS, Qt, W, dK);
+    key_codes_all(0, 2, n_keys, K, ids, dS, Qt, W, dK);
 }

@@ -97,5 +97,6 @@ void check_selftest(check *c);
 void check_bench_half(bool quick);
 int check_bench(const char *isa_name, bool quick);
 int check_bench_forms(const char *isa_name, const char *only, bool quick);
+int check_bench_backward(const char *isa_name, bool quick);
 
 #endif

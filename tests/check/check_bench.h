@@ -12,6 +12,7 @@ double check_median(double *x, int n);
 /* Zeroed memory from a page's start, for free(); ends the program if there is none. */
 void *check_block(size_t bytes);
 
+/* Parts of --bench. */
 void check_bench_keys(const sfa_kernels *kernels, int64_t n_keys, int n_rounds);
 
 #endif

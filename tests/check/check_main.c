@@ -15,19 +15,20 @@ static const struct {
     {"forward", check_forward_entries, false}, {"public", check_attention_entries, false},  {"half", check_half_entries, true}};
 enum { N_GROUPS = sizeof groups / sizeof *groups };
 
-static const char usage[] =
-    "usage: sfa_check [--quick] [--isa scalar|avx2|avx512|vbmi|amx] [--only NAME] [--seed N] [--list] [--bench | --bench-forms]\n"
-    "  --quick     fewer cases, under a minute\n"
-    "  --isa NAME  one instruction set only\n"
-    "  --only NAME one check only, as --list names them\n"
-    "  --seed N    other random numbers (default 1)\n"
-    "  --bench     times the kernels and a whole forward instead\n"
-    "  --bench-forms  times Algorithm 1 of the paper and the inverted index beside what they stand for\n";
+static const char usage[] = "usage: sfa_check [--quick] [--isa scalar|avx2|avx512|vbmi|amx] [--only NAME] [--seed N] [--list] [--bench | "
+                            "--bench-forms | --bench-backward]\n"
+                            "  --quick     fewer cases, under a minute\n"
+                            "  --isa NAME  one instruction set only\n"
+                            "  --only NAME one check only, as --list names them\n"
+                            "  --seed N    other random numbers (default 1)\n"
+                            "  --bench     times the kernels and a whole forward instead\n"
+                            "  --bench-forms  times Algorithm 1 of the paper and the inverted index beside what they stand for\n"
+                            "  --bench-backward  times gradients over codes beside their dense twin\n";
 
 int main(int argc, char **argv) {
   const char *isa_name = NULL, *only = NULL;
   uint64_t seed = 1;
-  bool quick = false, list = false, bench = false, forms = false;
+  bool quick = false, list = false, bench = false, forms = false, backward = false;
   for (int i = 1; i < argc; i++) {
     const char *value = i + 1 < argc ? argv[i + 1] : NULL;
     if (!strcmp(argv[i], "--quick"))
@@ -38,6 +39,8 @@ int main(int argc, char **argv) {
       bench = true;
     else if (!strcmp(argv[i], "--bench-forms"))
       forms = true;
+    else if (!strcmp(argv[i], "--bench-backward"))
+      backward = true;
     else if (!strcmp(argv[i], "--isa") && value)
       isa_name = argv[++i];
     else if (!strcmp(argv[i], "--only") && value)
@@ -51,6 +54,8 @@ int main(int argc, char **argv) {
   }
   if (bench)
     return check_bench(isa_name, quick);
+  if (backward)
+    return check_bench_backward(isa_name, quick);
   if (forms)
     return check_bench_forms(isa_name, only, quick);
   if (!list)
