@@ -151,6 +151,114 @@ static void odd_values(void **state) {
   sfa_context_destroy(ctx);
 }
 
+/* ---- Rows that keep some features ---------------------------------------------------------------------------------------- */
+
+/* Row x [D] by the definition, one feature after the other: the largest that may still be kept. sizes: what is compared. */
+static void keep_plainly(const float *x, const float *sizes, int32_t D, int32_t K, bool two_of_four, float *out) {
+  bool kept[256] = {false};
+  for (int32_t n = 0; n < K; n++) {
+    int32_t best = -1;
+    for (int32_t u = 0; u < D; u++) {
+      const bool *four = kept + u / 4 * 4;
+      bool may = !kept[u] && !(two_of_four && four[0] + four[1] + four[2] + four[3] == 2);
+      if (may && (best < 0 || fabsf(sizes[u]) > fabsf(sizes[best])))
+        best = u;
+    }
+    kept[best] = true;
+  }
+  for (int32_t u = 0; u < D; u++)
+    out[u] = kept[u] ? x[u] : 0;
+}
+
+static void kept_features(void **state) {
+  (void)state;
+  enum { N = 70, H = 3, MOST = 256 };
+  static const int32_t dims[] = {8, 64, 128, MOST}, ks[] = {1, 4, 13, 32};
+  sfa_context *ctx = new_context(2, SFA_ISA_DEFAULT);
+  for (int d = 0; d < 4; d++)
+    for (int two_of_four = 0; two_of_four < 2; two_of_four++)
+      for (int i = 0; i < 4; i++) {
+        const int32_t D = dims[d], K = ks[i], stride = H * D + 5;
+        if (K > D / 2)
+          continue;
+        float *x = awkward_rows((uint64_t)(d + i), N, H * MOST + 5), *got = memory((size_t)N * (size_t)stride * sizeof *got), want[MOST];
+        memcpy(got, x, (size_t)N * (size_t)stride * sizeof *got);
+        const sfa_keep_options options = {.struct_size = sizeof options, .k = K, .two_of_four = two_of_four};
+        assert_int_equal(sfa_rows_keep(ctx, &options, N, H, D, got, stride), SFA_OK);
+        for (int64_t t = 0; t < N; t++) {
+          for (int h = 0; h < H; h++) {
+            const float *row = x + t * stride + h * D, *result = got + t * stride + h * D;
+            keep_plainly(row, row, D, K, two_of_four, want);
+            for (int32_t u = 0; u < D; u++)
+              assert_true(result[u] == want[u]);
+          }
+          assert_memory_equal(got + t * stride + H * D, x + t * stride + H * D, 5 * sizeof *x);
+        }
+        free(x);
+        free(got);
+      }
+  sfa_context_destroy(ctx);
+}
+
+/* Noise moves the choice and no value, the same however rows are cut and shared; draws follow the softmax that Gumbel noise stands for. */
+static void noisy_choice(void **state) {
+  (void)state;
+  enum { N = 3000, D = 8 };
+  sfa_context *one = new_context(1, SFA_ISA_SCALAR), *two = new_context(2, SFA_ISA_DEFAULT);
+  float *x = memory(N * D * sizeof *x), *got = memory(N * D * sizeof *got), *parts = memory(N * D * sizeof *parts);
+  for (int i = 0; i < N * D; i++)
+    x[i] = (float)(i % D < 4 ? -(i % D + 1) : 0);
+  memcpy(got, x, N * D * sizeof *x);
+  memcpy(parts, x, N * D * sizeof *x);
+  sfa_keep_options options = {.struct_size = sizeof options, .k = 1, .gumbel_scale = 1, .seed = 5};
+  assert_int_equal(sfa_rows_keep(two, &options, N, 1, D, got, 0), SFA_OK);
+  for (int64_t first = 0; first < N; first += 500) {
+    options.first_token = first;
+    assert_int_equal(sfa_rows_keep(one, &options, 500, 1, D, parts + first * D, 0), SFA_OK);
+  }
+  assert_memory_equal(got, parts, N * D * sizeof *x);
+  int drawn[D] = {0};
+  for (int64_t i = 0; i < N * D; i++)
+    if (got[i] != 0) {
+      assert_true(got[i] == x[i]);
+      drawn[i % D]++;
+    }
+  for (int u = 0; u < 4; u++) /* weights 1 : 2 : 3 : 4; five standard deviations are at most 135 */
+    assert_true(abs(drawn[u] - N * (u + 1) / 10) < 135);
+  assert_int_equal(drawn[0] + drawn[1] + drawn[2] + drawn[3], N);
+  options.seed = 6;
+  memcpy(parts, x, N * D * sizeof *x);
+  options.first_token = 0;
+  assert_int_equal(sfa_rows_keep(one, &options, N, 1, D, parts, 0), SFA_OK);
+  assert_memory_not_equal(got, parts, N * D * sizeof *x);
+  free(x);
+  free(got);
+  free(parts);
+  sfa_context_destroy(one);
+  sfa_context_destroy(two);
+}
+
+static void wrong_choices(void **state) {
+  (void)state;
+  sfa_context *ctx = new_context(1, SFA_ISA_DEFAULT);
+  float x[64] = {1}, before[64] = {1};
+  const sfa_keep_options good = {.struct_size = sizeof good, .k = 4};
+  sfa_keep_options bad[] = {good, good, good, good, good, good};
+  bad[0].struct_size = 1, bad[1].k = 0, bad[2].k = 65, bad[3].gumbel_scale = NAN, bad[4].first_token = -1;
+  bad[5].k = 33, bad[5].two_of_four = 1;
+  for (int i = 0; i < 6; i++)
+    assert_int_equal(sfa_rows_keep(ctx, &bad[i], 1, 1, 64, x, 0), SFA_ERROR_ARGUMENT);
+  assert_int_equal(sfa_rows_keep(ctx, NULL, 1, 1, 64, x, 0), SFA_ERROR_ARGUMENT);
+  assert_int_equal(sfa_rows_keep(NULL, &good, 1, 1, 64, x, 0), SFA_ERROR_ARGUMENT);
+  assert_int_equal(sfa_rows_keep(ctx, &good, 1, 1, 63, x, 0), SFA_ERROR_ARGUMENT);
+  assert_int_equal(sfa_rows_keep(ctx, &good, 1, 1, 64, NULL, 0), SFA_ERROR_ARGUMENT);
+  assert_int_equal(sfa_rows_keep(ctx, &good, 1, 1, 64, x, 63), SFA_ERROR_ARGUMENT);
+  assert_int_equal(sfa_rows_keep(ctx, &good, -1, 1, 64, x, 0), SFA_ERROR_ARGUMENT);
+  assert_int_equal(sfa_rows_keep(ctx, &good, 0, 1, 64, NULL, 0), SFA_OK);
+  assert_memory_equal(x, before, sizeof x);
+  sfa_context_destroy(ctx);
+}
+
 /* ---- Exports ------------------------------------------------------------------------------------------------------------ */
 
 static void exports(void **state) {
@@ -254,8 +362,9 @@ static void no_memory(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(selection), cmocka_unit_test(same_rows_otherwise), cmocka_unit_test(odd_values),
-      cmocka_unit_test(exports),   cmocka_unit_test(wrong_arguments),     cmocka_unit_test(no_memory),
+      cmocka_unit_test(selection),     cmocka_unit_test(same_rows_otherwise), cmocka_unit_test(odd_values),
+      cmocka_unit_test(kept_features), cmocka_unit_test(noisy_choice),        cmocka_unit_test(wrong_choices),
+      cmocka_unit_test(exports),       cmocka_unit_test(wrong_arguments),     cmocka_unit_test(no_memory),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
