@@ -4,9 +4,9 @@
 /* The first n lanes, the others `rest`. */
 static inline lanes lanes_first(lanes a, int32_t n, float rest) {
   float x[16];
-  lanes_store(x, a);
-  for (int i = n; i < 16; i++)
+  for (int i = 0; i < 16; i++)
     x[i] = rest;
+  lanes_store_some(x, a, n);
   return lanes_load(x);
 }
 
