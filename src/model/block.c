@@ -74,6 +74,25 @@ static qkv_view project_qkv(sfa_forward *f, const sfa_layer *layer, int32_t n) {
   return view;
 }
 
+static void turn_rows(sfa_forward *f, int32_t n, int32_t n_heads, float *x, sfa_rows *rows) {
+  const sfa_model_config *c = &f->model->config;
+  if (rows->rope)
+    f->model->device->rope(f->model->ctx, n, n_heads, c->head_dim, c->rope_pairs, c->rope_interleaved, rows->rope->cos, rows->rope->sin, x,
+                           rows->token_stride);
+  rows->rope = NULL;
+}
+
+/* Rows that do not leave the choice to their codes. */
+static sfa_status keep_features(sfa_forward *f, int32_t n, int32_t n_heads, int32_t k, float *x, sfa_rows *rows) {
+  const sfa_model_config *c = &f->model->config;
+  if (k == 0)
+    return SFA_OK;
+  if (!c->pre_rope)
+    turn_rows(f, n, n_heads, x, rows);
+  const sfa_keep_options options = {.struct_size = sizeof options, .k = k, .two_of_four = c->two_of_four};
+  return sfa_rows_keep(f->model->ctx, &options, n, n_heads, c->head_dim, x, rows->token_stride);
+}
+
 static sfa_status attend(sfa_forward *f, int32_t index, int32_t n, const qkv_view *view) {
   const sfa_model_config *c = &f->model->config;
   const sfa_layer_route *route = &f->routes[index];
@@ -82,17 +101,15 @@ static sfa_status attend(sfa_forward *f, int32_t index, int32_t n, const qkv_vie
   const sfa_rope turn = {f->rope_cos[kind], f->rope_sin[kind], 2 * c->rope_pairs, c->rope_interleaved};
   const sfa_rope *rope = c->rope_pairs ? &turn : NULL;
   sfa_rows q = {view->q, SFA_F32, 0, view->stride, c->head_dim, rope};
-  const sfa_rows k = {view->k, SFA_F32, 0, view->stride, c->head_dim, rope};
+  sfa_rows k = {view->k, SFA_F32, 0, view->stride, c->head_dim, rope};
   const sfa_rows v = {view->v, SFA_F32, 0, view->stride, c->head_dim_v, NULL};
   const int32_t cu_seqlens_q[2] = {0, n}, slot = 0;
+  SFA_TRY(keep_features(f, n, c->n_kv_heads, route->attention->keep_keys, view->k, &k));
+  SFA_TRY(keep_features(f, n, c->n_heads, route->attention->keep_queries, view->q, &q));
   SFA_TRY(sfa_cache_append(route->cache, slot, route->cache_layer, n, &k, &v));
   if (f->probe) {
     bool local = kind == SFA_LAYER_LOCAL;
-    if (rope) { /* a probe is shown what top-k will see */
-      f->model->device->rope(f->model->ctx, n, c->n_heads, c->head_dim, c->rope_pairs, c->rope_interleaved, rope->cos, rope->sin, view->q,
-                             view->stride);
-      q.rope = NULL;
-    }
+    turn_rows(f, n, c->n_heads, view->q, &q); /* a probe is shown what top-k will see */
     const sfa_probe probe = {.layer = index,
                              .n_tokens = n,
                              .first = sfa_cache_len(route->cache, slot, route->cache_layer) - n,

@@ -5,7 +5,8 @@
 
 /* What an attention choice came to, layer by layer. */
 typedef struct resolution {
-  int32_t *k_keys, *k_queries; /* [n_layers] */
+  int32_t *k_keys, *k_queries;       /* [n_layers] slots of codes, 0: dense */
+  int32_t *keep_keys, *keep_queries; /* [n_layers] sfa_attention_kind has them */
   sfa_dtype k_dtype[SFA_CACHES], v_dtype;
   const sfa_costs *costs;
   sfa_precision precision;
@@ -15,6 +16,18 @@ typedef struct resolution {
 static void free_resolution(sfa_context *ctx, resolution *r) {
   sfa_free(ctx, r->k_keys);
   sfa_free(ctx, r->k_queries);
+  sfa_free(ctx, r->keep_keys);
+  sfa_free(ctx, r->keep_queries);
+}
+
+/* Two of four, and top-k before the rotation, are chosen in dense rows. What they leave fits into codes: of k features, or of twice as
+ * many, since a feature's rotation has two. */
+static void resolve_kept(const sfa_model_config *c, int32_t *k, int32_t *keep) {
+  for (int32_t layer = 0; layer < c->n_layers && (c->pre_rope || c->two_of_four); layer++) {
+    keep[layer] = c->two_of_four && k[layer] > c->head_dim / 2 ? c->head_dim / 2 : k[layer];
+    if (c->pre_rope)
+      k[layer] = 2 * keep[layer] < c->head_dim ? 2 * keep[layer] : 0;
+  }
 }
 
 static sfa_status resolve(const sfa_model *model, const sfa_attention_choice *choice, resolution *r) {
@@ -27,8 +40,13 @@ static sfa_status resolve(const sfa_model *model, const sfa_attention_choice *ch
   }
   SFA_TRY(sfa_alloc_zero(model->ctx, n_layers, sizeof(int32_t), "kept features by layer", (void **)&r->k_keys));
   SFA_TRY(sfa_alloc_zero(model->ctx, n_layers, sizeof(int32_t), "kept features by layer", (void **)&r->k_queries));
-  return sfa_model_resolve(model, choice, r->k_keys, r->k_queries, &r->k_dtype[SFA_CACHE_SPARSE], &r->k_dtype[SFA_CACHE_DENSE],
-                           &r->v_dtype);
+  SFA_TRY(sfa_alloc_zero(model->ctx, n_layers, sizeof(int32_t), "kept features by layer", (void **)&r->keep_keys));
+  SFA_TRY(sfa_alloc_zero(model->ctx, n_layers, sizeof(int32_t), "kept features by layer", (void **)&r->keep_queries));
+  SFA_TRY(
+      sfa_model_resolve(model, choice, r->k_keys, r->k_queries, &r->k_dtype[SFA_CACHE_SPARSE], &r->k_dtype[SFA_CACHE_DENSE], &r->v_dtype));
+  resolve_kept(&model->config, r->k_keys, r->keep_keys);
+  resolve_kept(&model->config, r->k_queries, r->keep_queries);
+  return SFA_OK;
 }
 
 /* One cache for the dense layers and one for the sparse ones; routes may be NULL. */
@@ -115,9 +133,14 @@ static sfa_status create_plan(const sfa_forward *f, const resolution *r, const s
 static sfa_status route_attention(sfa_forward *f, const resolution *r, size_t *workspace_bytes) {
   const sfa_model_config *c = &f->model->config;
   for (int32_t layer = 0; layer < c->n_layers; layer++) {
-    sfa_attention_kind wanted = {r->k_keys[layer], r->k_queries[layer], (sfa_layer_kind)c->layer_kinds[layer], NULL, NULL};
+    sfa_attention_kind wanted = {.k_keys = r->k_keys[layer],
+                                 .k_queries = r->k_queries[layer],
+                                 .keep_keys = r->keep_keys[layer],
+                                 .keep_queries = r->keep_queries[layer],
+                                 .layer_kind = (sfa_layer_kind)c->layer_kinds[layer]};
     int32_t i = 0;
     while (i < f->n_attention && (f->attention[i].k_keys != wanted.k_keys || f->attention[i].k_queries != wanted.k_queries ||
+                                  f->attention[i].keep_keys != wanted.keep_keys || f->attention[i].keep_queries != wanted.keep_queries ||
                                   f->attention[i].layer_kind != wanted.layer_kind))
       i++;
     sfa_attention_kind *kind = &f->attention[i];

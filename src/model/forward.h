@@ -9,6 +9,7 @@ enum { SFA_CACHE_DENSE = 0, SFA_CACHE_SPARSE = 1, SFA_CACHES = 2 }; /* dense and
 /* Attention of all layers that share these settings. */
 typedef struct sfa_attention_kind {
   int32_t k_keys, k_queries;
+  int32_t keep_keys, keep_queries; /* features that rows keep before they are codes (sfa_rows_keep); 0: all */
   sfa_layer_kind layer_kind;
   sfa_attention_plan *chunk, *one; /* for up to chunk_len tokens, and for one */
 } sfa_attention_kind;

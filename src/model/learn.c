@@ -90,6 +90,8 @@ static sfa_status create_buffers(sfa_learner *l) {
 static sfa_status create_sparsity(sfa_learner *l) {
   const sfa_model_config *c = &l->config;
   size_t n = (size_t)c->n_layers * (size_t)c->n_kv_heads;
+  if (c->pre_rope || c->two_of_four)
+    return sfa_fail(l->ctx, SFA_ERROR_UNSUPPORTED, "the model asks for top-k before RoPE or two of four, which training does not handle");
   SFA_TRY(sfa_learn_alloc(l, n, sizeof(int32_t), "kept features", &l->k_keys));
   SFA_TRY(sfa_learn_alloc(l, n, sizeof(int32_t), "kept features", &l->k_queries));
   for (int32_t i = 0; i < (int32_t)n; i++) {

@@ -25,9 +25,11 @@ typedef struct sfa_model_config {
   uint8_t *layer_kinds;                      /* [n_layers] */
 
   /* docs/MATH.md 9: what the file asks for. */
-  int32_t *sfa_k;  /* [n_layers], 0: dense */
-  int32_t sfa_k_q; /* of sparse layers; 0: dense q */
-  bool is_sparse;  /* the file has such a wish */
+  int32_t *sfa_k;   /* [n_layers], 0: dense */
+  int32_t sfa_k_q;  /* of sparse layers; 0: dense q */
+  bool is_sparse;   /* the file has such a wish */
+  bool pre_rope;    /* top-k before the rotation: codes have room for both members of each kept pair */
+  bool two_of_four; /* at most two kept of each aligned group of four features */
 } sfa_model_config;
 
 /* Reads and checks the metadata. On failure what was allocated stays in *config for sfa_model_config_free. */

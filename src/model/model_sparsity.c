@@ -21,16 +21,20 @@ static const char *wish_key(const sfa_model_config *c, const char *name, char ou
   return sfa_config_key(c, key, out);
 }
 
-static sfa_status refuse_wishes(sfa_context *ctx, const sfa_weights *weights, const sfa_model_config *c) {
+static sfa_status read_choice_of_features(sfa_context *ctx, const sfa_weights *weights, sfa_model_config *c, double largest) {
   char key[SFA_KEY_BYTES];
   const char *text;
-  bool two_of_four = false;
   if (!c->is_gguf && sfa_meta_string(weights, wish_key(c, "algorithm", key), &text, NULL) && strcmp(text, "sfa") != 0)
     return sfa_fail(ctx, SFA_ERROR_UNSUPPORTED, "%s is \"%.40s\"; only \"sfa\" is handled", key, text);
-  if (sfa_meta_string(weights, wish_key(c, "order", key), &text, NULL) && strcmp(text, "post_rope") != 0)
-    return sfa_fail(ctx, SFA_ERROR_UNSUPPORTED, "%s is \"%.40s\"; only \"post_rope\" is handled", key, text);
-  if (sfa_meta_bool(weights, wish_key(c, "two_of_four", key), &two_of_four) && two_of_four)
-    return sfa_fail(ctx, SFA_ERROR_UNSUPPORTED, "%s is true; it is not handled", key);
+  if (sfa_meta_string(weights, wish_key(c, "order", key), &text, NULL)) {
+    c->pre_rope = strcmp(text, "pre_rope") == 0;
+    if (!c->pre_rope && strcmp(text, "post_rope") != 0)
+      return sfa_fail(ctx, SFA_ERROR_UNSUPPORTED, "%s is \"%.40s\"; it must be \"post_rope\" or \"pre_rope\"", key, text);
+  }
+  sfa_meta_bool(weights, wish_key(c, "two_of_four", key), &c->two_of_four);
+  if (c->two_of_four && largest > c->head_dim / 2)
+    return sfa_fail(ctx, SFA_ERROR_FORMAT, "%s is true, but k is %g: two of each four are half of the head_dim %d at most", key, largest,
+                    c->head_dim);
   return SFA_OK;
 }
 
@@ -84,7 +88,7 @@ sfa_status sfa_model_sparsity_read(sfa_context *ctx, const sfa_weights *weights,
     SFA_TRY(check_wish(ctx, c, wish_key(c, "k_q", key), k_q));
   c->sfa_k_q = (int32_t)k_q;
   c->is_sparse = largest > 0;
-  SFA_TRY(refuse_wishes(ctx, weights, c));
+  SFA_TRY(read_choice_of_features(ctx, weights, c, largest));
   return keep_listed(ctx, weights, c);
 }
 

@@ -528,10 +528,10 @@ static void wrong_files(void **state) {
       {"llama", "{", "{\"num_local_experts\": 8,", SFA_ERROR_UNSUPPORTED, {"experts", ""}},
       {"llama",
        "{",
-       "{\"sparse_attention_config\": {\"k\": 4, \"order\": \"pre_rope\"},",
+       "{\"sparse_attention_config\": {\"k\": 4, \"order\": \"mid_rope\"},",
        SFA_ERROR_UNSUPPORTED,
-       {"pre_rope", "post_rope"}},
-      {"llama", "{", "{\"sparse_attention_config\": {\"k\": 4, \"two_of_four\": true},", SFA_ERROR_UNSUPPORTED, {"two_of_four", ""}},
+       {"mid_rope", "post_rope"}},
+      {"llama", "{", "{\"sparse_attention_config\": {\"k\": 5, \"two_of_four\": true},", SFA_ERROR_FORMAT, {"two_of_four", "head_dim 8"}},
       {"llama", "{", "{\"sparse_attention_config\": {\"k\": 4, \"algorithm\": \"nsa\"},", SFA_ERROR_UNSUPPORTED, {"nsa", ""}},
       {"llama", "{", "{\"sparse_attention_config\": {\"k\": 9},", SFA_ERROR_FORMAT, {"9", "head_dim 8"}},
       {"llama", "{", "{\"sparse_attention_config\": {\"k\": [4, 4]},", SFA_ERROR_FORMAT, {"2 layers", "3"}},
@@ -581,6 +581,122 @@ static void file_asks_for_sparsity(void **state) {
   assert_true(k[0] == 3 && k[1] == 0 && k[2] == 3 && k_q[0] == 5 && k_q[1] == 0);
   sfa_model_destroy(model);
   remove_variant(directory);
+  sfa_context_destroy(ctx);
+}
+
+/* What layer 0 of the llama makes of a text: its queries as they are scored, its stored keys as dense rows. */
+enum { SEEN_TOKENS = 24, SEEN_HEADS = 6, SEEN_KV_HEADS = 2, SEEN_DIM = 8 };
+typedef struct seen_rows {
+  float rows[SEEN_TOKENS][SEEN_HEADS + SEEN_KV_HEADS][SEEN_DIM];
+  int32_t k_keys, k_queries;
+} seen_rows;
+
+static sfa_status see_rows(void *user, const sfa_probe *probe) {
+  seen_rows *seen = user;
+  if (probe->layer != 0)
+    return SFA_OK;
+  seen->k_keys = sfa_cache_k(probe->cache, probe->cache_layer);
+  seen->k_queries = probe->k_queries;
+  for (int64_t t = 0; t < probe->n_tokens; t++)
+    memcpy(seen->rows[probe->first + t], probe->queries + t * probe->query_stride, SEEN_HEADS * SEEN_DIM * sizeof(float));
+  for (int32_t g = 0; g < SEEN_KV_HEADS; g++)
+    for (int64_t t = probe->first; t < probe->first + probe->n_tokens; t++) {
+      uint8_t ids[SEEN_DIM] = {0, 1, 2, 3, 4, 5, 6, 7};
+      float values[SEEN_DIM], *row = seen->rows[t][SEEN_HEADS + g];
+      assert_int_equal(sfa_cache_read_keys(probe->cache, 0, probe->cache_layer, g, t, 1, ids, values), SFA_OK);
+      memset(row, 0, SEEN_DIM * sizeof *row);
+      for (int32_t i = 0; i < (seen->k_keys ? seen->k_keys : SEEN_DIM); i++)
+        row[ids[i]] = values[i];
+    }
+  return SFA_OK;
+}
+
+static void see_model(const char *sparsity, bool sparse, seen_rows *seen) {
+  char directory[64], config[256];
+  snprintf(config, sizeof config, "{\"sparse_attention_config\": %s,", sparsity);
+  write_variant("llama", "{", config, directory);
+  sfa_context *ctx = context_of(SFA_ISA_DEFAULT, 2);
+  sfa_model *model;
+  sfa_forward *forward;
+  sfa_attention_choice choice = {.struct_size = sizeof choice, .sparse = sparse, .cache_k = SFA_F32};
+  int32_t tokens[SEEN_TOKENS];
+  float *hidden = malloc(SEEN_TOKENS * 48 * sizeof *hidden);
+  int64_t attention_ns = 0;
+  for (int32_t t = 0; t < SEEN_TOKENS; t++)
+    tokens[t] = 3 + 5 * t % 60;
+  if (open_model(ctx, directory, SFA_WEIGHTS_AUTO, &model) != SFA_OK ||
+      sfa_forward_create(model, &choice, SEEN_TOKENS, 8, &forward) != SFA_OK)
+    fail_msg("%s: %s", sparsity, sfa_context_error(ctx));
+  sfa_forward_probe(forward, see_rows, seen);
+  for (int32_t t = 0; t < SEEN_TOKENS; t += 8)
+    assert_int_equal(sfa_forward_run(forward, tokens + t, 8, hidden, &attention_ns), SFA_OK);
+  free(hidden);
+  sfa_forward_destroy(forward);
+  sfa_model_destroy(model);
+  remove_variant(directory);
+  sfa_context_destroy(ctx);
+}
+
+/* Features p and p + 4 turned by an angle a pair. */
+static void turn_row(const double *frequencies, double position, const double *x, double *out) {
+  for (int p = 0; p < SEEN_DIM / 2; p++) {
+    double a = position * frequencies[p], low = x[p], high = x[p + SEEN_DIM / 2];
+    out[p] = low * cos(a) - high * sin(a);
+    out[p + SEEN_DIM / 2] = high * cos(a) + low * sin(a);
+  }
+}
+
+/* The K largest, at most two of each four where that is asked. */
+static void keep_row(const double *x, int32_t K, bool two_of_four, double *out) {
+  int in_four[SEEN_DIM / 4] = {0};
+  memset(out, 0, SEEN_DIM * sizeof *out);
+  for (int32_t n = 0; n < K; n++) {
+    int best = -1;
+    for (int u = 0; u < SEEN_DIM; u++)
+      if (out[u] == 0 && !(two_of_four && in_four[u / 4] == 2) && (best < 0 || fabs(x[u]) > fabs(x[best])))
+        best = u;
+    out[best] = x[best];
+    in_four[best / 4]++;
+  }
+}
+
+/* Top-k before the rotation and two of each four: rows of layer 0 against the dense ones, cut here by the definition. */
+static void file_asks_for_another_choice(void **state) {
+  (void)state;
+  static const struct {
+    const char *sparsity;
+    int32_t k, slots, k_q;
+    bool pre_rope, two_of_four;
+  } cases[] = {{"{\"k\": 3, \"two_of_four\": true}", 3, 3, 3, false, true},
+               {"{\"k\": 3, \"order\": \"pre_rope\"}", 3, 6, 6, true, false},
+               {"{\"k\": 3, \"order\": \"pre_rope\", \"two_of_four\": true}", 3, 6, 6, true, true},
+               {"{\"k\": 4, \"order\": \"pre_rope\"}", 4, 0, 0, true, false}};
+  sfa_context *ctx = context_of(SFA_ISA_DEFAULT, 1);
+  sfa_model *model;
+  assert_int_equal(open_model(ctx, MODELS "llama", SFA_WEIGHTS_AUTO, &model), SFA_OK);
+  const double *frequencies = model->config.rope_frequencies[SFA_LAYER_GLOBAL];
+  seen_rows *dense = malloc(sizeof *dense), *seen = malloc(sizeof *seen);
+  see_model("{\"k\": 4}", false, dense);
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    see_model(cases[i].sparsity, true, seen);
+    assert_int_equal(seen->k_keys, cases[i].slots);
+    assert_int_equal(seen->k_queries, cases[i].k_q);
+    for (int t = 0; t < SEEN_TOKENS; t++)
+      for (int h = 0; h < SEEN_HEADS + SEEN_KV_HEADS; h++) {
+        double x[SEEN_DIM], straight[SEEN_DIM], kept[SEEN_DIM], want[SEEN_DIM];
+        for (int u = 0; u < SEEN_DIM; u++)
+          x[u] = (double)dense->rows[t][h][u];
+        turn_row(frequencies, cases[i].pre_rope ? -t : 0, x, straight);
+        keep_row(straight, cases[i].k, cases[i].two_of_four, kept);
+        turn_row(frequencies, cases[i].pre_rope ? t : 0, kept, want);
+        for (int u = 0; u < SEEN_DIM; u++)
+          if (!(fabs(want[u] - (double)seen->rows[t][h][u]) <= 2e-6 * (1 + fabs(want[u]))))
+            fail_msg("%s: token %d head %d feature %d is %g, not %g", cases[i].sparsity, t, h, u, (double)seen->rows[t][h][u], want[u]);
+      }
+  }
+  free(dense);
+  free(seen);
+  sfa_model_destroy(model);
   sfa_context_destroy(ctx);
 }
 
@@ -635,6 +751,7 @@ int main(void) {
       cmocka_unit_test(quantised_rows),
       cmocka_unit_test(wrong_files),
       cmocka_unit_test(file_asks_for_sparsity),
+      cmocka_unit_test(file_asks_for_another_choice),
       cmocka_unit_test(failing_memory),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
