@@ -75,6 +75,30 @@ static void last_value_skipped(const sfa_stored_rows *values, int32_t n_rows, co
     real->value_keys(&fewer, n_rows, P, E, O);
 }
 
+static void delta_forgotten(int32_t n_keys, int32_t W, const float *lse, const float *delta, const float *capped, float cap, float *S,
+                            float *dP) {
+  const float none[SFA_MAX_WIDTH] = {0};
+  (void)delta;
+  real->softmax_backward(n_keys, W, lse, none, capped, cap, S, dP);
+}
+
+static void last_query_dropped(int32_t n_keys, int32_t n_rows, int32_t W, const float *P, int32_t E, const float *X, int64_t x_stride,
+                               float *O) {
+  real->key_product(n_keys, n_rows - 1, W, P, E, X, x_stride, O);
+}
+
+static void one_slot_lost(int32_t n_keys, int32_t K, const void *ids, int32_t id_bytes, const float *dS, const float *Qt, int32_t W,
+                          float *dK) {
+  const float before = dK[n_keys * K - 1];
+  real->key_codes_backward(n_keys, K, ids, id_bytes, dS, Qt, W, dK);
+  dK[n_keys * K - 1] = before;
+}
+
+static void last_key_forgotten(int32_t n_keys, int32_t K, const void *ids, int32_t id_bytes, const float *values, const float *dS,
+                               int32_t W, float *dQt) {
+  real->query_codes_backward(n_keys - 1, K, ids, id_bytes, values, dS, W, dQt);
+}
+
 static const struct bug {
   const char *name;
   const check_entry *entries;
@@ -98,6 +122,15 @@ static const struct bug {
     {"step of the first row", check_keys_entries, "round_rows", {.round_rows = step_of_the_first_row}},
     {"sum not carried over", check_keys_entries, "softmax_keys", {.softmax_keys = keys_sum_not_carried}},
     {"last value skipped", check_keys_entries, "value_keys", {.value_keys = last_value_skipped}},
+    {"delta forgotten", check_backward_entries, "softmax_backward", {.softmax_backward = delta_forgotten}},
+    {"delta forgotten", check_backward_entries, "backward", {.softmax_backward = delta_forgotten}},
+    {"mask off by one", check_backward_entries, "backward", {.score_mask = mask_off_by_one}},
+    {"last query dropped", check_backward_entries, "key_product", {.key_product = last_query_dropped}},
+    {"last query dropped", check_backward_entries, "backward", {.key_product = last_query_dropped}},
+    {"one slot lost", check_backward_entries, "codes_backward", {.key_codes_backward = one_slot_lost}},
+    {"one slot lost", check_backward_entries, "backward", {.key_codes_backward = one_slot_lost}},
+    {"last key forgotten", check_backward_entries, "codes_backward", {.query_codes_backward = last_key_forgotten}},
+    {"last key forgotten", check_backward_entries, "backward", {.query_codes_backward = last_key_forgotten}},
     {"tie to the higher feature", check_codes_entries, "topk", {.topk = tie_to_the_higher}},
 };
 

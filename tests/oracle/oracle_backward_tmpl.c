@@ -35,7 +35,7 @@ static REAL NAME(oracle_scores)(const oracle_problem *problem, const float *q, c
 }
 
 static void NAME(oracle_backward_row)(const oracle_problem *problem, const float *q, const float *k, const float *v, const float *d_out,
-                                      const float *d_lse, long t, int head, REAL *score, REAL *slope, REAL *dp, NAME(oracle_grad) * grad) {
+                                      const float *d_lse, long t, int head, REAL *score, REAL *slope, NAME(oracle_grad) * grad) {
   const int d = problem->head_dim, e_dim = problem->head_dim_v, g = head / (problem->n_heads / problem->n_kv_heads);
   const long row = t * problem->n_heads + head;
   const REAL scale = problem->softmax_scale != 0 ? (REAL)problem->softmax_scale : 1 / SQRT((REAL)d);
@@ -43,17 +43,24 @@ static void NAME(oracle_backward_row)(const oracle_problem *problem, const float
   REAL delta = d_lse ? -(REAL)d_lse[row] : 0;
   if (lse == -(REAL)INFINITY)
     return;
-  for (long j = 0; j < problem->n_keys; j++) {
-    dp[j] = 0;
-    for (int e = 0; e < e_dim; e++)
-      dp[j] += (REAL)d_out[row * e_dim + e] * (REAL)v[(j * problem->n_kv_heads + g) * e_dim + e];
-    delta += EXP(score[j] - lse) * dp[j]; /* o . dO */
+  for (long j = 0; j < problem->n_keys; j++)
+    score[j] = EXP(score[j] - lse); /* p from here on */
+  for (int e = 0; e < e_dim; e++) {
+    REAL out = 0;
+    for (long j = 0; j < problem->n_keys; j++)
+      out += score[j] * (REAL)v[(j * problem->n_kv_heads + g) * e_dim + e];
+    delta += (REAL)d_out[row * e_dim + e] * out;
   }
   for (long j = 0; j < problem->n_keys; j++) {
-    const REAL p = EXP(score[j] - lse), ds = p * (dp[j] - delta) * slope[j] * scale;
     const long key = j * problem->n_kv_heads + g;
+    REAL dp = 0;
+    if (score[j] == 0)
+      continue;
     for (int e = 0; e < e_dim; e++)
-      grad->v[key * e_dim + e] += p * (REAL)d_out[row * e_dim + e];
+      dp += (REAL)d_out[row * e_dim + e] * (REAL)v[key * e_dim + e];
+    const REAL ds = score[j] * (dp - delta) * slope[j] * scale;
+    for (int e = 0; e < e_dim; e++)
+      grad->v[key * e_dim + e] += score[j] * (REAL)d_out[row * e_dim + e];
     for (int u = 0; u < d; u++) {
       grad->q[row * d + u] += ds * (REAL)k[key * d + u];
       grad->k[key * d + u] += ds * (REAL)q[row * d + u];
@@ -87,14 +94,14 @@ void NAME(oracle_backward)(const oracle_problem *problem, const float *d_out, co
   float *k = oracle_stored(problem->k, rows_k, d, problem->k_k, problem->k_storage);
   float *v = oracle_stored(problem->v, rows_k, problem->head_dim_v, 0, problem->v_storage);
   const size_t n = (size_t)problem->n_keys + 1;
-  REAL *score = malloc(3 * n * sizeof *score);
+  REAL *score = malloc(2 * n * sizeof *score);
   memset(grad->q, 0, (size_t)rows_q * (size_t)d * sizeof *grad->q);
   memset(grad->k, 0, (size_t)rows_k * (size_t)d * sizeof *grad->k);
   memset(grad->v, 0, (size_t)rows_k * (size_t)problem->head_dim_v * sizeof *grad->v);
   memset(grad->sink_logit, 0, (size_t)problem->n_heads * sizeof *grad->sink_logit);
   for (long t = 0; t < problem->n_queries; t++)
     for (int head = 0; head < problem->n_heads; head++)
-      NAME(oracle_backward_row)(problem, q, k, v, d_out, d_lse, t, head, score, score + n, score + 2 * n, grad);
+      NAME(oracle_backward_row)(problem, q, k, v, d_out, d_lse, t, head, score, score + n, grad);
   NAME(oracle_support)(problem->q, rows_q, d, problem->k_q, grad->q);
   NAME(oracle_support)(problem->k, rows_k, d, problem->k_k, grad->k);
   free(q);
