@@ -6,7 +6,8 @@
 For models/<name> writes gradients/<name>_<case>.txt and gradients/SHA256SUMS. The batch is the model's ids.i32 as two sequences of 50 and 30
 tokens; every token but the last of a sequence and each with t % 7 = 3 is scored by its successor. Case "dense" is the model as it is; case
 "sfa" keeps only the k entries of largest magnitude of every query and key after RoPE, and passes the gradient of those alone
-(straight-through); k differs by layer and, where a line of the file says so, by kv head.
+(straight-through); k differs by layer and, where a line of the file says so, by kv head. Case "pre" chooses before RoPE, "two" keeps at most two
+of each aligned four.
 
 A file has the sum of the losses, the numbers of scored tokens, k of keys and queries [n_layers][n_kv_heads] (0: all), and for each tensor:
     name, norm, four sums with signs from sign(p, i), number of samples, samples at i * n / count
@@ -25,12 +26,19 @@ LENGTHS = [50, 30]
 N_SUMS, N_SAMPLES = 4, 24
 
 # k of keys and of queries by layer; a list in a list: by kv head.
-SPARSE = {
-    "llama": ([3, 0, [2, 5]], [3, 4, [2, 5]]),
-    "qwen2": ([4, 3], [0, 3]),
-    "qwen3": ([8, 12], [0, 8]),
-    "gpt2": ([3, 4], [3, 0]),
-    "gemma3": ([5, 6, 0, 6], [5, 0, 0, 4]),
+CASES = {
+    ("llama", "dense"): ([0, 0, 0], [0, 0, 0]),
+    ("llama", "sfa"): ([3, 0, [2, 5]], [3, 4, [2, 5]]),
+    ("qwen2", "dense"): ([0, 0], [0, 0]),
+    ("qwen2", "sfa"): ([4, 3], [0, 3]),
+    ("qwen3", "dense"): ([0, 0], [0, 0]),
+    ("qwen3", "sfa"): ([8, 12], [0, 8]),
+    ("qwen3", "pre"): ([8, 8], [6, 6]),
+    ("qwen3", "two"): ([8, 12], [0, 8]),
+    ("gpt2", "dense"): ([0, 0], [0, 0]),
+    ("gpt2", "sfa"): ([3, 4], [3, 0]),
+    ("gemma3", "dense"): ([0, 0, 0, 0], [0, 0, 0, 0]),
+    ("gemma3", "sfa"): ([5, 6, 0, 6], [5, 0, 0, 4]),
 }
 
 
@@ -38,31 +46,41 @@ def by_head(ks, n_kv_heads):
     return [k if isinstance(k, list) else [k] * n_kv_heads for k in ks]
 
 
-def keep_largest(x, ks):
+def largest(x, k):
+    return torch.zeros_like(x).scatter(-1, x.abs().topk(k, dim=-1).indices, 1.0)
+
+
+def keep_largest(x, ks, two_of_four=False):
     """x [1][heads][tokens][dim], ks a list of the heads; 0 keeps all. The mask is a constant: straight-through."""
     rows = []
     for head, k in enumerate(ks):
         row = x[:, head]
         if k:
-            mask = torch.zeros_like(row).scatter(-1, row.detach().abs().topk(k, dim=-1).indices, 1.0)
-            row = row * mask
+            fixed = row.detach()
+            if two_of_four:
+                fixed = fixed * largest(fixed.unflatten(-1, (-1, 4)), 2).flatten(-2)
+            row = row * largest(fixed, k)
         rows.append(row)
     return torch.stack(rows, dim=1)
 
 
-def make_sparse(model, k_keys, k_queries):
-    """Puts top-k between RoPE and the products, where every family calls its module's eager_attention_forward."""
+def make_sparse(model, k_keys, k_queries, case):
+    """Puts top-k between RoPE and the products, where every family calls its module's eager_attention_forward; or before RoPE."""
     module = sys.modules[type(model).__module__]
-    dense = module.eager_attention_forward
+    name = "apply_rotary_pos_emb" if case == "pre" else "eager_attention_forward"
+    dense = getattr(module, name)
 
     def sparse(layer, query, key, value, *rest, **named):
         group = query.shape[1] // key.shape[1]
-        query = keep_largest(query, [k for k in k_queries[layer.layer_idx] for _ in range(group)])
-        key = keep_largest(key, k_keys[layer.layer_idx])
+        query = keep_largest(query, [k for k in k_queries[layer.layer_idx] for _ in range(group)], case == "two")
+        key = keep_largest(key, k_keys[layer.layer_idx], case == "two")
         return dense(layer, query, key, value, *rest, **named)
 
-    module.eager_attention_forward = sparse
-    return lambda: setattr(module, "eager_attention_forward", dense)
+    def sparse_before(query, key, *rest, **named):  # the same for every layer
+        return dense(keep_largest(query, [k_queries[0][0]] * query.shape[1]), keep_largest(key, [k_keys[0][0]] * key.shape[1]), *rest, **named)
+
+    setattr(module, name, sparse_before if case == "pre" else sparse)
+    return lambda: setattr(module, name, dense)
 
 
 def signs(p, n):
@@ -80,12 +98,12 @@ def tensor_line(name, gradient):
     return " ".join([name] + [f"{x:.9g}" for x in numbers] + [str(count)] + [f"{x:.9g}" for x in samples]) + "\n"
 
 
-def make(root, name, sparse):
+def make(root, name, case):
     folder = root / "models" / name
     config = AutoConfig.from_pretrained(folder)
     config._attn_implementation = "eager"
     n_kv_heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
-    k_keys, k_queries = (by_head(ks, n_kv_heads) for ks in (SPARSE[name] if sparse else ([0] * config.num_hidden_layers,) * 2))
+    k_keys, k_queries = (by_head(ks, n_kv_heads) for ks in CASES[name, case])
     state = load_file(folder / "model.safetensors")
     ids = np.fromfile(folder / "ids.i32", "<i4").astype(np.int64)
     with all_in_double():
@@ -93,7 +111,7 @@ def make(root, name, sparse):
         missing, unexpected = model.load_state_dict({k: v.double() for k, v in state.items()}, strict=False)
         assert not unexpected and all(key == "lm_head.weight" for key in missing), (missing, unexpected)
         model.tie_weights()
-        restore = make_sparse(model, k_keys, k_queries)
+        restore = make_sparse(model, k_keys, k_queries, case)
         loss, n_scored, first = 0.0, 0, 0
         for length in LENGTHS:
             part = torch.from_numpy(ids[first:first + length])[None]
@@ -119,11 +137,10 @@ def main():
     out = root / "gradients"
     out.mkdir(exist_ok=True)
     sums = []
-    for name in SPARSE:
-        for case in ("dense", "sfa"):
-            path = out / f"{name}_{case}.txt"
-            path.write_text(make(root, name, case == "sfa"))
-            sums.append(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n")
+    for name, case in CASES:
+        path = out / f"{name}_{case}.txt"
+        path.write_text(make(root, name, case))
+        sums.append(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n")
     (out / "SHA256SUMS").write_text("".join(sums))
 
 

@@ -41,7 +41,8 @@ static sfa_status create_saved(sfa_learner *l, int32_t index, sfa_learn_saved *s
 }
 
 static void free_saved(sfa_learner *l, sfa_learn_saved *s) {
-  float *all[] = {s->raw_q, s->raw_k, s->q, s->k, s->v, s->attended, s->lse, s->projected, s->middle, s->gate, s->up, s->down};
+  float *all[] = {s->raw_q,    s->raw_k, s->kept_q,    s->kept_k, s->q,    s->k,  s->v,
+                  s->attended, s->lse,   s->projected, s->middle, s->gate, s->up, s->down};
   for (size_t i = 0; i < sizeof all / sizeof *all; i++)
     sfa_free(l->ctx, all[i]);
 }
@@ -282,12 +283,14 @@ static void show_heads(sfa_learner *l, const sfa_learn_batch *batch, int32_t ind
 
 static sfa_status run_back(sfa_learner *l, const sfa_learn_batch *batch, const sfa_learn_result *result) {
   int32_t lowest = lowest_layer(l);
+  sfa_learn_batch again = *batch;
+  again.key_uses = again.query_uses = NULL;
   float head_scale =
       !batch->head_targets ? 0.0f : sfa_learn_scale(batch) * batch->head_weight * (float)result->n_scored / (float)l->config.n_layers;
   for (int32_t i = l->config.n_layers - 1; i >= 0 && i >= lowest; i--) {
     sfa_learn_saved *saved = &l->saved[l->options.checkpointing ? 0 : i];
     if (l->options.checkpointing && i < l->config.n_layers - 1) /* the last layer's is still there */
-      SFA_TRY(sfa_learn_layer_forward(l, batch, i, saved));
+      SFA_TRY(sfa_learn_layer_forward(l, &again, i, saved));
     SFA_TRY(sfa_learn_layer_backward(l, batch, i, saved, head_scale));
   }
   if (lowest < 0)

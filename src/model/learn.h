@@ -119,8 +119,5 @@ typedef struct sfa_learn_result {
 sfa_status sfa_learner_run(sfa_learner *learner, const sfa_learn_batch *batch, sfa_learn_result *result);
 /* logits [n][vocab_size] of hidden rows, final softcap included: for teachers. */
 sfa_status sfa_learner_logits(sfa_learner *learner, int32_t n, const float *hidden, float *logits);
-/* Mean kept features that a query shares with a key that it sees: from the uses of the last run, as if supports were independent:
- * sum over u of p_q(u) p_k(u). */
-double sfa_learn_overlap(int32_t head_dim, const int64_t *query_uses, const int64_t *key_uses, int64_t n_queries, int64_t n_keys);
 
 #endif

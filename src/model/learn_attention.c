@@ -1,5 +1,6 @@
 /* Attention of a layer that learns: libsfa's forward and backward, called once for all heads, or once for every run of kv heads that keep
  * the same number of features. */
+#include "base/hash.h"
 #include "model/learn_parts.h"
 
 #include <sfa/backward.h>
@@ -18,6 +19,13 @@ static head_run run_at(const sfa_learner *l, int32_t index, int32_t first) {
   while (first + run.n < l->config.n_kv_heads && k_keys[first + run.n] == run.k_keys && k_queries[first + run.n] == run.k_queries)
     run.n++;
   return run;
+}
+
+/* Features of a code: with top-k before rope those of both members of every kept pair. */
+static int32_t stored_k(const sfa_learner *l, int32_t k) {
+  if (!l->sparsity.pre_rope || !l->config.rope_pairs)
+    return k;
+  return 2 * k < l->config.head_dim ? 2 * k : 0;
 }
 
 static int32_t longest(const sfa_learn_batch *batch) {
@@ -65,8 +73,8 @@ static sfa_status need_workspace(sfa_learner *l, size_t bytes) {
 
 /* The plan for such a call: kept from an earlier run, or made in the place of the oldest. */
 static sfa_status find_plan(sfa_learner *l, const sfa_learn_batch *batch, int32_t index, const head_run *run, sfa_attention_plan **plan) {
-  sfa_learn_plan wanted = {.k_keys = run->k_keys,
-                           .k_queries = run->k_queries,
+  sfa_learn_plan wanted = {.k_keys = stored_k(l, run->k_keys),
+                           .k_queries = stored_k(l, run->k_queries),
                            .layer_kind = l->config.layer_kinds[index],
                            .n_kv_heads = run->n,
                            .n_sequences = batch->n_sequences,
@@ -93,6 +101,77 @@ void sfa_learn_plans_free(sfa_learner *l) {
     if (l->plans[i].plan)
       sfa_attention_plan_destroy(l->plans[i].plan);
 }
+
+/* ---- Which features are kept ------------------------------------------------------------------------------------------------------ */
+
+/* Heads of a run: of keys, or of queries. salt tells apart what must not have the same noise. */
+static sfa_status keep_rows(const sfa_learner *l, int64_t n, int32_t n_heads, int32_t k, uint64_t salt, float *x, int64_t stride) {
+  const sfa_keep_options options = {.struct_size = sizeof options,
+                                    .k = k,
+                                    .two_of_four = l->sparsity.two_of_four,
+                                    .gumbel_scale = l->sparsity.gumbel_scale,
+                                    .seed = sfa_hash_word(l->sparsity.gumbel_seed, salt)};
+  return k ? sfa_rows_keep(l->ctx, &options, n, n_heads, l->config.head_dim, x, stride) : SFA_OK;
+}
+
+static sfa_status note_kept(sfa_learner *l, int64_t n, sfa_learn_saved *saved) {
+  const sfa_model_config *c = &l->config;
+  int64_t n_q = sfa_learn_q_dim(c), n_k = sfa_learn_k_dim(c);
+  if (!saved->kept_q)
+    SFA_TRY(sfa_learn_alloc(l, (size_t)l->options.max_tokens, (size_t)n_q * sizeof(float), "kept features", &saved->kept_q));
+  if (!saved->kept_k)
+    SFA_TRY(sfa_learn_alloc(l, (size_t)l->options.max_tokens, (size_t)n_k * sizeof(float), "kept features", &saved->kept_k));
+  memcpy(saved->kept_q, saved->q, (size_t)(n * n_q) * sizeof(float));
+  memcpy(saved->kept_k, saved->k, (size_t)(n * n_k) * sizeof(float));
+  return SFA_OK;
+}
+
+sfa_status sfa_learn_keep(sfa_learner *l, int64_t n, int32_t index, sfa_learn_saved *saved) {
+  const sfa_model_config *c = &l->config;
+  int32_t group = c->n_heads / c->n_kv_heads;
+  if (!l->sparsity.pre_rope && !l->sparsity.two_of_four && l->sparsity.gumbel_scale == 0)
+    return SFA_OK; /* attention's own top-k */
+  for (int32_t first = 0; first < c->n_kv_heads;) {
+    head_run run = run_at(l, index, first);
+    uint64_t salt = 2 * ((uint64_t)index * (uint64_t)c->n_kv_heads + (uint64_t)first);
+    SFA_TRY(keep_rows(l, n, run.n, run.k_keys, salt, saved->k + (int64_t)first * c->head_dim, sfa_learn_k_dim(c)));
+    SFA_TRY(keep_rows(l, n, run.n * group, run.k_queries, salt + 1, saved->q + (int64_t)first * group * c->head_dim, sfa_learn_q_dim(c)));
+    first += run.n;
+  }
+  return l->sparsity.pre_rope ? note_kept(l, n, saved) : SFA_OK;
+}
+
+/* uses [D] += the rows of n_heads heads in which a feature is among the k kept; x [n][stride] is changed. */
+static sfa_status count_uses(sfa_learner *l, int64_t n, int32_t n_heads, int32_t k, float *x, int64_t stride, int64_t *uses) {
+  const sfa_keep_options options = {.struct_size = sizeof options, .k = k};
+  int32_t dim = l->config.head_dim;
+  SFA_TRY(sfa_rows_keep(l->ctx, &options, n, n_heads, dim, x, stride));
+  for (int64_t t = 0; t < n; t++)
+    for (int64_t i = 0; i < (int64_t)n_heads * dim; i++)
+      uses[i % dim] += x[t * stride + i] != 0.0f;
+  return SFA_OK;
+}
+
+static sfa_status count_all_uses(sfa_learner *l, const sfa_learn_batch *batch, int32_t index, const sfa_learn_saved *saved) {
+  const sfa_model_config *c = &l->config;
+  int64_t n = batch->n_tokens, q_dim = sfa_learn_q_dim(c), k_dim = sfa_learn_k_dim(c);
+  int32_t group = c->n_heads / c->n_kv_heads;
+  memcpy(l->d_q, saved->q, (size_t)(n * q_dim) * sizeof(float)); /* free until the way back */
+  memcpy(l->d_k, saved->k, (size_t)(n * k_dim) * sizeof(float));
+  for (int32_t g = 0; g < c->n_kv_heads; g++) {
+    head_run run = run_at(l, index, g);
+    int64_t at = ((int64_t)index * c->n_kv_heads + g) * c->head_dim;
+    int32_t k_keys = stored_k(l, run.k_keys), k_queries = stored_k(l, run.k_queries);
+    if (batch->key_uses && k_keys)
+      SFA_TRY(count_uses(l, n, 1, k_keys, l->d_k + (int64_t)g * c->head_dim, k_dim, batch->key_uses + at));
+    if (batch->query_uses && k_keys)
+      SFA_TRY(count_uses(l, n, group, k_queries ? k_queries : c->head_dim, l->d_q + (int64_t)g * group * c->head_dim, q_dim,
+                         batch->query_uses + at));
+  }
+  return SFA_OK;
+}
+
+/* ---- Attention -------------------------------------------------------------------------------------------------------------------- */
 
 /* Columns of some heads: rows of `width` at `column` of rows of `stride`, to or from contiguous ones. */
 static void take_heads(const sfa_learner *l, int64_t n, int64_t width, const float *from, int64_t stride, int64_t column, float *to) {
@@ -141,7 +220,7 @@ sfa_status sfa_learn_attend(sfa_learner *l, const sfa_learn_batch *batch, int32_
     }
     first += run.n;
   }
-  return SFA_OK;
+  return batch->key_uses || batch->query_uses ? count_all_uses(l, batch, index, saved) : SFA_OK;
 }
 
 sfa_status sfa_learn_attend_backward(sfa_learner *l, const sfa_learn_batch *batch, int32_t index, const sfa_learn_saved *saved) {
@@ -179,11 +258,14 @@ sfa_status sfa_learner_sparsity(sfa_learner *l, const sfa_learn_sparsity *sparsi
   const sfa_model_config *c = &l->config;
   for (int32_t i = 0; i < c->n_layers * c->n_kv_heads; i++) {
     int32_t k = sparsity->k_keys ? sparsity->k_keys[i] : 0, k_q = sparsity->k_queries ? sparsity->k_queries[i] : 0;
+    bool halves = sparsity->two_of_four && ((k > c->head_dim / 2 && k < c->head_dim) || (k_q > c->head_dim / 2 && k_q < c->head_dim));
+    SFA_REQUIRE(l->ctx, !halves, "layer %d keeps %d features of a key and %d of a query; two of four allow at most half the head_dim of %d",
+                i / c->n_kv_heads, k, k_q, c->head_dim);
     SFA_REQUIRE(l->ctx, k >= 0 && k <= c->head_dim && k_q >= 0 && k_q <= c->head_dim,
                 "layer %d keeps %d features of a key and %d of a query; head_dim is %d", i / c->n_kv_heads, k, k_q, c->head_dim);
   }
-  if (sparsity->pre_rope || sparsity->two_of_four || sparsity->gumbel_scale != 0)
-    return sfa_fail(l->ctx, SFA_ERROR_UNSUPPORTED, "top-k before RoPE, two of four and Gumbel noise are not handled in training");
+  SFA_REQUIRE(l->ctx, sparsity->gumbel_scale >= 0 && sparsity->gumbel_scale <= 2, "a Gumbel noise of scale %g; it must be 0 to 2",
+              (double)sparsity->gumbel_scale);
   for (int32_t i = 0; i < c->n_layers * c->n_kv_heads; i++) {
     int32_t k = sparsity->k_keys ? sparsity->k_keys[i] : 0, k_q = sparsity->k_queries ? sparsity->k_queries[i] : 0;
     l->k_keys[i] = k == c->head_dim ? 0 : k;

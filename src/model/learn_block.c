@@ -120,7 +120,7 @@ static void turn(sfa_learner *l, int32_t index, int64_t n, int32_t n_heads, bool
                     x, (int64_t)n_heads * c->head_dim);
 }
 
-static void project(sfa_learner *l, int32_t index, int64_t n, sfa_learn_saved *saved) {
+static sfa_status project(sfa_learner *l, int32_t index, int64_t n, sfa_learn_saved *saved) {
   const sfa_model_config *c = &l->config;
   const sfa_learn_layer *layer = &l->layers[index];
   bool normed = layer->q_norm.weight != NULL;
@@ -131,8 +131,11 @@ static void project(sfa_learner *l, int32_t index, int64_t n, sfa_learn_saved *s
     sfa_learn_norm_forward(l, &layer->q_norm, n, c->n_heads, c->head_dim, saved->raw_q, saved->q);
     sfa_learn_norm_forward(l, &layer->k_norm, n, c->n_kv_heads, c->head_dim, saved->raw_k, saved->k);
   }
+  if (l->sparsity.pre_rope)
+    SFA_TRY(sfa_learn_keep(l, n, index, saved));
   turn(l, index, n, c->n_heads, false, saved->q);
   turn(l, index, n, c->n_kv_heads, false, saved->k);
+  return l->sparsity.pre_rope ? SFA_OK : sfa_learn_keep(l, n, index, saved);
 }
 
 sfa_status sfa_learn_layer_forward(sfa_learner *l, const sfa_learn_batch *batch, int32_t index, sfa_learn_saved *saved) {
@@ -141,7 +144,7 @@ sfa_status sfa_learn_layer_forward(sfa_learner *l, const sfa_learn_batch *batch,
   const float *x = sfa_learn_stream(l, index);
   int64_t n = batch->n_tokens;
   sfa_learn_norm_forward(l, &layer->attention_norm, n, 1, c->hidden_dim, x, l->normed);
-  project(l, index, n, saved);
+  SFA_TRY(project(l, index, n, saved));
   SFA_TRY(sfa_learn_attend(l, batch, index, saved));
   add_sub_layer(l, &layer->o, &layer->post_attention_norm, n, saved->attended, x, saved->projected, saved->middle);
 
@@ -190,6 +193,13 @@ static void add_head_gradient(sfa_learner *l, int64_t n, const float *attended, 
   l->training->scale(l->ctx, n_elements, -factor, target, true, l->d_attended);
 }
 
+/* Features that top-k before rope left out. */
+static void drop_gradients(int64_t n, const float *kept, float *d_rows) {
+  for (int64_t i = 0; i < n; i++)
+    if (kept[i] == 0.0f)
+      d_rows[i] = 0.0f;
+}
+
 sfa_status sfa_learn_layer_backward(sfa_learner *l, const sfa_learn_batch *batch, int32_t index, sfa_learn_saved *saved, float head_scale) {
   const sfa_model_config *c = &l->config;
   const sfa_learn_layer *layer = &l->layers[index];
@@ -204,6 +214,10 @@ sfa_status sfa_learn_layer_backward(sfa_learner *l, const sfa_learn_batch *batch
   SFA_TRY(sfa_learn_attend_backward(l, batch, index, saved));
   turn(l, index, n, c->n_heads, true, l->d_q);
   turn(l, index, n, c->n_kv_heads, true, l->d_k);
+  if (l->sparsity.pre_rope) {
+    drop_gradients(n * sfa_learn_q_dim(c), saved->kept_q, l->d_q);
+    drop_gradients(n * sfa_learn_k_dim(c), saved->kept_k, l->d_k);
+  }
   if (layer->q_norm.weight) {
     sfa_learn_norm_backward(l, &layer->q_norm, n, c->n_heads, c->head_dim, saved->raw_q, l->d_q, l->d_q, false);
     sfa_learn_norm_backward(l, &layer->k_norm, n, c->n_kv_heads, c->head_dim, saved->raw_k, l->d_k, l->d_k, false);

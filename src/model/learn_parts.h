@@ -26,14 +26,15 @@ typedef struct sfa_learn_layer {
 
 /* What the backward pass of a layer wants to know, beside its input. Cheap things (norms, activations) are computed again. */
 typedef struct sfa_learn_saved {
-  float *raw_q, *raw_k; /* before QK-norm; NULL: there is none */
-  float *q, *k, *v;     /* [T][H][D], [T][G][D], [T][G][E] after QK-norm and rope */
-  float *attended;      /* [T][H][E] */
-  float *lse;           /* [T][H] */
-  float *projected;     /* [T][hidden] before the norm after attention; NULL: there is none */
-  float *middle;        /* [T][hidden] the stream between attention and feed-forward */
-  float *gate, *up;     /* [T][ffn]; up NULL without a gate, and gate is what is activated */
-  float *down;          /* [T][hidden] before the norm after feed-forward; NULL: there is none */
+  float *raw_q, *raw_k;   /* before QK-norm; NULL: there is none */
+  float *q, *k, *v;       /* [T][H][D], [T][G][D], [T][G][E] after QK-norm and rope */
+  float *kept_q, *kept_k; /* before rope, 0 where top-k before it left a feature out; NULL: never wanted */
+  float *attended;        /* [T][H][E] */
+  float *lse;             /* [T][H] */
+  float *projected;       /* [T][hidden] before the norm after attention; NULL: there is none */
+  float *middle;          /* [T][hidden] the stream between attention and feed-forward */
+  float *gate, *up;       /* [T][ffn]; up NULL without a gate, and gate is what is activated */
+  float *down;            /* [T][hidden] before the norm after feed-forward; NULL: there is none */
 } sfa_learn_saved;
 
 /* A plan of attention and what it was made for. */
@@ -106,6 +107,8 @@ void sfa_learn_linear_backward(sfa_learner *learner, const sfa_learn_linear *lin
                                bool add, float *d_x);
 
 /* learn_attention.c */
+/* Chooses the features of q and k, 0 for the others, where top-k inside attention is not the choice that is wanted. */
+sfa_status sfa_learn_keep(sfa_learner *learner, int64_t n, int32_t index, sfa_learn_saved *saved);
 sfa_status sfa_learn_attend(sfa_learner *learner, const sfa_learn_batch *batch, int32_t index, sfa_learn_saved *saved);
 /* d_attended to d_q, d_k, d_v. */
 sfa_status sfa_learn_attend_backward(sfa_learner *learner, const sfa_learn_batch *batch, int32_t index, const sfa_learn_saved *saved);

@@ -126,7 +126,8 @@ static void against_file(const char *name, const char *model_file, const char *w
   assert_int_equal(fscanf(file, "loss %lf %d\n", &loss, &n_scored), 2);
   read_numbers(file, "k_keys", k_keys, 64);
   read_numbers(file, "k_queries", k_queries, 64);
-  sfa_learn_sparsity sparsity = {.k_keys = k_keys, .k_queries = k_queries};
+  sfa_learn_sparsity sparsity = {
+      .k_keys = k_keys, .k_queries = k_queries, .pre_rope = strcmp(which, "pre") == 0, .two_of_four = strcmp(which, "two") == 0};
   assert_int_equal(sfa_learner_sparsity(learner, &sparsity), SFA_OK);
   text t = read_text(name);
   sfa_learn_batch batch = batch_of(&t);
@@ -153,11 +154,343 @@ static void gradients(void **state) {
     against_file(families[i], "", "dense", &options);
     against_file(families[i], "", "sfa", &options);
   }
+  against_file("qwen3", "", "pre", &options);
+  against_file("qwen3", "", "two", &options);
+}
+
+/* A GGUF file becomes the same parameters: rows of q and k in their places, GPT-2's matrices turned. */
+static void gradients_from_gguf(void **state) {
+  (void)state;
+  const sfa_learn_options options = {.max_tokens = N_TOKENS};
+  against_file("llama", "/model.gguf", "dense", &options);
+  against_file("qwen3", "/model.gguf", "sfa", &options);
+  against_file("gpt2", "/model.gguf", "sfa", &options);
+}
+
+/* ---- The same bits ---------------------------------------------------------------------------------------------------------------- */
+
+/* Every gradient, one after the other. */
+static float *all_gradients(sfa_learner *learner, int64_t *n) {
+  *n = 0;
+  for (int32_t i = 0; i < sfa_learner_count(learner); i++)
+    *n += sfa_learner_parameter(learner, i)->n;
+  float *all = memory((size_t)*n * sizeof *all), *to = all;
+  for (int32_t i = 0; i < sfa_learner_count(learner); i++) {
+    const sfa_parameter *p = sfa_learner_parameter(learner, i);
+    memcpy(to, p->gradient, (size_t)p->n * sizeof *to);
+    to += p->n;
+  }
+  return all;
+}
+
+static void set_sparsity(sfa_context *ctx, sfa_learner *learner, int32_t k, int32_t k_q, sfa_learn_sparsity sparsity) {
+  sfa_learner_shape shape = sfa_learner_shape_of(learner);
+  int32_t k_keys[64], k_queries[64];
+  for (int32_t i = 0; i < shape.n_layers * shape.n_kv_heads; i++) {
+    k_keys[i] = k;
+    k_queries[i] = k_q;
+  }
+  sparsity.k_keys = k_keys;
+  sparsity.k_queries = k_queries;
+  if (sfa_learner_sparsity(learner, &sparsity) != SFA_OK)
+    fail_msg("%s", sfa_context_error(ctx));
+}
+
+static float *gradients_with(const char *name, int32_t n_threads, sfa_isa isa, const sfa_learn_options *options, int64_t *n) {
+  sfa_context *ctx = new_context(n_threads, isa);
+  sfa_learner *learner = open_learner(ctx, name, "", options);
+  text t = read_text(name);
+  sfa_learn_batch batch = batch_of(&t);
+  set_sparsity(ctx, learner, 4, 4, (sfa_learn_sparsity){.two_of_four = true, .gumbel_scale = 0.5f, .gumbel_seed = 3});
+  must_run(ctx, learner, &batch);
+  float *all = all_gradients(learner, n);
+  sfa_learner_destroy(learner);
+  sfa_context_destroy(ctx);
+  return all;
+}
+
+static void same_bits(void **state) {
+  (void)state;
+  const sfa_learn_options plain = {.max_tokens = N_TOKENS, .loss_tokens = 48},
+                          less = {.max_tokens = 2 * N_TOKENS, .loss_tokens = 48, .checkpointing = true};
+  static const char *const names[] = {"gpt2", "gemma3"};
+  for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+    int64_t n, n_other;
+    float *first = gradients_with(names[i], 1, SFA_ISA_DEFAULT, &plain, &n);
+    const struct {
+      int32_t n_threads;
+      sfa_isa isa;
+      const sfa_learn_options *options;
+    } others[] = {{2, SFA_ISA_DEFAULT, &plain}, {3, SFA_ISA_DEFAULT, &less}, {2, SFA_ISA_AVX2, &plain}, {2, SFA_ISA_SCALAR, &plain}};
+    for (size_t o = 0; o < sizeof others / sizeof *others; o++) {
+      float *other = gradients_with(names[i], others[o].n_threads, others[o].isa, others[o].options, &n_other);
+      assert_int_equal(n, n_other);
+      assert_memory_equal(first, other, (size_t)n * sizeof *first);
+      free(other);
+    }
+    free(first);
+  }
+}
+
+/* ---- Slopes ----------------------------------------------------------------------------------------------------------------------- */
+
+static double loss_of(const sfa_learn_batch *batch, const sfa_learn_result *r) {
+  double temperature = batch->temperature > 0 ? (double)batch->temperature : 1.0;
+  return (batch->loss_weight < 0 ? 0.0 : r->loss_sum) + (double)batch->head_weight * (double)r->n_scored * r->head_loss +
+         (double)batch->teacher_weight * temperature * temperature * r->teacher_sum;
+}
+
+static void move(sfa_learner *learner, double step) {
+  sfa_rng rng = {77};
+  for (int32_t i = 0; i < sfa_learner_count(learner); i++) {
+    sfa_parameter *p = sfa_learner_parameter(learner, i);
+    for (int64_t e = 0; e < p->n; e++)
+      p->value[e] += (float)(step * sfa_rng_normal(&rng));
+  }
+}
+
+/* The gradient along a random direction against the change of the loss along it. */
+static void assert_slope(sfa_context *ctx, sfa_learner *learner, sfa_learn_batch batch, const char *what) {
+  const double step = 2e-4;
+  double along = 0, losses[2];
+  sfa_rng rng = {77};
+  batch.backward = true;
+  sfa_learner_clear(learner);
+  must_run(ctx, learner, &batch);
+  for (int32_t i = 0; i < sfa_learner_count(learner); i++) {
+    const sfa_parameter *p = sfa_learner_parameter(learner, i);
+    for (int64_t e = 0; e < p->n; e++)
+      along += (double)p->gradient[e] * sfa_rng_normal(&rng);
+  }
+  batch.backward = false;
+  for (int side = 0; side < 2; side++) {
+    move(learner, side ? -2 * step : step);
+    sfa_learn_result result = must_run(ctx, learner, &batch);
+    losses[side] = loss_of(&batch, &result);
+  }
+  move(learner, step);
+  double slope = (losses[0] - losses[1]) / (2 * step);
+  print_message("%s: %.6g along the gradient, %.6g by differences\n", what, along, slope);
+  assert_true(fabs(slope - along) <= 0.01 * fabs(along) + 0.02);
+}
+
+typedef struct teacher {
+  int32_t vocab;
+} teacher;
+
+static sfa_status teach(void *user, int32_t first, int32_t n, float *logits) {
+  const teacher *t = user;
+  sfa_rng rng = {(uint64_t)first + 5};
+  for (int64_t i = 0; i < (int64_t)n * t->vocab; i++)
+    logits[i] = (float)(2 * sfa_rng_normal(&rng));
+  return SFA_OK;
+}
+
+static void conversion(void **state) {
+  (void)state;
+  const sfa_learn_options options = {.max_tokens = N_TOKENS, .loss_tokens = 32, .checkpointing = true};
+  sfa_context *ctx = new_context(2, SFA_ISA_DEFAULT);
+  sfa_learner *learner = open_learner(ctx, "gemma3", "", &options);
+  sfa_learner_shape shape = sfa_learner_shape_of(learner);
+  text t = read_text("gemma3");
+  teacher user = {shape.vocab_size};
+  int64_t n = (int64_t)N_TOKENS * shape.n_heads * shape.head_dim_v;
+  float *targets[4], *outputs[4] = {memory((size_t)n * sizeof(float)), NULL, NULL, NULL};
+  assert_int_equal(shape.n_layers, 4);
+  for (int i = 0; i < 4; i++)
+    targets[i] = i == 1 ? NULL : normals((uint64_t)i, n);
+
+  sfa_learn_batch batch = batch_of(&t);
+  assert_slope(ctx, learner, batch, "the next token");
+  batch.loss_weight = -1;
+  batch.head_targets = (const float *const *)targets;
+  batch.head_weight = 3;
+  batch.head_outputs = outputs;
+  assert_slope(ctx, learner, batch, "heads");
+  batch.head_targets = NULL;
+  batch.teacher = teach;
+  batch.teacher_user = &user;
+  batch.teacher_weight = 0.5f;
+  batch.temperature = 2;
+  assert_slope(ctx, learner, batch, "a teacher");
+
+  /* Heads that are what they should be cost nothing. */
+  memcpy(targets[0], outputs[0], (size_t)n * sizeof(float));
+  batch = batch_of(&t);
+  batch.backward = false;
+  batch.head_outputs = outputs;
+  must_run(ctx, learner, &batch);
+  memcpy(targets[0], outputs[0], (size_t)n * sizeof(float));
+  free(targets[2]), free(targets[3]);
+  targets[2] = targets[3] = NULL;
+  batch.head_targets = (const float *const *)targets;
+  assert_true(must_run(ctx, learner, &batch).head_loss == 0);
+  free(targets[0]), free(outputs[0]);
+  sfa_learner_destroy(learner);
+  sfa_context_destroy(ctx);
+}
+
+/* Features that are kept are counted; noise follows its seed. */
+static void supports(void **state) {
+  (void)state;
+  const sfa_learn_options options = {.max_tokens = N_TOKENS};
+  sfa_context *ctx = new_context(2, SFA_ISA_DEFAULT);
+  sfa_learner *learner = open_learner(ctx, "qwen3", "", &options);
+  sfa_learner_shape shape = sfa_learner_shape_of(learner);
+  text t = read_text("qwen3");
+  sfa_learn_batch batch = batch_of(&t);
+  size_t n_uses = (size_t)shape.n_layers * (size_t)shape.n_kv_heads * (size_t)shape.head_dim;
+  int64_t *keys = calloc(n_uses, sizeof *keys), *queries = calloc(n_uses, sizeof *queries), n_keys = 0, n_queries = 0;
+  set_sparsity(ctx, learner, 8, 8, (sfa_learn_sparsity){.two_of_four = true});
+  batch.backward = false;
+  batch.key_uses = keys;
+  batch.query_uses = queries;
+  must_run(ctx, learner, &batch);
+  for (size_t i = 0; i < n_uses; i++) {
+    n_keys += keys[i];
+    n_queries += queries[i];
+    assert_in_range(keys[i], 0, N_TOKENS);
+  }
+  assert_int_equal(n_keys, 8 * N_TOKENS * shape.n_layers * shape.n_kv_heads);
+  assert_int_equal(n_queries, 8 * N_TOKENS * shape.n_layers * shape.n_heads);
+
+  /* Noise is what it was for the same seed, and another for another. */
+  double losses[3];
+  for (int i = 0; i < 3; i++) {
+    set_sparsity(ctx, learner, 8, 8, (sfa_learn_sparsity){.gumbel_scale = 1, .gumbel_seed = (uint64_t)i / 2});
+    losses[i] = must_run(ctx, learner, &batch).loss_sum;
+  }
+  assert_true(losses[0] == losses[1]);
+  assert_true(losses[0] != losses[2]);
+  free(keys), free(queries);
+  sfa_learner_destroy(learner);
+  sfa_context_destroy(ctx);
+}
+
+/* ---- Use -------------------------------------------------------------------------------------------------------------------------- */
+
+/* What learns gets the gradient that it would get among the others; what is frozen gets none. Batches add up. */
+static void frozen(void **state) {
+  (void)state;
+  const sfa_learn_options options = {.max_tokens = N_TOKENS};
+  sfa_context *ctx = new_context(2, SFA_ISA_DEFAULT);
+  sfa_learner *learner = open_learner(ctx, "qwen2", "", &options);
+  text t = read_text("qwen2");
+  sfa_learn_batch batch = batch_of(&t);
+  int64_t n, at = 0;
+  must_run(ctx, learner, &batch);
+  float *all = all_gradients(learner, &n);
+  for (int32_t i = 0; i < sfa_learner_count(learner); i++) {
+    sfa_parameter *p = sfa_learner_parameter(learner, i);
+    p->trainable = p->layer == 1 && (p->role == SFA_ROLE_Q || p->role == SFA_ROLE_K);
+  }
+  sfa_learner_clear(learner);
+  batch.loss_scale = 0.5f;
+  must_run(ctx, learner, &batch);
+  must_run(ctx, learner, &batch);
+  for (int32_t i = 0; i < sfa_learner_count(learner); i++) {
+    const sfa_parameter *p = sfa_learner_parameter(learner, i);
+    double most = 0, apart = 0;
+    for (int64_t e = 0; e < p->n; e++) {
+      most = fmax(most, fabs((double)all[at + e]));
+      apart = fmax(apart, fabs((double)p->gradient[e] - (p->trainable ? (double)all[at + e] : 0.0)));
+    }
+    assert_true(apart <= (p->trainable ? 1e-5 * most : 0.0));
+    at += p->n;
+  }
+  free(all);
+  sfa_learner_destroy(learner);
+  sfa_context_destroy(ctx);
+}
+
+static void random_start(void **state) {
+  (void)state;
+  const sfa_learn_options options = {.max_tokens = N_TOKENS};
+  sfa_context *ctx = new_context(2, SFA_ISA_DEFAULT);
+  sfa_learner *learner = open_learner(ctx, "gpt2", "", &options);
+  text t = read_text("gpt2");
+  sfa_learn_batch batch = batch_of(&t);
+  sfa_learner_init_random(learner, 9);
+  for (int32_t i = 0; i < sfa_learner_count(learner); i++) {
+    const sfa_parameter *p = sfa_learner_parameter(learner, i);
+    double squares = 0;
+    for (int64_t e = 0; e < p->n; e++)
+      squares += (double)p->value[e] * (double)p->value[e];
+    bool scaled = p->role == SFA_ROLE_O || p->role == SFA_ROLE_DOWN, weight = strstr(p->name, "weight") != NULL;
+    double wanted = p->decays ? 0.02 / (scaled ? 2.0 : 1.0) : weight ? 1.0 : 0.0; /* 2 layers */
+    assert_true(fabs(sqrt(squares / (double)p->n) - wanted) <= 0.06 * wanted);
+  }
+  /* Knows nothing: the loss is that of a guess. */
+  sfa_learn_result result = must_run(ctx, learner, &batch);
+  assert_true(fabs(result.loss_sum / (double)result.n_scored - log(200.0)) < 0.05);
+  sfa_learner_destroy(learner);
+  sfa_context_destroy(ctx);
+}
+
+static void wrong_arguments(void **state) {
+  (void)state;
+  const sfa_learn_options options = {.max_tokens = N_TOKENS};
+  sfa_context *ctx = new_context(2, SFA_ISA_DEFAULT);
+  sfa_learner *learner = open_learner(ctx, "gpt2", "", &options);
+  text t = read_text("gpt2"), bad = t;
+  sfa_learn_batch batch = batch_of(&t);
+  sfa_learn_result result;
+  const int32_t gap[] = {0, 90, N_TOKENS}, missing[] = {0, 10, 20}, k[12] = {9, 0}, none[12] = {0};
+  sfa_learn_sparsity sparsity = {.k_keys = k, .k_queries = none};
+  assert_int_equal(sfa_learner_sparsity(learner, &sparsity), SFA_ERROR_ARGUMENT);
+  assert_non_null(strstr(sfa_context_error(ctx), "9 features"));
+  sparsity = (sfa_learn_sparsity){.gumbel_scale = 3};
+  assert_int_equal(sfa_learner_sparsity(learner, &sparsity), SFA_ERROR_ARGUMENT);
+  batch.n_tokens = N_TOKENS + 1;
+  assert_int_equal(sfa_learner_run(learner, &batch, &result), SFA_ERROR_ARGUMENT);
+  assert_non_null(strstr(sfa_context_error(ctx), "1 to 80"));
+  batch.n_tokens = N_TOKENS;
+  batch.cu_seqlens = gap;
+  assert_int_equal(sfa_learner_run(learner, &batch, &result), SFA_ERROR_ARGUMENT);
+  batch.cu_seqlens = missing;
+  assert_int_equal(sfa_learner_run(learner, &batch, &result), SFA_ERROR_ARGUMENT);
+  batch = batch_of(&bad);
+  bad.tokens[3] = 200;
+  assert_int_equal(sfa_learner_run(learner, &batch, &result), SFA_ERROR_RANGE);
+  bad = t;
+  bad.targets[3] = -2;
+  assert_int_equal(sfa_learner_run(learner, &batch, &result), SFA_ERROR_RANGE);
+  sfa_learner_destroy(learner);
+  sfa_context_destroy(ctx);
+}
+
+/* Every allocation refused once: an error, and nothing stays behind. */
+static void no_memory(void **state) {
+  (void)state;
+  const sfa_learn_options options = {.max_tokens = N_TOKENS};
+  text t = read_text("llama");
+  sfa_learn_batch batch = batch_of(&t);
+  sfa_status status = SFA_ERROR_MEMORY;
+  for (int64_t refuse = 2; status != SFA_OK; refuse += 7) { /* the first is the context */
+    memory_account account = {.refuse = refuse};
+    sfa_context *ctx = new_counted_context(1, &account);
+    sfa_weights *weights;
+    sfa_learner *learner = NULL;
+    sfa_learn_result result;
+    status = sfa_weights_open(ctx, GOLDEN "models/llama", &weights);
+    if (status == SFA_OK)
+      status = sfa_learner_create(ctx, weights, &options, &learner);
+    if (status == SFA_OK)
+      status = sfa_learner_run(learner, &batch, &result);
+    assert_true(status == SFA_OK || status == SFA_ERROR_MEMORY);
+    sfa_learner_destroy(learner);
+    sfa_context_destroy(ctx);
+    assert_int_equal(account.out, 0);
+  }
 }
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(gradients),
+      cmocka_unit_test(gradients),    cmocka_unit_test(gradients_from_gguf),
+      cmocka_unit_test(same_bits),    cmocka_unit_test(conversion),
+      cmocka_unit_test(supports),     cmocka_unit_test(frozen),
+      cmocka_unit_test(random_start), cmocka_unit_test(wrong_arguments),
+      cmocka_unit_test(no_memory),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
