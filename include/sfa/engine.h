@@ -68,6 +68,7 @@ typedef struct sfa_model_options {
   size_t struct_size;        /* sizeof(sfa_model_options) */
   sfa_weight_format weights; /* of the linear layers in memory */
   const char *tokenizer;     /* path; NULL: in or beside the model file. A model without a tokenizer opens, model_tokenizer is NULL */
+  const char *adapter;       /* a directory that sfa finetune made: tensors and settings laid over those of the model; NULL: none */
 } sfa_model_options;
 
 typedef struct sfa_model sfa_model;

@@ -6,6 +6,7 @@
  *     initial/         the model of a new training before its first step, as a Hugging Face directory
  *     checkpoints/     step-....sfa: weights, moments, counters, recipe; each whole or not there
  *     log.jsonl        a JSON object a line: losses, rates, speed, how features are used
+ *     adapter/         where only a part of the weights was trained: that part, to be laid over the model (sfa_model_options.adapter)
  *     model/           the trained model as a Hugging Face directory: safetensors, config.json, the tokenizer's files
  *
  * Whatever ends the process at whatever moment, the same call goes on from the newest checkpoint, and arrives at the same bits as a

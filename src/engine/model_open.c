@@ -81,7 +81,7 @@ sfa_status sfa_model_open(sfa_context *ctx, const char *path, const sfa_model_op
   SFA_REQUIRE(ctx, format >= SFA_WEIGHTS_AUTO && format <= SFA_WEIGHTS_INT8, "%d is not a weight format", (int)format);
 
   sfa_weights *weights;
-  SFA_TRY(sfa_weights_open(ctx, path, &weights));
+  SFA_TRY(sfa_weights_open_adapted(ctx, path, options ? options->adapter : NULL, &weights));
   SFA_TRY(sfa_model_load(ctx, weights, format, model));
   sfa_status status = attach_tokenizer(ctx, path, options ? options->tokenizer : NULL, *model);
   if (status != SFA_OK) {

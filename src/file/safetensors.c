@@ -1,5 +1,6 @@
 /* A directory as Hugging Face writes it: config.json, the tensors in model.safetensors or in the parts that model.safetensors.index.json
- * lists, and tokenizer_config.json and generation_config.json where present.
+ * lists, and tokenizer_config.json and generation_config.json where present. An adapter is a directory with a config.json of its own and
+ * adapter.safetensors, the tensors that it changes.
  *
  * A safetensors file: u64 header_bytes, a JSON object { name: {"dtype", "shape", "data_offsets": [begin, end]}, "__metadata__": ... }, and
  * the tensors' bytes without gaps, offsets counted from the header's end.
@@ -232,10 +233,7 @@ static sfa_status read_index(sfa_weights *weights, const char *directory, const 
   return SFA_OK;
 }
 
-sfa_status sfa_safetensors_read(sfa_weights *weights, const char *directory) {
-  SFA_TRY(read_config(weights, directory, "config.json", ""));
-  SFA_TRY(read_config(weights, directory, "tokenizer_config.json", "tokenizer_config/"));
-  SFA_TRY(read_config(weights, directory, "generation_config.json", "generation_config/"));
+static sfa_status read_parts(sfa_weights *weights, const char *directory) {
   char path[PATH_BYTES_MAX];
   SFA_TRY(join(weights, directory, "model.safetensors", path));
   if (access(path, F_OK) == 0)
@@ -251,4 +249,17 @@ sfa_status sfa_safetensors_read(sfa_weights *weights, const char *directory) {
   sfa_status status = read_index(weights, directory, path, index);
   cJSON_Delete(index);
   return status;
+}
+
+sfa_status sfa_safetensors_read(sfa_weights *weights, const char *directory, const char *adapter) {
+  char path[PATH_BYTES_MAX];
+  SFA_TRY(read_config(weights, adapter ? adapter : directory, "config.json", ""));
+  SFA_TRY(read_config(weights, directory, "tokenizer_config.json", "tokenizer_config/"));
+  SFA_TRY(read_config(weights, directory, "generation_config.json", "generation_config/"));
+  SFA_TRY(read_parts(weights, directory));
+  if (!adapter)
+    return SFA_OK;
+  SFA_TRY(join(weights, adapter, "adapter.safetensors", path));
+  weights->lays_over = true;
+  return read_part(weights, path);
 }

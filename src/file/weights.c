@@ -48,14 +48,15 @@ static sfa_status fail_kind(sfa_context *ctx, const char *path, const sfa_map *m
   return sfa_fail(ctx, SFA_ERROR_FORMAT, "%s (%zu bytes) is neither GGUF nor a llama2.c model; %s", path, map->bytes, hint);
 }
 
-static sfa_status read_path(sfa_weights *weights, const char *path) {
+static sfa_status read_path(sfa_weights *weights, const char *path, const char *adapter) {
   struct stat info;
   if (stat(path, &info) != 0)
     return sfa_fail(weights->ctx, SFA_ERROR_IO, "cannot open %s: %s", path, strerror(errno));
   if (S_ISDIR(info.st_mode)) {
     weights->format = "safetensors";
-    return sfa_safetensors_read(weights, path);
+    return sfa_safetensors_read(weights, path, adapter);
   }
+  SFA_REQUIRE(weights->ctx, !adapter, "%s is a file: adapters (%s) are laid over Hugging Face directories", path, adapter);
   const sfa_weights_file *file;
   SFA_TRY(sfa_weights_add_file(weights, path, &file));
   if (file->map.bytes >= 4 && memcmp(file->map.data, "GGUF", 4) == 0) {
@@ -70,6 +71,10 @@ static sfa_status read_path(sfa_weights *weights, const char *path) {
 }
 
 sfa_status sfa_weights_open(sfa_context *ctx, const char *path, sfa_weights **out) {
+  return sfa_weights_open_adapted(ctx, path, NULL, out);
+}
+
+sfa_status sfa_weights_open_adapted(sfa_context *ctx, const char *path, const char *adapter, sfa_weights **out) {
   sfa_weights *weights;
   *out = NULL;
   SFA_TRY(sfa_alloc_zero(ctx, 1, sizeof *weights, "the view of a model's files", (void **)&weights));
@@ -77,7 +82,7 @@ sfa_status sfa_weights_open(sfa_context *ctx, const char *path, sfa_weights **ou
   weights->files.item_bytes = sizeof(sfa_weights_file);
   weights->tensors.item_bytes = sizeof(sfa_tensor);
   weights->metas.item_bytes = sizeof(sfa_meta);
-  sfa_status status = read_path(weights, path);
+  sfa_status status = read_path(weights, path, adapter);
   if (status == SFA_OK)
     *out = weights;
   else
@@ -151,8 +156,11 @@ sfa_status sfa_weights_add_tensor(sfa_weights *weights, const sfa_weights_file *
   tensor.data = file->map.data + offset;
   bool added;
   SFA_TRY(sfa_table_add(ctx, &weights->tensors, name, (void **)out, &added));
-  if (!added)
+  if (!added && !weights->lays_over)
     return sfa_fail(ctx, SFA_ERROR_FORMAT, "%s: there are two tensors of the name %s: download the file again", file->name, name);
+  if (weights->lays_over && (added || memcmp((*out)->shape, tensor.shape, sizeof tensor.shape) != 0))
+    return sfa_fail(ctx, SFA_ERROR_FORMAT, "%s: the model has no tensor %s of that shape: the adapter was made for another model",
+                    file->name, name);
   **out = tensor;
   return SFA_OK;
 }

@@ -33,6 +33,9 @@ typedef struct sfa_weights sfa_weights;
 /* path: a GGUF file, a directory with config.json and *.safetensors, a llama2.c .bin. Every offset and size is checked against the file
  * before it is believed. */
 sfa_status sfa_weights_open(sfa_context *ctx, const char *path, sfa_weights **weights);
+/* The same with an adapter laid over: a directory whose config.json takes the place of the model's and whose adapter.safetensors holds
+ * tensors that take the place of the model's of the same name and shape. The model must be a directory. NULL: none. */
+sfa_status sfa_weights_open_adapted(sfa_context *ctx, const char *path, const char *adapter, sfa_weights **weights);
 void sfa_weights_close(sfa_weights *weights);
 /* "gguf", "safetensors" or "llama2.c". */
 const char *sfa_weights_format(const sfa_weights *weights);

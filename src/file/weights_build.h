@@ -47,6 +47,7 @@ typedef struct sfa_weights_file {
 struct sfa_weights {
   sfa_context *ctx;
   const char *format;
+  bool lays_over; /* tensors that are added take the place of others */
   sfa_arena arena; /* names, texts, arrays */
   sfa_table files; /* of sfa_weights_file */
   sfa_table tensors;
@@ -58,7 +59,7 @@ sfa_status sfa_gguf_read(sfa_weights *weights, const sfa_weights_file *file);
 sfa_status sfa_llama2c_read(sfa_weights *weights, const sfa_weights_file *file);
 /* Is the size of the file exactly what its first seven integers say? */
 bool sfa_llama2c_is(const sfa_map *map);
-sfa_status sfa_safetensors_read(sfa_weights *weights, const char *directory);
+sfa_status sfa_safetensors_read(sfa_weights *weights, const char *directory, const char *adapter);
 
 /* Maps a file for as long as the weights live. A path that is open already gives that file. */
 sfa_status sfa_weights_add_file(sfa_weights *weights, const char *path, const sfa_weights_file **file);

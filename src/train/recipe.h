@@ -30,6 +30,7 @@ typedef struct sfa_recipe {
   double gumbel_scale;
 
   int64_t trained;
+  double head_weight, teacher_weight, temperature, loss_weight; /* of a conversion: docs/MATH.md 10 */
   bool checkpointing, bf16_products;
 
   int64_t log_every, validate_every, validation_windows, checkpoint_every, keep_checkpoints;

@@ -106,9 +106,9 @@ static sfa_status save_json(sfa_context *ctx, const char *folder, const char *na
   return status;
 }
 
-static sfa_status save_tensors(sfa_context *ctx, const char *folder, int64_t n, const sfa_tensor_out *tensors) {
+static sfa_status save_tensors(sfa_context *ctx, const char *folder, const char *name, int64_t n, const sfa_tensor_out *tensors) {
   char *path;
-  SFA_TRY(sfa_save_path(ctx, folder, "model.safetensors", &path));
+  SFA_TRY(sfa_save_path(ctx, folder, name, &path));
   sfa_status status = sfa_safetensors_write(ctx, path, n, tensors);
   sfa_free(ctx, path);
   return status;
@@ -128,7 +128,7 @@ static sfa_status fill_folder(sfa_context *ctx, const char *folder) {
     status = config.vocab_size ? add_all(&list) : sfa_fail(ctx, SFA_ERROR_ARGUMENT, "the model's vocab_size is %g", vocab_size);
   }
   if (status == SFA_OK)
-    status = save_tensors(ctx, folder, list.n, list.tensors);
+    status = save_tensors(ctx, folder, "model.safetensors", list.n, list.tensors);
   sfa_free(ctx, list.tensors);
   sfa_arena_free(ctx, &list.texts);
   sfa_model_config_free(ctx, &config);
@@ -139,7 +139,7 @@ static sfa_status fill_folder(sfa_context *ctx, const char *folder) {
 sfa_status sfa_train_model_create(sfa_context *ctx, const char *folder, const cJSON *config) {
   SFA_TRY(sfa_save_folder(ctx, folder));
   SFA_TRY(save_json(ctx, folder, "config.json", config));
-  SFA_TRY(save_tensors(ctx, folder, 0, NULL)); /* the reader of the config wants a whole directory */
+  SFA_TRY(save_tensors(ctx, folder, "model.safetensors", 0, NULL)); /* the reader of the config wants a whole directory */
   return fill_folder(ctx, folder);
 }
 
@@ -189,25 +189,29 @@ static cJSON *make_config(const sfa_recipe *recipe, bool sparse) {
   return NULL;
 }
 
-sfa_status sfa_train_model_save(sfa_context *ctx, const char *folder, const sfa_recipe *recipe, bool sparse, sfa_learner *learner) {
-  const int32_t n = sfa_learner_count(learner);
+sfa_status sfa_train_model_save(sfa_context *ctx, const char *folder, const sfa_recipe *recipe, sfa_train_saved what,
+                                sfa_learner *learner) {
+  const int32_t n_parameters = sfa_learner_count(learner);
   sfa_tensor_out *tensors;
-  cJSON *config = make_config(recipe, sparse);
+  cJSON *config = make_config(recipe, what != SFA_SAVE_INITIAL);
   if (!config)
     return sfa_fail(ctx, SFA_ERROR_MEMORY, "out of memory for a config.json");
   sfa_status status = sfa_save_folder(ctx, folder);
   if (status == SFA_OK)
-    status = sfa_alloc_zero(ctx, (size_t)n, sizeof *tensors, "a list of tensors", (void **)&tensors);
+    status = sfa_alloc_zero(ctx, (size_t)n_parameters, sizeof *tensors, "a list of tensors", (void **)&tensors);
   if (status == SFA_OK) {
-    for (int32_t i = 0; i < n; i++) {
+    int64_t n = 0;
+    for (int32_t i = 0; i < n_parameters; i++) {
       const sfa_parameter *p = sfa_learner_parameter(learner, i);
-      tensors[i] = (sfa_tensor_out){.name = p->name,
-                                    .type = recipe->weights == SFA_EXPORT_BF16 ? SFA_TENSOR_BF16 : SFA_TENSOR_F32,
-                                    .n_dims = p->n_dims,
-                                    .shape = {p->shape[0], p->n_dims == 2 ? p->shape[1] : 1, 1, 1},
-                                    .values = p->value};
+      if (what == SFA_SAVE_ADAPTER && !p->trainable)
+        continue;
+      tensors[n++] = (sfa_tensor_out){.name = p->name,
+                                      .type = recipe->weights == SFA_EXPORT_BF16 ? SFA_TENSOR_BF16 : SFA_TENSOR_F32,
+                                      .n_dims = p->n_dims,
+                                      .shape = {p->shape[0], p->n_dims == 2 ? p->shape[1] : 1, 1, 1},
+                                      .values = p->value};
     }
-    status = save_tensors(ctx, folder, n, tensors);
+    status = save_tensors(ctx, folder, what == SFA_SAVE_ADAPTER ? "adapter.safetensors" : "model.safetensors", n, tensors);
     sfa_free(ctx, tensors);
   }
   if (status == SFA_OK)

@@ -109,15 +109,18 @@ static sfa_status open_checkpoint(sfa_train *t, const sfa_train_options *o, sfa_
 
 /* ---- The model ---------------------------------------------------------------------------------------------------------------------- */
 
+static sfa_learn_options learn_options(const sfa_recipe *r) {
+  return (sfa_learn_options){.max_tokens = (int32_t)(r->sequences * r->sequence_len),
+                             .max_seqlen = (int32_t)r->sequence_len,
+                             .checkpointing = r->checkpointing,
+                             .bf16_products = r->bf16_products};
+}
+
 static sfa_status create_learner(sfa_train *t, const char *folder) {
   const sfa_recipe *r = &t->recipe;
-  const int64_t n = r->sequences * r->sequence_len;
-  SFA_REQUIRE(t->ctx, n <= INT32_MAX, "%" PRId64 " sequences of %" PRId64 " tokens are too many for a batch: accumulate several",
-              r->sequences, r->sequence_len);
-  const sfa_learn_options options = {.max_tokens = (int32_t)n,
-                                     .max_seqlen = (int32_t)r->sequence_len,
-                                     .checkpointing = r->checkpointing,
-                                     .bf16_products = r->bf16_products};
+  SFA_REQUIRE(t->ctx, r->sequences * r->sequence_len <= INT32_MAX,
+              "%" PRId64 " sequences of %" PRId64 " tokens are too many for a batch: accumulate several", r->sequences, r->sequence_len);
+  const sfa_learn_options options = learn_options(r);
   sfa_weights *weights;
   SFA_TRY(sfa_weights_open(t->ctx, folder, &weights));
   SFA_TRY(sfa_learner_create(t->ctx, weights, &options, &t->learner));
@@ -138,10 +141,22 @@ static sfa_status create_model(sfa_train *t, const char *folder, bool is_resumed
     SFA_TRY(sfa_train_model_create(t->ctx, folder, member(t, "model")));
   SFA_TRY(create_learner(t, folder));
   sfa_learner_init_random(t->learner, (uint64_t)t->recipe.seed);
-  return is_resumed ? SFA_OK : sfa_train_model_save(t->ctx, folder, &t->recipe, false, t->learner);
+  return is_resumed ? SFA_OK : sfa_train_model_save(t->ctx, folder, &t->recipe, SFA_SAVE_INITIAL, t->learner);
+}
+
+/* The model that is trained further teaches what the conversion asks of it. */
+static sfa_status open_teacher(sfa_train *t, const char *model) {
+  const sfa_recipe *r = &t->recipe;
+  if (r->head_weight == 0 && r->teacher_weight == 0)
+    return SFA_OK;
+  SFA_REQUIRE(t->ctx, model,
+              "the recipe has a head_weight or a teacher_weight, but a new model has no teacher: name a model to train further");
+  const sfa_learn_options options = learn_options(r);
+  return sfa_teacher_open(t->ctx, model, &options, r->head_weight > 0, r->teacher_weight > 0, &t->teacher);
 }
 
 static sfa_status open_model(sfa_train *t, const sfa_train_options *o, bool is_resumed) {
+  SFA_TRY(open_teacher(t, o->model));
   if (o->model)
     return create_learner(t, o->model);
   char *folder;
@@ -234,6 +249,7 @@ static sfa_status open_all(sfa_train *t, const sfa_train_options *o) {
   SFA_TRY(read_recipe(t, o));
   SFA_TRY(sfa_save_path(ctx, o->out, "checkpoints", &t->checkpoint_folder));
   SFA_TRY(sfa_save_path(ctx, o->out, "model", &t->model_folder));
+  SFA_TRY(sfa_save_path(ctx, o->out, "adapter", &t->adapter_folder));
   if (tokenizer)
     SFA_TRY(sfa_strdup(ctx, tokenizer, &t->tokenizer));
   SFA_TRY(lock_folder(t, o->out));
@@ -278,14 +294,15 @@ void sfa_train_close(sfa_train *t) {
   sfa_train_log_close(&t->log);
   sfa_optimizer_free(&t->optimizer);
   sfa_learner_destroy(t->learner);
+  sfa_teacher_close(&t->teacher);
   sfa_batches_close(&t->data);
   sfa_batches_close(&t->validation);
   sfa_recipe_sparsity_free(ctx, &t->sparsity);
   sfa_recipe_free(&t->recipe);
   if (t->lock >= 0)
     close(t->lock);
-  void *const memory[] = {t->checkpoint_folder, t->model_folder, t->tokenizer, t->tokens,   t->targets,
-                          t->cu_seqlens,        t->k_keys,       t->k_queries, t->key_uses, t->query_uses};
+  void *const memory[] = {t->checkpoint_folder, t->model_folder, t->adapter_folder, t->tokenizer, t->tokens,    t->targets,
+                          t->cu_seqlens,        t->k_keys,       t->k_queries,      t->key_uses,  t->query_uses};
   for (size_t i = 0; i < sizeof memory / sizeof *memory; i++)
     sfa_free(ctx, memory[i]);
   sfa_free(ctx, t);

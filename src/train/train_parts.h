@@ -6,6 +6,7 @@
 
 #include "train/batches.h"
 #include "train/checkpoint.h"
+#include "train/teacher.h"
 #include "train/train_log.h"
 #include "train/train_model.h"
 
@@ -16,10 +17,12 @@ struct sfa_train {
   sfa_learner *learner;
   sfa_learner_shape shape;
   sfa_optimizer optimizer;
+  sfa_teacher teacher;          /* learner NULL: none */
   sfa_batches data, validation; /* validation.shards NULL: none */
   sfa_train_log log;
-  int lock;                                           /* an open file of the folder, locked; -1 */
-  char *checkpoint_folder, *model_folder, *tokenizer; /* tokenizer NULL: none to copy */
+  int lock; /* an open file of the folder, locked; -1 */
+  char *checkpoint_folder, *model_folder, *adapter_folder;
+  char *tokenizer; /* NULL: none to copy */
   sfa_train_progress_fn progress;
   void *progress_user;
 

@@ -73,15 +73,21 @@ static sfa_status run_step(sfa_train *t, double *loss, double *norm) {
   SFA_TRY(set_sparsity(t, t->state.step, true));
   sfa_learner_clear(t->learner);
   for (int64_t i = 0; i < r->accumulate; i++) {
-    const sfa_learn_batch batch = {.n_tokens = (int32_t)n,
-                                   .n_sequences = (int32_t)r->sequences,
-                                   .tokens = t->tokens,
-                                   .targets = t->targets,
-                                   .cu_seqlens = t->cu_seqlens,
-                                   .backward = true,
-                                   .loss_scale = (float)(1.0 / (double)(n * r->accumulate))};
+    sfa_learn_batch batch = {.n_tokens = (int32_t)n,
+                             .n_sequences = (int32_t)r->sequences,
+                             .tokens = t->tokens,
+                             .targets = t->targets,
+                             .cu_seqlens = t->cu_seqlens,
+                             .backward = true,
+                             .loss_scale = (float)(1.0 / (double)(n * r->accumulate)),
+                             .loss_weight = r->loss_weight > 0 ? (float)r->loss_weight : -1,
+                             .head_weight = (float)r->head_weight,
+                             .teacher_weight = (float)r->teacher_weight,
+                             .temperature = (float)r->temperature};
     sfa_learn_result result;
     SFA_TRY(fill_batch(t, (t->state.step * r->accumulate + i) * r->sequences));
+    if (t->teacher.learner)
+      SFA_TRY(sfa_teacher_answer(&t->teacher, &batch));
     SFA_TRY(sfa_learner_run(t->learner, &batch, &result));
     sum += result.loss_sum;
   }
@@ -205,7 +211,9 @@ static sfa_status save_checkpoint(sfa_train *t) {
 }
 
 static sfa_status save_model(sfa_train *t) {
-  SFA_TRY(sfa_train_model_save(t->ctx, t->model_folder, &t->recipe, true, t->learner));
+  SFA_TRY(sfa_train_model_save(t->ctx, t->model_folder, &t->recipe, SFA_SAVE_MODEL, t->learner));
+  if (t->recipe.trained != SFA_TRAIN_ALL)
+    SFA_TRY(sfa_train_model_save(t->ctx, t->adapter_folder, &t->recipe, SFA_SAVE_ADAPTER, t->learner));
   return t->tokenizer ? sfa_train_model_copy_tokenizer(t->ctx, t->model_folder, t->tokenizer) : SFA_OK;
 }
 

@@ -1,0 +1,182 @@
+/* Conversion of a trained dense model: a teacher brings the heads nearer to the dense ones, what a part of the weights learned is a small
+ * file that gives the same model when it is laid over, and files that do not belong together are refused. */
+#include "unit_tools.h"
+
+#include <math.h>
+
+#include <sfa/train.h>
+
+#include "model/learn.h"
+#include "train_files.h"
+
+static char dir[TRAIN_DIR_BYTES];
+
+static const char *in_dir(const char *name) {
+  static char paths[8][TRAIN_PATH_BYTES];
+  static int next;
+  char *path = paths[next++ % 8];
+  snprintf(path, TRAIN_PATH_BYTES, "%s/%s", dir, name);
+  return path;
+}
+
+/* Trains a new model, or `model` further. */
+static void train(const char *out, const char *model, const char *recipe) {
+  sfa_context *ctx = new_context(1, SFA_ISA_DEFAULT);
+  const char *const recipes[] = {model ? "{}" : tiny_model, recipe}, *const data[] = {in_dir("data")};
+  const sfa_train_options options = {
+      .struct_size = sizeof options, .recipes = recipes, .n_recipes = 2, .model = model, .data = data, .n_data = 1, .out = in_dir(out)};
+  sfa_train *t;
+  if (sfa_train_open(ctx, &options, &t) != SFA_OK || sfa_train_run(t) != SFA_OK)
+    fail_msg("%s", sfa_context_error(ctx));
+  sfa_train_close(t);
+  sfa_context_destroy(ctx);
+}
+
+static int setup(void **state) {
+  (void)state;
+  train_make_dir(dir);
+  sfa_context *ctx = new_context(1, SFA_ISA_DEFAULT);
+  train_make_shards(ctx, in_dir("data"), 1, 3000);
+  sfa_context_destroy(ctx);
+  train("dense", NULL, "{\"steps\": 60}");
+  return 0;
+}
+
+static int teardown(void **state) {
+  (void)state;
+  train_remove_dir(dir);
+  return 0;
+}
+
+enum { N = 20, MODEL_DIM = 4 * 16, LAYERS = 2, HEADS = 2 };
+
+/* Head outputs [LAYERS][N][H * E] of a model with k features kept (0: all). */
+static void heads_of(const char *model, int32_t k, float out[LAYERS][N * MODEL_DIM]) {
+  sfa_context *ctx = new_context(1, SFA_ISA_DEFAULT);
+  const sfa_learn_options options = {.max_tokens = N};
+  int32_t ids[N], kept[LAYERS * HEADS];
+  for (int i = 0; i < N; i++)
+    ids[i] = (7 * i + 1) % TRAIN_VOCAB;
+  for (int i = 0; i < LAYERS * HEADS; i++)
+    kept[i] = k;
+  const sfa_learn_sparsity sparsity = {.k_keys = kept, .k_queries = kept};
+  sfa_weights *weights;
+  sfa_learner *learner;
+  sfa_learn_result result;
+  float *heads[LAYERS] = {out[0], out[1]};
+  assert_int_equal(sfa_weights_open(ctx, model, &weights), SFA_OK);
+  assert_int_equal(sfa_learner_create(ctx, weights, &options, &learner), SFA_OK);
+  assert_int_equal(sfa_learner_sparsity(learner, &sparsity), SFA_OK);
+  const sfa_learn_batch batch = {.n_tokens = N, .n_sequences = 1, .tokens = ids, .head_outputs = heads};
+  assert_int_equal(sfa_learner_run(learner, &batch, &result), SFA_OK);
+  sfa_learner_destroy(learner);
+  sfa_context_destroy(ctx);
+}
+
+/* Relative distance of the head outputs of a model with k = 4 to those of the dense model, mean over the layers. */
+static double distance(const char *model) {
+  static float dense[LAYERS][N * MODEL_DIM], sparse[LAYERS][N * MODEL_DIM];
+  double total = 0;
+  heads_of(in_dir("dense/model"), 0, dense);
+  heads_of(model, 4, sparse);
+  for (int layer = 0; layer < LAYERS; layer++) {
+    double apart = 0, size = 0;
+    for (int i = 0; i < N * MODEL_DIM; i++) {
+      apart += pow((double)sparse[layer][i] - dense[layer][i], 2);
+      size += pow(dense[layer][i], 2);
+    }
+    total += apart / size / LAYERS;
+  }
+  return total;
+}
+
+#define CONVERSION                                                                                                                         \
+  "\"sparse_attention_config\": {\"k\": 4}, \"k_schedule\": \"fixed\", \"steps\": 60, \"sequences\": 2, \"sequence_len\": 24, "            \
+  "\"learning_rate\": 0.003, \"warmup_steps\": 2"
+
+static void test_heads_come_nearer(void **state) {
+  (void)state;
+  const char *dense = in_dir("dense/model");
+  train("heads", dense, "{" CONVERSION ", \"loss_weight\": 0, \"head_weight\": 1}");
+  assert_true(distance(in_dir("heads/model")) < 0.7 * distance(in_dir("dense/model")));
+}
+
+static void logits_of(const char *model, const char *adapter, float logits[TRAIN_VOCAB]) {
+  sfa_context *ctx = new_context(1, SFA_ISA_DEFAULT);
+  const sfa_model_options options = {.struct_size = sizeof options, .weights = SFA_WEIGHTS_F32, .adapter = adapter};
+  const sfa_attention_choice choice = {.struct_size = sizeof choice, .sparse = 1};
+  const sfa_session_options session_options = {.struct_size = sizeof session_options, .attention = &choice};
+  const int32_t ids[] = {3, 18, 29, 20, 7};
+  sfa_model *m;
+  sfa_session *session;
+  sfa_model_info info;
+  if (sfa_model_open(ctx, model, &options, &m) != SFA_OK)
+    fail_msg("%s", sfa_context_error(ctx));
+  sfa_model_describe(m, &info);
+  assert_int_equal(info.sfa_k, 4);
+  assert_int_equal(sfa_session_create(m, &session_options, &session), SFA_OK);
+  assert_int_equal(sfa_session_append(session, ids, 5, logits), SFA_OK);
+  sfa_session_destroy(session);
+  sfa_model_close(m);
+  sfa_context_destroy(ctx);
+}
+
+static int64_t file_bytes(const char *path) {
+  size_t bytes;
+  free(train_read_file(path, &bytes));
+  return (int64_t)bytes;
+}
+
+static void test_adapter(void **state) {
+  (void)state;
+  float whole[TRAIN_VOCAB], laid_over[TRAIN_VOCAB];
+  train("qk", in_dir("dense/model"), "{" CONVERSION ", \"train\": \"qk\", \"teacher_weight\": 1, \"temperature\": 2}");
+  logits_of(in_dir("qk/model"), NULL, whole);
+  logits_of(in_dir("dense/model"), in_dir("qk/adapter"), laid_over);
+  assert_memory_equal(whole, laid_over, sizeof whole);
+  assert_true(file_bytes(in_dir("qk/adapter/adapter.safetensors")) < file_bytes(in_dir("qk/model/model.safetensors")) / 2);
+}
+
+static void expect_refused(const char *model, const char *adapter, const char *text) {
+  sfa_context *ctx = new_context(1, SFA_ISA_DEFAULT);
+  const sfa_model_options options = {.struct_size = sizeof options, .adapter = adapter};
+  sfa_model *m;
+  assert_int_not_equal(sfa_model_open(ctx, model, &options, &m), SFA_OK);
+  if (!strstr(sfa_context_error(ctx), text))
+    fail_msg("\"%s\" says nothing of \"%s\"", sfa_context_error(ctx), text);
+  sfa_context_destroy(ctx);
+}
+
+static void test_wrong_adapters(void **state) {
+  (void)state;
+  train("wide", NULL,
+        "{\"steps\": 1, \"model\": {\"model_type\": \"llama\", \"hidden_size\": 64, \"intermediate_size\": 48, \"num_hidden_layers\": 2, "
+        "\"num_attention_heads\": 4, \"num_key_value_heads\": 2, \"head_dim\": 16, \"max_position_embeddings\": 64, \"rms_norm_eps\": "
+        "1e-5, \"rope_theta\": 10000, \"hidden_act\": \"silu\"}}");
+  train("part", in_dir("dense/model"), "{" CONVERSION ", \"steps\": 1, \"train\": \"qk\"}");
+  expect_refused(in_dir("wide/model"), in_dir("part/adapter"), "another model");
+  expect_refused(in_dir("dense/model"), in_dir("dense/model"), "adapter.safetensors");
+  expect_refused(SFA_TEST_DATA "/golden/models/stories260K/stories260K.bin", in_dir("part/adapter"), "directories");
+}
+
+static void test_teacher_wants_a_model(void **state) {
+  (void)state;
+  sfa_context *ctx = new_context(1, SFA_ISA_DEFAULT);
+  const char *const recipes[] = {tiny_model, "{\"head_weight\": 1}"}, *const data[] = {in_dir("data")};
+  const sfa_train_options options = {
+      .struct_size = sizeof options, .recipes = recipes, .n_recipes = 2, .data = data, .n_data = 1, .out = in_dir("new")};
+  sfa_train *t;
+  assert_int_equal(sfa_train_open(ctx, &options, &t), SFA_ERROR_ARGUMENT);
+  assert_non_null(strstr(sfa_context_error(ctx), "teacher"));
+  sfa_context_destroy(ctx);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(test_heads_come_nearer),
+      cmocka_unit_test(test_adapter),
+      cmocka_unit_test(test_wrong_adapters),
+      cmocka_unit_test(test_teacher_wants_a_model),
+  };
+  return cmocka_run_group_tests(tests, setup, teardown);
+}
