@@ -142,6 +142,8 @@ int cmd_info(const app_options *o);
 int cmd_index(const app_options *o);
 int cmd_tokenize(const app_options *o);
 int cmd_data(const app_options *o);
+int cmd_data_listops(const app_options *o);
+int cmd_data_kv(const app_options *o);
 int cmd_tokenizer_train(const app_options *o);
 int cmd_bench_attention(const app_options *o);
 int cmd_bench_decode(const app_options *o);

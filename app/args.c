@@ -40,6 +40,7 @@ typedef struct row {
 #define GRIDS (VERB_BENCH_ATTENTION | VERB_BENCH_DECODE | VERB_BENCH_TOPK)
 #define BENCHES (GRIDS | VERB_BENCH_MODEL)
 #define CORPUS (VERB_DATA | VERB_TOKENIZER_TRAIN)
+#define MADE_UP (VERB_DATA_LISTOPS | VERB_DATA_KV)
 #define BIG 1e15
 
 static const row rows[] = {
@@ -212,6 +213,16 @@ static const row rows[] = {
     {'o', "out", 0, TEXT, AT(out), "DIR", 0, 0, 0, VERB_TRAIN, "folder for checkpoints, log, curves and the trained model"},
     {0, "resume", 0, FLAG, AT(resume), 0, 0, 0, 0, VERB_TRAIN, "go on from the newest checkpoint in --out; without one, begin"},
     {'t', "threads", 0, INT, AT(threads), "N", 0, 1, 4096, VERB_TRAIN, "changes no result (default: all processors)"},
+    {0, "rows", 0, INT, AT(rows), "N", 0, 1, 1 << 28, MADE_UP, "how many (default: listops 1000, kv 500)"},
+    {0, "min-length", 0, INT, AT(min_length), "N", 0, 0, 1 << 20, VERB_DATA_LISTOPS,
+     "expressions have more digits, operators and ends than this (default: 500)"},
+    {0, "max-length", 0, INT, AT(max_length), "N", 0, 2, 1 << 20, VERB_DATA_LISTOPS, "and fewer than this (default: 2000)"},
+    {0, "max-depth", 0, INT, AT(max_depth), "N", 0, 1, 256, VERB_DATA_LISTOPS, "of digits, the whole expression is 1 (default: 10)"},
+    {0, "max-args", 0, INT, AT(max_args), "N", 0, 2, 64, VERB_DATA_LISTOPS, "most arguments of an operator (default: 10)"},
+    {0, "format", 0, WORD, AT(text_format), 0, "auto|text|jsonl", 0, 0, VERB_DATA_LISTOPS,
+     "lines EXPRESSION<tab>VALUE, for sfa eval listops (default), or rows {source, target, text}, for sfa data"},
+    {0, "keys", 0, INT, AT(keys), "N", 0, 1, 1 << 20, VERB_DATA_KV, "pairs of a row (default: 75)"},
+    {'s', "seed", 0, INT, AT(seed), "N", 0, 0, BIG, MADE_UP, "the same seed gives the same rows (default: 1)"},
     {'o', "out", 0, TEXT, AT(out), "DIR", 0, 0, 0, VERB_DEMO | VERB_INSPECT,
      "folder for the picture and the numbers (default: demo_out, inspect_out)"},
     {0, "json", 0, FLAG, AT(json), 0, 0, 0, 0, ~0u, "one JSON document on standard output"},
@@ -250,6 +261,12 @@ const app_options options_default = {
     .shard_tokens = -1,
     .memory = -1,
     .min_count = -1,
+    .rows = -1,
+    .keys = -1,
+    .min_length = -1,
+    .max_length = -1,
+    .max_depth = -1,
+    .max_args = -1,
     .vocab = 32768,
 };
 

@@ -7,7 +7,7 @@
 #include <stdint.h>
 
 enum { VERB_GENERATE = 1, VERB_CHAT = 2, VERB_INFO = 4, VERB_TOKENIZE = 8, VERB_BENCH_ATTENTION = 16, VERB_EVAL = 32, VERB_DEMO = 64 };
-enum { VERB_DATA = 1 << 7, VERB_TOKENIZER_TRAIN = 1 << 8, VERB_DATA_LISTOPS = 1 << 9 };
+enum { VERB_DATA = 1 << 7, VERB_TOKENIZER_TRAIN = 1 << 8, VERB_DATA_LISTOPS = 1 << 9, VERB_DATA_KV = 1 << 10 };
 enum { VERB_BENCH_DECODE = 1 << 12, VERB_BENCH_TOPK = 1 << 13, VERB_BENCH_MODEL = 1 << 14 };
 enum { VERB_PLAN = 1 << 15, VERB_EXPLAIN = 1 << 16, VERB_INSPECT = 1 << 17, VERB_INDEX = 1 << 18 };
 enum { VERB_TRAIN = 1 << 21, VERB_EXPORT = 1 << 22 };
@@ -67,7 +67,8 @@ typedef struct app_options {
   const char *separator, *field, *end_token;
   int text_format; /* sfa_text_format */
   double valid_share;
-  int64_t shard_tokens, memory, vocab, min_count, rows, length, depth_most, branches;
+  int64_t shard_tokens, memory, vocab, min_count;
+  int64_t rows, keys, min_length, max_length, max_depth, max_args; /* of made-up tasks */
 } app_options;
 
 typedef struct app_verb {

@@ -23,6 +23,11 @@ static const app_verb verbs[] = {
     {"data", NULL, VERB_DATA, "FILE... (--tokenizer PATH | -m MODEL) -o DIR [options]",
      "Makes token shards of texts, for training: plain, .bz2, .xz and .jsonl files, and folders of them.",
      "Each document ends with the tokenizer's end token. --verify FILE... reads shards instead.", cmd_data},
+    {"data", "listops", VERB_DATA_LISTOPS, "[options]",
+     "Makes ListOps expressions as Long Range Arena does: nested MIN, MAX, MED and SM (sum mod 10).", "They go to standard output.",
+     cmd_data_listops},
+    {"data", "kv", VERB_DATA_KV, "[options]", "Makes rows for sfa eval kv: pairs of random keys and values, one of which is asked for.",
+     "They go to standard output.", cmd_data_kv},
     {"tokenizer", "train", VERB_TOKENIZER_TRAIN, "FILE... -o DIR [options]",
      "Trains a byte-level BPE tokenizer on texts: plain, .bz2, .xz and .jsonl files, and folders of them.",
      "Words are cut as GPT-2's are; DIR/tokenizer.json is what Hugging Face's libraries read too.", cmd_tokenizer_train},
@@ -85,6 +90,14 @@ static int run_verb(const app_verb *v, int argc, char **argv, int first) {
   return status;
 }
 
+/* Is there a verb of these two words? */
+static bool is_second(const char *name, const char *second) {
+  for (const app_verb *v = verbs; v < verbs + N_VERBS; v++)
+    if (v->second && strcmp(v->name, name) == 0 && strcmp(v->second, second) == 0)
+      return true;
+  return false;
+}
+
 /* Verbs of two words; v is the first row with the first word. */
 static int run_second(const app_verb *v, int argc, char **argv) {
   char words[128] = "";
@@ -129,6 +142,8 @@ int main(int argc, char **argv) {
   }
   for (const app_verb *v = verbs; v < verbs + N_VERBS; v++) {
     if (strcmp(argv[1], v->name) != 0)
+      continue;
+    if (!v->second && argc > 2 && is_second(v->name, argv[2]))
       continue;
     if (!v->second)
       return run_verb(v, argc, argv, 2);

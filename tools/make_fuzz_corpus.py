@@ -210,10 +210,26 @@ def index_seeds() -> dict[str, bytes]:
             "cut": two[:-1], "begun": two[:4096] + bytes(8192) + two[12288:], "raw": b"\0" + two[1:]}
 
 
+def shard(ids: list[int], vocab: int = 500, end: int = 3, documents: int = 1, last: int = 1) -> bytes:
+    """docs/LAYOUTS.md, token shards"""
+    id_bytes = 2 if vocab <= 65536 else 4
+    data = struct.pack(f"<{len(ids)}{'H' if id_bytes == 2 else 'I'}", *ids)
+    size = 65536 * id_bytes
+    sums = b"".join(struct.pack("<Q", checksum(data[at:at + size])) for at in range(0, len(data), size))
+    header = b"SFASHARD" + struct.pack("<6I6Q", 1, 0x01020304, id_bytes, vocab, end, last, 77, len(ids), documents, 0, 0, checksum(sums))
+    return sealed(header + bytes(40)) + data + bytes(-len(data) % 8) + sums
+
+
+def shard_seeds() -> dict[str, bytes]:
+    small = shard([*range(4, 30), 3, 7, 8, 3], documents=2)
+    return {"small": small, "wide": shard([69999, 3], vocab=70000), "cut": small[:-1], "foreign_id": shard([500, 3]),
+            "not_last": shard([5, 3], last=0), "blocks": shard([i % 500 for i in range(65540)] + [3])}
+
+
 def main() -> None:
     out = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else pathlib.Path(__file__).parent.parent / "tests/fuzz/corpus"
     targets = {"gguf": gguf_seeds(), "safetensors": safetensors_seeds(), "llama2c": llama2c_seeds(), "tokenizer_json": tokenizer_json_seeds(),
-               "tokenizer_bin": tokenizer_bin_seeds(), "index": index_seeds()}
+               "tokenizer_bin": tokenizer_bin_seeds(), "index": index_seeds(), "shard": shard_seeds()}
     for target, seeds in targets.items():
         (out / target).mkdir(parents=True, exist_ok=True)
         for name, data in seeds.items():

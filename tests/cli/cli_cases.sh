@@ -676,6 +676,63 @@ case_inspect() {
   bad 1 "cannot make the folder" inspect -m "$story" -f "$work/text" -o "$work/no/such/folder" --sfa-k 3
 }
 
+# case_data: texts to a tokenizer, to shards, and back; made-up tasks.
+case_data() {
+  local corpus=$root/tests/golden/bpe_train/corpus.en texts=$root/tests/golden/texts
+  good tokenizer train "$corpus" --format text --vocab 400 -o "$work/tok"
+  [[ $out == *"tokenizer.json: 400 tokens"* ]] || fault "tokenizer train tells: $out"
+  bad 1 "no word" tokenizer train - --vocab 300 -o "$work/none" # standard input is empty
+  good tokenizer train "$corpus" --format text --vocab 400 --special "<s>" --special "<pad>" -o "$work/two" --json
+  equal "vocabulary" "$(get vocab_size)" 400
+  good tokenize --tokenizer "$work/two" -p "<pad> the iron" --json
+  equal "a special token" "$(get ids.0)" 1
+  good data "$texts/docs.txt" --valid "$texts/docs.jsonl" --tokenizer "$work/tok" -o "$work/shards" --json
+  equal "documents" "$(get documents)" 8
+  equal "held out" "$(get valid_documents)" 4
+  cmp -s "$work/shards/train_00000.shard" "$work/shards/valid_00000.shard" || fault "rows and lines give different shards"
+  good data --verify "$work/shards/train" "$work/shards/valid_00000.shard" --json
+  equal "verified documents" "$(get documents)" 8
+  equal "vocabulary of shards" "$(get vocab_size)" 400
+  good data "$texts" --tokenizer "$work/tok" -o "$work/share" --valid-share 0.5 --seed 3 --shard-tokens 1
+  [[ -e $work/share/train_00001.shard && -e $work/share/valid_00000.shard ]] || fault "no second shard, or none held out"
+  bad 2 "wants files" data --tokenizer "$work/tok" -o "$work/none"
+  bad 2 "wants a tokenizer" data "$texts" -o "$work/none"
+  bad 2 "wants a folder" data "$texts" --tokenizer "$work/tok"
+  bad 2 "one of them" data "$texts" --tokenizer "$work/tok" -o "$work/none" --valid "$texts" --valid-share 0.5
+  bad 1 "no special token" data "$texts" --tokenizer "$work/tok" -o "$work/none" --end-token "<nothing>"
+  bad 1 "cannot open" data "$work/absent" --tokenizer "$work/tok" -o "$work/none"
+  bad 1 "no text \"body\"" data "$texts/docs.jsonl" --field body --tokenizer "$work/tok" -o "$work/none"
+  equal "files after failures" "$(find "$work/none" -type f | wc -l)" 0
+  printf 'x' | dd of="$work/shards/train_00000.shard" bs=1 seek=130 conv=notrunc status=none
+  bad 1 "block 0 of 1" data --verify "$work/shards/train"
+  bad 1 "is no token shard" data --verify "$texts/docs.txt"
+  bad 1 "no set of shards" data --verify "$work/shards/test"
+
+  good data listops --rows 50 --min-length 5 --max-length 60 --seed 4
+  equal "expressions" "$(wc -l <"$work/out")" 50
+  cp "$work/out" "$work/listops"
+  equal "different ones" "$(sort -u "$work/listops" | wc -l)" 50
+  awk -F'\t' 'function value(  op, n, i, j, x, v, sum) {
+      if (t[at] !~ /^\[/) return t[at++]
+      op = t[at++]
+      for (n = 0; t[at] != "]"; v[n++] = x) x = value()
+      at++
+      for (i = 1; i < n; i++) for (j = i; j > 0 && v[j - 1] + 0 > v[j] + 0; j--) { x = v[j]; v[j] = v[j - 1]; v[j - 1] = x }
+      for (i = 0; i < n; i++) sum += v[i]
+      return op == "[MIN" ? v[0] : op == "[MAX" ? v[n - 1] : op == "[SM" ? sum % 10 : int((v[int((n - 1) / 2)] + v[int(n / 2)]) / 2)
+    }
+    { n_words = split($1, t, " "); at = 1; if (n_words <= 5 || n_words >= 60 || value() != $2) bad++ } END { exit bad > 0 }' "$work/listops" ||
+    fault "ListOps: a wrong value or length"
+  good data listops --rows 50 --min-length 5 --max-length 60 --seed 4 --format jsonl
+  equal "rows" "$(head -n 1 "$work/out" | "$json_get" text)" "$(head -n 1 "$work/listops")"
+  bad 2 "leave none" data listops --min-length 50 --max-length 50
+  run data listops --rows 100000 --min-length 1 --max-length 4
+  equal "too few expressions" "$status" 1
+  good data kv --rows 4 --keys 3
+  equal "rows of pairs" "$(wc -l <"$work/out")" 4
+  equal "pairs" "$(head -n 1 "$work/out" | "$json_get" "ordered_kv_records.#")" 3
+}
+
 "case_$subject"
 [ $checks -gt 0 ] || fault "nothing was checked"
 echo "cli_$subject: $checks checks, $faults faults"
