@@ -19,7 +19,7 @@ declare -A inner=(
   [src/engine]="base file text device model"
   [src/train]="base file text device model engine"
   [app]="" [examples]="" [tests/oracle]="" [tests/cli]=""
-  [tests/check]=any [tests/unit]=any [tests/fuzz]=any [tests/golden]=any [tests/rules]="" [bench]=any
+  [tests/check]=any [tests/unit]=any [tests/fuzz]=any [tests/fault]=any [tests/golden]=any [tests/rules]="" [bench]=any
 )
 declare -A outer=(
   [src/base]="base"
@@ -34,7 +34,7 @@ declare -A outer=(
   [src/device]="base"
   [src/model]=any [src/engine]=any [src/train]=any [app]=any [examples]=any [tests/cli]=any
   [tests/oracle]=""
-  [tests/check]=any [tests/unit]=any [tests/fuzz]=any [tests/golden]=any [tests/rules]="" [bench]=any
+  [tests/check]=any [tests/unit]=any [tests/fuzz]=any [tests/fault]=any [tests/golden]=any [tests/rules]="" [bench]=any
 )
 # Other people's headers that are for one place only.
 declare -A library=(

@@ -170,6 +170,7 @@ static void test_resume(void **state) {
   assert_true(same_models("whole", "parts"));
   char *a = read_log("whole"), *b = read_log("parts");
   assert_string_equal(a, b);
+  assert_non_null(strstr(a, "\"support\""));
   free(a);
   free(b);
 }
