@@ -53,6 +53,11 @@ def table(head, body):
     return "\n".join(lines + ["| " + " | ".join(line) + " |" for line in body]) + "\n"
 
 
+def measured(body, labels):
+    """The lines of a table in which anything stands behind the labels."""
+    return [line for line in body if any(cell not in ("", "-") for cell in line[labels:])]
+
+
 def against(value, bar):
     if value is None or value == "":
         return "-"
@@ -72,7 +77,6 @@ DIMS = (64, 128, 256)
 
 
 def sdpa(lines):
-    text = "### Against PyTorch, 8192 tokens, all in\n\nTime of `scaled_dot_product_attention` over SFA's, in the same rounds; in brackets the bar.\n\n"
     part = [line for line in pick(lines, n=8192, ready=0, supports="uniform") if line["threads"] > 1]
     body = []
     for dtype in ("bf16", "f32"):
@@ -81,11 +85,16 @@ def sdpa(lines):
                 cells = [against(one(pick(part, dtype=dtype, k=k, causal=causal, head_dim=dim, engine="PyTorch SDPA"), "times_sfa"),
                                  SDPA_BARS[dtype, k][i]) for i, dim in enumerate(DIMS)]
                 body.append([dtype, str(k), "causal" if causal else "full"] + cells)
-    text += table(["type", "k", "mask"] + [f"d {dim}" for dim in DIMS], body)
-    text += "\nThe same runs against the others, f32, full: the dense twin; numpy over OpenBLAS (products, softmax in numpy); oneDNN's two products alone, without a softmax.\n\n"
-    body = [[engine, str(k)] + [against(one(pick(part, dtype="f32", k=k, causal=0, head_dim=dim, engine=engine), "times_sfa"), None) for dim in DIMS]
-            for engine in ("dense twin", "OpenBLAS through numpy", "oneDNN, QK and PV only") for k in (16, 8)]
-    return text + table(["engine", "k"] + [f"d {dim}" for dim in DIMS], body) + "\n" + command(part)
+    body, text = measured(body, 3), ""
+    if body:
+        text += "### Against PyTorch, 8192 tokens, all in\n\nTime of `scaled_dot_product_attention` over SFA's, in the same rounds; in brackets the bar.\n\n"
+        text += table(["type", "k", "mask"] + [f"d {dim}" for dim in DIMS], body)
+    body = measured([[engine, str(k)] + [against(one(pick(part, dtype="f32", k=k, causal=0, head_dim=dim, engine=engine), "times_sfa"), None) for dim in DIMS]
+                     for engine in ("dense twin", "OpenBLAS through numpy", "oneDNN, QK and PV only") for k in (16, 8)], 2)
+    if body:
+        text += "\nThe same runs against the others, f32, full: the dense twin; numpy over OpenBLAS (products, softmax in numpy); oneDNN's two products alone, without a softmax.\n\n"
+        text += table(["engine", "k"] + [f"d {dim}" for dim in DIMS], body)
+    return text + "\n" + command(part) if text else ""
 
 
 def lengths(lines):
@@ -101,6 +110,8 @@ def lengths(lines):
                                  against(one(pick(cells, engine="PyTorch SDPA"), "times_sfa"), bar),
                                  against(one(pick(cells, engine="dense twin"), "times_sfa"), None),
                                  f"{100 * (one(pick(cells, engine='SFA'), 'topk_ms') or 0) / (one(pick(cells, engine='SFA'), 'ms') or 1):.0f} %"])
+    if not body:
+        return ""
     text = "### By length, bf16, k = 8, all in\n\n"
     return text + table(["tokens", "d", "mask", "PyTorch / SFA", "dense twin / SFA", "top-k of SFA's time"], body)
 
@@ -116,6 +127,8 @@ def ready(lines):
                 bars = READY_BARS.get((isa, k), (None, None, None))
                 body.append([isa, str(k)] + [against(cell, bar) for cell, bar in zip(cells, bars)] +
                             [" / ".join(f"{100 * share:.0f} %" if share else "-" for share in shares)])
+    if not body:
+        return ""
     text = "### Codes ready, f32, 4096 tokens, one thread: dense twin over SFA\n\n"
     head = ["kernels", "k"] + [f"d {dim}" for dim in DIMS] + ["dense twin's share of the peak multiply rate, d 64 / 128 / 256"]
     return text + table(head, body) + "\n" + command(part)
@@ -126,6 +139,8 @@ def overlap(lines):
     body = [[f"{line['head_dim']:.0f}", f"{line['k']:.0f}", f"{line['overlap_random']:.2f}", f"{line['overlap']:.2f}",
              f"{line['pair_multiply_adds'] - line['head_dim']:.0f}", f"{line['head_dim']:.0f}",
              f"{100 * line['kv_bytes'] / line['dense_kv_bytes']:.0f} %"] for line in part]
+    if not body:
+        return ""
     text = "### Multiply-adds of a score, skewed supports\n\n"
     head = ["d", "k", "shared by random supports, k^2 / d", "really shared", "done", "dense", "KV bytes of dense (f32)"]
     return text + table(head, body) + "\n" + command(part)
@@ -160,18 +175,24 @@ def decode(lines):
         if dense8 and sparse:
             text += f"\nAgainst the own dense int8 step, k = 16, V int8, {TOKENS[n]}: {against(one(dense8, 'ms') / one(sparse, 'ms'), 1.4)}.\n"
     text += "\n" + command(steps)
+    if not steps:
+        text = ""
     scores = [line for line in lines if line["head_dim_v"] < line["head_dim"]]
-    text += "\n### Little but scores: the same with values of 32 numbers\n\nScores without softmax and values: the kernels' own table, below.\n\n"
-    text += table(DECODE_HEAD, [decode_line(line) for line in scores]) + "\n" + command(scores)
+    if scores:
+        text += "\n### Little but scores: the same with values of 32 numbers\n\nScores without softmax and values: the kernels' own table, below.\n\n"
+        text += table(DECODE_HEAD, [decode_line(line) for line in scores]) + "\n" + command(scores)
     dropping = [line for line in whole if line["score_sd"] != ""]
-    text += "\n### eps = 0.01, scores spread by 2.3: values left out with a certificate\n\n"
     body = []
     for line in dropping:
         bar = 3.2 if line["eps"] not in ("", 0.0) else None
         extra = [f"{line['dropped']:.5f}" if line["dropped"] != "" else "-", f"{100 * line['least_kept']:.0f} %" if line["least_kept"] != "" else "-"]
         body.append(decode_line(line, bar) + extra)
-    text += table(DECODE_HEAD + ["dropped mass", "least rows to keep"], body) + "\n" + command(dropping)
+    if dropping:
+        text += "\n### eps = 0.01, scores spread by 2.3: values left out with a certificate\n\n"
+        text += table(DECODE_HEAD + ["dropped mass", "least rows to keep"], body) + "\n" + command(dropping)
     others = [line for line in whole if line["threads"] > 1]
+    if not others:
+        return text
     text += "\n### Groups, several queries, batches, a million tokens of 8 heads; all threads\n\n"
     body = [[f"{line['batch']:.0f} x {TOKENS.get(line['n'], line['n'])}", f"{line['heads']:.0f} / {line['kv_heads']:.0f}", f"{line['n_q']:.0f}"] +
             decode_line(line)[1:] for line in others]
@@ -231,7 +252,8 @@ def make(name):
     for part, lines, makers in (("attention", attention, (sdpa, lengths, ready, overlap)), ("decode", rows(name, "decode"), (decode,)),
                                 ("topk", rows(name, "topk"), (topk,)), ("model", rows(name, "model"), (model,))):
         for maker in makers if lines else ():
-            text += maker(lines) + "\n"
+            section = maker(lines)
+            text += section + "\n" if section else ""
         if lines and os.path.exists(os.path.join(RESULTS, f"{name}-{part}.png")):
             text += f"![{part}](../bench/results/{name}-{part}.png)\n\n"
     length = f"{name}-attention-length.png"
