@@ -57,7 +57,7 @@ void interrupt_clear(void);
 /* Progress of a long prefill on stderr, if that is a terminal. Work of several calls: `before` tokens came in earlier ones, `total` (0: the
  * call's own) in all. */
 typedef struct progress {
-  const char *what;
+  const char *what, *unit; /* unit: of what is counted; NULL: tokens */
   double start;
   int64_t before, total;
   bool shown;
@@ -151,6 +151,9 @@ int cmd_bench_topk(const app_options *o);
 int cmd_bench_model(const app_options *o);
 int cmd_plan(const app_options *o);
 int cmd_eval_nll(const app_options *o);
+int cmd_eval_listops(const app_options *o);
+int cmd_eval_ppl(const app_options *o);
+int cmd_eval_task(const app_options *o);
 int cmd_demo(const app_options *o);
 int cmd_explain(const app_options *o);
 int cmd_inspect(const app_options *o);

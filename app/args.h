@@ -11,6 +11,7 @@ enum { VERB_DATA = 1 << 7, VERB_TOKENIZER_TRAIN = 1 << 8, VERB_DATA_LISTOPS = 1 
 enum { VERB_BENCH_DECODE = 1 << 12, VERB_BENCH_TOPK = 1 << 13, VERB_BENCH_MODEL = 1 << 14 };
 enum { VERB_PLAN = 1 << 15, VERB_EXPLAIN = 1 << 16, VERB_INSPECT = 1 << 17, VERB_INDEX = 1 << 18 };
 enum { VERB_TRAIN = 1 << 21, VERB_EXPORT = 1 << 22 };
+enum { VERB_EVAL_TASK = 1 << 24, VERB_EVAL_NIAH = 1 << 25, VERB_EVAL_PPL = 1 << 26, VERB_EVAL_LISTOPS = 1 << 27 };
 
 /* Numbers of "1,2,5-7", or one of the words that the option takes instead of them. */
 typedef struct int_list {
@@ -27,6 +28,7 @@ typedef struct text_list {
 
 /* What the options set; options_default is where they start. A number below its option's range means "not given". */
 typedef struct app_options {
+  const char *second; /* second word of the verb */
   /* Model and text. */
   const char *model, *tokenizer, *prompt, *file, *system, *out, *index;
   int weights; /* sfa_weight_format */
@@ -44,6 +46,10 @@ typedef struct app_options {
   int64_t sfa_k, sfa_kq;
   int_list sfa_layers;
   int cache_k, cache_v; /* index into "int8|bf16|f16|f32"; -1 not given */
+  /* Evaluations. */
+  const char *shots_file, *compare;
+  int64_t limit, shots, depths, trials, generate;
+  int_list lengths;
   /* What explain asks. */
   int_list explain_layers, explain_heads;
   int64_t top;
@@ -59,9 +65,6 @@ typedef struct app_options {
   int64_t plan_k_q, window, sinks; /* plan_k_q: 0 as k, -1 all */
   int precision;                   /* sfa_precision */
   bool cached, calibrate;
-  /* Of `train` and `export`. */
-  const char *config, *data, *validation, *set, *gguf;
-  bool resume;
   /* Of `data` and `tokenizer train`. */
   text_list inputs, valid, special;
   const char *separator, *field, *end_token;
@@ -69,6 +72,9 @@ typedef struct app_options {
   double valid_share;
   int64_t shard_tokens, memory, vocab, min_count;
   int64_t rows, keys, min_length, max_length, max_depth, max_args; /* of made-up tasks */
+  /* Of `train` and `export`. */
+  const char *config, *data, *validation, *set, *gguf;
+  bool resume;
 } app_options;
 
 typedef struct app_verb {

@@ -32,8 +32,9 @@ int progress_step(void *user, int64_t done, int64_t total) {
   total = p->total ? p->total : total;
   if (isatty(STDERR_FILENO) && passed > 0.5) {
     double rate = (double)done / passed;
-    fprintf(stderr, "\r\033[K%s: %lld of %lld tokens, %.0f tokens/s, about %.0f s left", p->what, (long long)done, (long long)total, rate,
-            (double)(total - done) / rate);
+    const char *unit = p->unit ? p->unit : "tokens";
+    fprintf(stderr, "\r\033[K%s: %lld of %lld %s, %.*f %s/s, about %.0f s left", p->what, (long long)done, (long long)total, unit,
+            rate < 10, rate, unit, (double)(total - done) / rate);
     fflush(stderr);
     p->shown = true;
   }

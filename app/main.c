@@ -8,6 +8,10 @@
 #include <string.h>
 #include <unistd.h>
 
+/* A task of `sfa eval` over a file of items. */
+#define TASK(name, summary)                                                                                                                \
+  { "eval", name, VERB_EVAL_TASK, "-m MODEL -f FILE [options]", summary, NULL, cmd_eval_task }
+
 static const app_verb verbs[] = {
     {"generate", NULL, VERB_GENERATE, "-m MODEL (-p TEXT | -f FILE | -f FILE -p TEXT) [options]",
      "Continues a text, or answers it where the model has a chat template.",
@@ -47,6 +51,23 @@ static const app_verb verbs[] = {
     {"eval", "nll", VERB_EVAL, "-m MODEL (-f FILE | --tokens LIST) [options]",
      "Scores each token of a text: its negative log-likelihood after those before it.",
      "A text longer than the context is read in windows; each token is scored once.", cmd_eval_nll},
+    {"eval", "ppl", VERB_EVAL_PPL, "-m MODEL -f FILE [options]", "Perplexity of a text in strided windows, and its loss by place.", NULL,
+     cmd_eval_ppl},
+    TASK("hellaswag", "HellaSwag: how a scene goes on."),
+    TASK("piqa", "PIQA: which of two ways works."),
+    TASK("arc_easy", "ARC, the easy questions."),
+    TASK("arc_challenge", "ARC, the hard questions."),
+    TASK("winogrande", "WinoGrande: who is meant."),
+    TASK("openbookqa", "OpenBookQA: elementary science."),
+    TASK("lambada", "LAMBADA: the last word of a passage."),
+    TASK("gsm8k", "GSM8K: word problems, answers generated; wants --shots-file, or --shots 0."),
+    TASK("pubmedqa", "PubMedQA: yes, no or maybe after an abstract."),
+    TASK("scitldr", "SciTLDR: a sentence on an abstract, by ROUGE."),
+    TASK("kv", "Key-value retrieval, as in Lost in the Middle."),
+    {"eval", "niah", VERB_EVAL_NIAH, "-m MODEL -f TEXT [options]", "A needle in a haystack: a sentence in a long text, at several depths.",
+     NULL, cmd_eval_task},
+    {"eval", "listops", VERB_EVAL_LISTOPS, "(-m MODEL -f FILE | --generate N) [options]",
+     "ListOps of Long Range Arena: scores a model that was trained on it, or writes such data.", NULL, cmd_eval_listops},
     {"train", NULL, VERB_TRAIN, "--config FILE --data PATH -o DIR [options]", "Trains a model, dense or with SFA, on token shards.",
      "Ctrl-C saves and ends; --resume goes on, after any interruption, to the same result.", cmd_train},
     {"demo", NULL, VERB_DEMO, "-m MODEL -f FILE [options]",
@@ -64,7 +85,7 @@ enum { N_VERBS = sizeof verbs / sizeof *verbs };
 static void print_help(void) {
   printf("sfa " SFA_VERSION ": language models with sparse feature attention\n\nusage: sfa VERB [options]\n\n");
   for (const app_verb *v = verbs; v < verbs + N_VERBS; v++)
-    printf("  %s%s%-*s%s\n", v->name, v->second ? " " : "", 17 - (int)strlen(v->name) - (v->second != NULL), v->second ? v->second : "",
+    printf("  %s%s%-*s%s\n", v->name, v->second ? " " : "", 20 - (int)strlen(v->name) - (v->second != NULL), v->second ? v->second : "",
            v->summary);
   printf("\nsfa VERB --help tells a verb's options; sfa --version the version.\n");
 }
@@ -79,6 +100,7 @@ static int unknown_verb(const char *name) {
 
 static int run_verb(const app_verb *v, int argc, char **argv, int first) {
   app_options o = options_default;
+  o.second = v->second;
   int status = options_read(v, argc, argv, first, &o);
   if (!status && o.help) {
     options_help(v);

@@ -149,6 +149,14 @@ sfa_status sfa_session_append(sfa_session *session, const int32_t *tokens, int64
   return run_tokens(session, tokens, n_tokens, append_chunk, &(append_args){n_tokens, logits});
 }
 
+static sfa_status logits_chunk(sfa_session *s, void *arg, int64_t first, int32_t n) {
+  return sfa_model_logits(s->model, n, s->hidden, (float *)arg + first * s->vocab_size);
+}
+
+sfa_status sfa_session_logits(sfa_session *session, const int32_t *tokens, int64_t n_tokens, float *logits) {
+  return run_tokens(session, tokens, n_tokens, logits_chunk, logits);
+}
+
 typedef struct score_args {
   const sfa_session *session;
   const int32_t *tokens;

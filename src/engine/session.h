@@ -33,6 +33,8 @@ sfa_postings **sfa_session_postings(sfa_session *session, int32_t layer);
 /* Runs the last token once more with a probe; the timeline is as before. Where that fails the token is run without the probe; if this fails
  * too, it is lost, and the session ends before it. */
 sfa_status sfa_session_rerun_last(sfa_session *session, sfa_probe_fn probe, void *user);
+/* Appends tokens; logits [n_tokens][vocab_size] of all of them. */
+sfa_status sfa_session_logits(sfa_session *session, const int32_t *tokens, int64_t n_tokens, float *logits);
 /* sfa_session_append with a probe. */
 sfa_status sfa_session_append_probed(sfa_session *session, const int32_t *tokens, int64_t n_tokens, sfa_probe_fn probe, void *user);
 

@@ -104,6 +104,22 @@ void sfa_utf8_trim(const uint8_t **text, size_t *len) {
   *len = end - start;
 }
 
+sfa_status sfa_utf8_capitalize(sfa_context *ctx, const uint8_t *text, size_t len, sfa_bytes *out) {
+  for (size_t i = 0, n; i < len; i += n) {
+    n = sfa_utf8_len(text + i, len - i, NULL);
+    if (n == 0) { /* a malformed byte stays as it is */
+      n = 1;
+      SFA_TRY(sfa_bytes_append(ctx, out, text + i, 1));
+      continue;
+    }
+    uint8_t changed[4];
+    utf8proc_int32_t code = (utf8proc_int32_t)sfa_utf8_decode(text + i, &n);
+    size_t n_changed = sfa_utf8_encode((uint32_t)(i ? utf8proc_tolower(code) : utf8proc_totitle(code)), changed);
+    SFA_TRY(sfa_bytes_append(ctx, out, changed, n_changed));
+  }
+  return SFA_OK;
+}
+
 bool sfa_char_is_word(uint32_t code) {
   utf8proc_category_t category = utf8proc_category((utf8proc_int32_t)code);
   return (category >= UTF8PROC_CATEGORY_LU && category <= UTF8PROC_CATEGORY_NL) || category == UTF8PROC_CATEGORY_PC || code == 0x200c ||

@@ -24,6 +24,8 @@ size_t sfa_utf8_spaces_before(const uint8_t *text, size_t end);
 size_t sfa_utf8_spaces_after(const uint8_t *text, size_t len, size_t start);
 /* Narrows a text to what lies between the white space at its ends. Malformed text stays as it is. */
 void sfa_utf8_trim(const uint8_t **text, size_t *len);
+/* Appends text with its first character upper case and the others lower case, one character for one. */
+sfa_status sfa_utf8_capitalize(sfa_context *ctx, const uint8_t *text, size_t len, sfa_bytes *out);
 /* Letters, marks, numbers, connectors: \w of a Unicode regex. */
 bool sfa_char_is_word(uint32_t code);
 

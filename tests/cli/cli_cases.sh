@@ -417,6 +417,50 @@ case_eval() {
   holds "k = 2 of 8 loses" "$(get mean) > $mean + 0.01"
 }
 
+case_eval_task() {
+  local golden=$root/tests/golden/eval model=$root/tests/golden/eval/model task
+  for task in hellaswag piqa arc_easy arc_challenge winogrande openbookqa lambada pubmedqa scitldr; do
+    good eval $task -m "$model" -f "$golden/$task.jsonl" --limit 2 -n 4
+    [[ $out == *"$task, "* ]] || fault "table of $task: $out"
+  done
+  good eval piqa -m "$model" -f "$golden/piqa.jsonl" --json --compare dense,4,4/all,8/2 --plot "$work/piqa.png"
+  equal "settings" "$(get settings.0.name settings.1.name settings.2.name settings.3.name | paste -sd'|')" "dense|SFA k=4|K-only k=4|SFA k=8, k_q=2"
+  equal "scores" "$(get settings.3.scores.keys)" "acc acc_norm"
+  equal "items" "$(get settings.2.items.# settings.2.items.3.loglik.# | tr '\n' ' ')" "4 2 "
+  equal "all features are dense" "$(get settings.3.items.0.gold)" "0"
+  holds "codes take less" "$(get settings.1.kv_bytes_per_token) < $(get settings.0.kv_bytes_per_token)"
+  [ -s "$work/piqa.png" ] || fault "no picture"
+  equal "a pipe" "$(cat "$golden/piqa.jsonl" | "$sfa" eval piqa -m "$model" -f /dev/stdin --json | sed 's/.*"items"//')" \
+    "$("$sfa" eval piqa -m "$model" -f "$golden/piqa.jsonl" --json | sed 's/.*"items"//')"
+  good eval gsm8k -m "$model" -f "$golden/gsm8k.jsonl" --shots-file "$golden/gsm8k_train.jsonl" --shots 2 -n 3 --json
+  equal "examples" "$(get examples)" 2
+  good eval kv -m "$model" -f "$golden/kv.jsonl" -n 2
+  [[ $out == *"0.55"* && $out == *"acc by tokens"* ]] || fault "depths of kv: $out"
+  good eval niah -m "$model" -f "$book" --lengths 300,384 --depths 3 --trials 1 --compare dense,4 --plot "$work/niah.png"
+  [[ $out == *"       384"* ]] || fault "grid of niah: $out"
+  [ -s "$work/niah.png" ] || fault "no picture of niah"
+  good eval listops --generate 20 --lengths 5-30 --depths 3 --seed 2
+  cp "$work/out" "$work/lists.tsv"
+  equal "lines" "$(grep -cP '^\[(MIN|MAX|MED|SM) .*\]\t[0-9]$' "$work/lists.tsv")" 20
+  good eval listops -m "$model" -f "$work/lists.tsv" --limit 5 --json
+  equal "ten choices" "$(get settings.0.items.# settings.0.items.0.loglik.# | tr '\n' ' ')" "5 10 "
+  head -c 3000 "$book" >"$work/text"
+  good eval ppl -m "$model" -f "$work/text" -c 200 --stride 100 --compare dense,2 --json --plot "$work/ppl.png"
+  holds "perplexity" "$(get settings.0.perplexity) > 100 && ($(get settings.0.perplexity) - exp($(get settings.0.nll))) ^ 2 < 1e-6"
+  equal "settings of ppl" "$(get settings.# window stride | tr '\n' ' ')" "2 200 100 "
+  [ -s "$work/ppl.png" ] || fault "no picture of ppl"
+  good eval ppl -m "$model" -f "$work/text"
+  [[ $out == *"loss by place"* ]] || fault "table of ppl: $out"
+  bad 2 "wants its data" eval piqa -m "$model"
+  bad 2 "wants a model" eval piqa -f "$golden/piqa.jsonl"
+  bad 2 "takes a list of dense, K" eval piqa -m "$model" -f "$golden/piqa.jsonl" --compare 16,x
+  bad 2 "takes a list of dense, K" eval piqa -m "$model" -f "$golden/piqa.jsonl" --compare 16/
+  bad 1 "line 1: \"goal\" is missing" eval piqa -m "$model" -f "$golden/lambada.jsonl"
+  bad 1 "wants 5 worked examples" eval gsm8k -m "$model" -f "$golden/gsm8k.jsonl"
+  bad 1 "no expression" eval listops --generate 1 --lengths 500-600 --depths 2
+  bad 2 "stride" eval ppl -m "$model" -f "$work/text" -c 100 --stride 101
+}
+
 case_bench() {
   good bench attention --n 64,100 --head-dim 32 --k 4,32 --dtype f32,bf16 --isa scalar --threads 1,2 --causal 0,1 --repeats 1 --json
   equal "every combination, two sides" "$(get '#')" 64

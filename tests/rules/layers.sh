@@ -18,6 +18,7 @@ declare -A inner=(
   [src/model]="base file device"
   [src/engine]="base file text device model"
   [src/train]="base file text device model engine"
+  [src/eval]="base file text device model engine"
   [app]="" [examples]="" [tests/oracle]="" [tests/cli]=""
   [tests/check]=any [tests/unit]=any [tests/fuzz]=any [tests/fault]=any [tests/golden]=any [tests/rules]="" [bench]=any
 )
@@ -32,13 +33,13 @@ declare -A outer=(
   [src/file]="base engine data"
   [src/text]="base engine data"
   [src/device]="base"
-  [src/model]=any [src/engine]=any [src/train]=any [app]=any [examples]=any [tests/cli]=any
+  [src/model]=any [src/engine]=any [src/eval]=any [src/train]=any [app]=any [examples]=any [tests/cli]=any
   [tests/oracle]=""
   [tests/check]=any [tests/unit]=any [tests/fuzz]=any [tests/fault]=any [tests/golden]=any [tests/rules]="" [bench]=any
 )
 # Other people's headers that are for one place only.
 declare -A library=(
-  [dnnl]="src/device/device_onednn" [cjson]="src/file/ src/text/ app/ tests/" [pcre2]="src/text/" [utf8proc]="src/text/" [omp]="src/base/"
+  [dnnl]="src/device/device_onednn" [cjson]="src/file/ src/text/ src/eval/ app/ tests/" [pcre2]="src/text/" [utf8proc]="src/text/" [omp]="src/base/"
   [bzlib]="src/file/" [lzma]="src/file/"
   [immintrin]="src/kernel/ src/device/ src/base/ tests/check/"
 )
