@@ -21,8 +21,8 @@ static void product(const sfa_context *ctx, const sfa_product *p, void *scratch)
 /* Rows are summed in so many pieces, cut by their number alone, then the pieces in order. */
 enum { PIECES = 64 };
 
-static size_t scratch_bytes(const sfa_context *ctx, int64_t max_dim) {
-  size_t products = sfa_product_scratch_bytes(ctx), sums = (size_t)max_dim * 2 * PIECES * sizeof(float);
+static size_t scratch_bytes(int64_t max_dim) {
+  size_t products = sfa_product_scratch_bytes(max_dim), sums = (size_t)max_dim * 2 * PIECES * sizeof(float);
   return products > sums ? products : sums;
 }
 

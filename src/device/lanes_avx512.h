@@ -35,6 +35,37 @@ static inline lanes lanes_scale2(lanes a, lanes shifted_n) {
   return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), _mm512_slli_epi32(_mm512_castps_si512(shifted_n), 23)));
 }
 
+/* lane j of x[i] and lane i of x[j] change places: pairs, fours, then quarters of registers. */
+#define LANES_TRANSPOSE
+static inline void lanes_transpose(lanes x[16]) {
+  lanes y[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    y[i] = _mm512_unpacklo_ps(x[i], x[i + 1]);
+    y[i + 1] = _mm512_unpackhi_ps(x[i], x[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4)
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; h++) {
+      __m512d a = _mm512_castps_pd(y[i + h]), b = _mm512_castps_pd(y[i + 2 + h]);
+      x[i + 2 * h] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+      x[i + 2 * h + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+    }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) { /* x[4 q + i] has columns i, 4 + i, 8 + i, 12 + i of rows 4 q .. 4 q + 3 */
+    lanes a = _mm512_shuffle_f32x4(x[i], x[4 + i], 0x88), b = _mm512_shuffle_f32x4(x[i], x[4 + i], 0xdd);
+    lanes c = _mm512_shuffle_f32x4(x[8 + i], x[12 + i], 0x88), d = _mm512_shuffle_f32x4(x[8 + i], x[12 + i], 0xdd);
+    y[i] = _mm512_shuffle_f32x4(a, c, 0x88);
+    y[8 + i] = _mm512_shuffle_f32x4(a, c, 0xdd);
+    y[4 + i] = _mm512_shuffle_f32x4(b, d, 0x88);
+    y[12 + i] = _mm512_shuffle_f32x4(b, d, 0xdd);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; i++)
+    x[i] = y[i];
+}
+
 static inline ilanes ilanes_set(int32_t x) { return _mm512_set1_epi32(x); }
 static inline lanes lanes_from_i32(ilanes a) { return _mm512_cvtepi32_ps(a); }
 static inline void lanes_store_planes(int8_t *high, int8_t *low, lanes a) {

@@ -61,23 +61,69 @@ static float round_bf16(float x) {
   return x;
 }
 
-static void pack(int32_t width, int64_t n, int64_t k, const float *x, int64_t stride, int64_t step, bool bf16, float *out) {
-  for (int64_t first = 0; first < n; first += width, out += k * width) {
-    int64_t n_group = n - first < width ? n - first : width;
-    const float *from = x + first * stride;
-    if (stride == 1)
-      for (int64_t s = 0; s < k; s++) {
-        memcpy(out + s * width, from + s * step, (size_t)n_group * sizeof *out);
-        memset(out + s * width + n_group, 0, (size_t)(width - n_group) * sizeof *out);
-      }
-    else {
-      if (n_group < width)
-        memset(out, 0, (size_t)(k * width) * sizeof *out);
-      for (int64_t i = 0; i < n_group; i++)
-        for (int64_t s = 0; s < k; s++)
-          out[s * width + i] = from[i * stride + s * step];
-    }
-    for (int64_t i = 0; bf16 && i < k * width; i++)
-      out[i] = round_bf16(out[i]);
+/* Lanes become rows: block[i] lane j and block[j] lane i change places. */
+static inline void transpose(lanes block[16]) {
+#ifdef LANES_TRANSPOSE
+  lanes_transpose(block);
+#else
+  float x[16][16];
+  for (int i = 0; i < 16; i++)
+    lanes_store(x[i], block[i]);
+  for (int i = 0; i < 16; i++) {
+    float column[16];
+    for (int j = 0; j < 16; j++)
+      column[j] = x[j][i];
+    block[i] = lanes_load(column);
   }
+#endif
+}
+
+/* Elements that follow each other along k: 16 x 16 at a time. */
+ALWAYS_INLINE void pack_along(int W, int64_t n, int64_t k, const float *x, int64_t stride, float *out) {
+  for (int64_t s = 0; s < k; s += 16) {
+    int32_t n_steps = k - s < 16 ? (int32_t)(k - s) : 16;
+    for (int first = 0; first < W; first += 16) {
+      const int w = W - first < 16 ? W - first : 16;
+      lanes block[16];
+      UNROLL for (int i = 0; i < 16; i++) {
+        block[i] = lanes_set(0.0f);
+        if (i < w && first + i < n)
+          block[i] = n_steps == 16 ? lanes_load(x + (first + i) * stride + s) : lanes_load_some(x + (first + i) * stride + s, n_steps);
+      }
+      transpose(block);
+      for (int j = 0; j < n_steps; j++)
+        if (w == 16)
+          lanes_store(out + (s + j) * W + first, block[j]);
+        else
+          lanes_store_some(out + (s + j) * W + first, block[j], w);
+    }
+  }
+}
+
+/* Elements that follow each other across k. */
+ALWAYS_INLINE void pack_across(int W, int64_t n, int64_t k, const float *x, int64_t step, float *out) {
+  for (int64_t s = 0; s < k; s++)
+    if (n == W)
+      memcpy(out + s * W, x + s * step, (size_t)W * sizeof *out);
+    else
+      for (int64_t i = 0; i < W; i++)
+        out[s * W + i] = i < n ? x[s * step + i] : 0.0f;
+}
+
+ALWAYS_INLINE void pack_group(int W, int64_t n, int64_t k, const float *x, int64_t stride, int64_t step, bool bf16, float *out) {
+  n = n < W ? n : W;
+  if (stride == 1)
+    pack_across(W, n, k, x, step, out);
+  else
+    pack_along(W, n, k, x, stride, out);
+  for (int64_t i = 0; bf16 && i < k * W; i++)
+    out[i] = round_bf16(out[i]);
+}
+
+static void pack_rows(int64_t n, int64_t k, const float *x, int64_t stride, int64_t step, bool bf16, float *out) {
+  pack_group(DENSE_ROWS, n, k, x, stride, step, bf16, out);
+}
+
+static void pack_columns(int64_t n, int64_t k, const float *x, int64_t stride, int64_t step, bool bf16, float *out) {
+  pack_group(TILE_COLUMNS, n, k, x, stride, step, bf16, out);
 }

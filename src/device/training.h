@@ -69,8 +69,8 @@ typedef struct sfa_adamw {
 } sfa_adamw;
 
 typedef struct sfa_training {
-  /* Enough for products, and for sums over rows of up to max_dim columns. */
-  size_t (*scratch_bytes)(const sfa_context *ctx, int64_t max_dim);
+  /* Enough for products whose m and n are at most max_dim, and for sums over rows of so many columns. */
+  size_t (*scratch_bytes)(int64_t max_dim);
   void (*product)(const sfa_context *ctx, const sfa_product *product, void *scratch);
   /* out [dim] += the sum of rows. */
   void (*column_sum)(const sfa_context *ctx, int64_t n_rows, int32_t dim, const float *x, int64_t x_stride, float *out, void *scratch);

@@ -19,8 +19,10 @@ typedef struct sfa_product_block {
 typedef struct sfa_training_kernels {
   int32_t tile_rows, panel_columns;
   void (*product)(const sfa_product_block *block);
-  /* out [groups][k][width] = x, element (i, s) at i * stride + s * step, i < n in groups of `width`, zeros beyond n. */
-  void (*pack)(int32_t width, int64_t n, int64_t k, const float *x, int64_t stride, int64_t step, bool bf16, float *out);
+  /* A tile's rows, or a panel's columns: out [k][tile_rows or panel_columns], element (i, s) from x[i * stride + s * step], one of the two
+   * 1; zeros from n on. */
+  void (*pack_rows)(int64_t n, int64_t k, const float *x, int64_t stride, int64_t step, bool bf16, float *out);
+  void (*pack_columns)(int64_t n, int64_t k, const float *x, int64_t stride, int64_t step, bool bf16, float *out);
   /* One piece of a row; sums are added to d_weight and d_bias where they are not NULL. */
   void (*norm_backward)(const sfa_norm_backward *norm, const float *x, const float *d_out, float *d_x, float *d_weight, float *d_bias);
   void (*activate_backward)(sfa_activation act, int32_t dim, const float *x, const float *up, const float *d_out, float *d_x, float *d_up);
@@ -34,8 +36,8 @@ typedef struct sfa_training_kernels {
 
 extern const sfa_training_kernels sfa_training_kernels_scalar, sfa_training_kernels_avx2, sfa_training_kernels_avx512;
 
-/* Products over the context's threads (device_cpu_products.c); scratch of so many bytes. */
-size_t sfa_product_scratch_bytes(const sfa_context *ctx);
+/* Products over the context's threads (device_cpu_products.c); scratch for m and n of up to max_dim. */
+size_t sfa_product_scratch_bytes(int64_t max_dim);
 void sfa_product_run(const sfa_context *ctx, const sfa_training_kernels *kernels, const sfa_product *product, void *scratch);
 
 #endif

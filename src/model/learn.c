@@ -61,7 +61,10 @@ static sfa_status create_rotations(sfa_learner *l) {
 
 static sfa_status create_buffers(sfa_learner *l) {
   const sfa_model_config *c = &l->config;
-  int64_t widest = c->ffn_dim > c->hidden_dim ? c->ffn_dim : c->hidden_dim;
+  const int64_t dims[] = {l->options.max_tokens, c->vocab_size, c->hidden_dim, c->ffn_dim, sfa_learn_q_dim(c), sfa_learn_attended_dim(c)};
+  int64_t widest = 0;
+  for (size_t i = 0; i < sizeof dims / sizeof *dims; i++)
+    widest = sfa_max64(widest, dims[i]);
   SFA_TRY(sfa_learn_alloc(l, (size_t)(c->n_layers + 1) * (size_t)l->options.max_tokens, (size_t)c->hidden_dim * sizeof(float),
                           "the stream between layers", &l->streams));
   SFA_TRY(sfa_learn_alloc(l, (size_t)n_saved(l), sizeof *l->saved, "activations", &l->saved));
@@ -83,8 +86,7 @@ static sfa_status create_buffers(sfa_learner *l) {
   SFA_TRY(sfa_learn_alloc(l, (size_t)c->hidden_dim + (size_t)c->head_dim, sizeof(float), "activations", &l->norm_weight));
   SFA_TRY(sfa_learn_alloc(l, (size_t)l->options.loss_tokens, (size_t)c->vocab_size * sizeof(float), "logits", &l->logits));
   SFA_TRY(sfa_learn_alloc(l, (size_t)l->options.loss_tokens, 2 * sizeof(float), "losses", &l->losses));
-  int64_t attended = sfa_learn_q_dim(c) > sfa_learn_attended_dim(c) ? sfa_learn_q_dim(c) : sfa_learn_attended_dim(c);
-  return sfa_learn_alloc(l, 1, l->training->scratch_bytes(l->ctx, widest > attended ? widest : attended), "packed operands", &l->scratch);
+  return sfa_learn_alloc(l, 1, l->training->scratch_bytes(widest), "packed operands", &l->scratch);
 }
 
 /* The file's own wish, the same for all heads of a layer. */
