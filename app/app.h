@@ -158,5 +158,6 @@ int cmd_demo(const app_options *o);
 int cmd_explain(const app_options *o);
 int cmd_inspect(const app_options *o);
 int cmd_train(const app_options *o);
+int cmd_export(const app_options *o);
 
 #endif

@@ -74,6 +74,7 @@ typedef struct app_options {
   int64_t rows, keys, min_length, max_length, max_depth, max_args; /* of made-up tasks */
   /* Of `train` and `export`. */
   const char *config, *data, *validation, *set, *gguf;
+  int export_type; /* index into "bf16|f16|f32" */
   bool resume;
 } app_options;
 

@@ -94,9 +94,12 @@ static int add_settings(const char *settings, file_list *recipes) {
   return status;
 }
 
-static int read_recipes(const app_options *o, file_list *recipes) {
+/* From bottom to top: base, the files, over, the settings; those that are NULL are left out. */
+static int read_recipes(const app_options *o, const char *base, const char *over, file_list *recipes) {
   file_list files = {0};
-  int status = list_split(o->config, &files);
+  int status = base ? list_add(recipes, strdup(base)) : EXIT_OK;
+  if (!status && o->config)
+    status = list_split(o->config, &files);
   for (int64_t i = 0; i < files.n && !status; i++) {
     char *text;
     status = read_file(files.texts[i], &text);
@@ -104,6 +107,8 @@ static int read_recipes(const app_options *o, file_list *recipes) {
       status = list_add(recipes, text);
   }
   list_free(&files);
+  if (!status && over)
+    status = list_add(recipes, strdup(over));
   return status || !o->set ? status : add_settings(o->set, recipes);
 }
 
@@ -200,7 +205,7 @@ static int plot_curves(const char *out) {
             "set title 'loss, nats a token'; plot $loss with lines linewidth 1.5 title 'training'%s\n"
             "set title 'learning rate'; unset key; plot $rate with lines linewidth 1.5\n"
             "set title 'gradient norm'; set logscale y; plot $norm with lines linewidth 1\n"
-            "set title 'kept features of a key (0: all)'; unset logscale y; set yrange [0:1<*]; plot $k with lines linewidth 1.5\n"
+            "set title 'kept features of a key (0: all)'; unset logscale y; set yrange [-1:*]; plot $k with lines linewidth 1.5\n"
             "unset multiplot\n",
             held_out ? ", $held with linespoints linewidth 2 title 'held out'" : "");
   }
@@ -240,7 +245,7 @@ static cJSON *result_json(const app_options *o, const watcher *w, bool finished)
   return document;
 }
 
-static int run_training(app *a, const app_options *o, const sfa_train_options *options, watcher *w) {
+static int run_training(app *a, const app_options *o, const sfa_train_options *options, watcher *w, bool tell_result) {
   sfa_train *train;
   if (sfa_train_open(a->ctx, options, &train) != SFA_OK)
     return app_fail_status(a->ctx);
@@ -255,23 +260,17 @@ static int run_training(app *a, const app_options *o, const sfa_train_options *o
   if (result == SFA_ERROR_CANCELLED)
     status = EXIT_INTERRUPTED;
   int drawn = plot_curves(o->out);
-  if (o->json && (result == SFA_OK || result == SFA_ERROR_CANCELLED))
+  if (tell_result && o->json && (result == SFA_OK || result == SFA_ERROR_CANCELLED))
     app_print_json(result_json(o, w, result == SFA_OK));
   if (status || drawn)
     return status ? status : drawn;
   return app_flush();
 }
 
-int cmd_train(const app_options *o) {
-  if (!o->config)
-    return app_usage("train wants a recipe: --config FILE (docs/TRAINING.md; examples/recipes has some)");
-  if (!o->data)
-    return app_usage("train wants token shards: --data PATH, made by sfa data");
-  if (!o->out)
-    return app_usage("train wants a folder for what it makes: -o DIR");
+int app_train(const app_options *o, const char *base, const char *over, bool tell_result) {
   app a = {.o = o};
   file_list recipes = {0}, data = {0}, validation = {0};
-  int status = read_recipes(o, &recipes);
+  int status = read_recipes(o, base, over, &recipes);
   if (!status)
     status = list_split(o->data, &data);
   if (!status && o->validation)
@@ -293,11 +292,21 @@ int cmd_train(const app_options *o) {
                                        .resume = o->resume,
                                        .progress = watch,
                                        .progress_user = &w};
-    status = run_training(&a, o, &options, &w);
+    status = run_training(&a, o, &options, &w, tell_result);
   }
   list_free(&recipes);
   list_free(&data);
   list_free(&validation);
   app_close(&a);
   return status;
+}
+
+int cmd_train(const app_options *o) {
+  if (!o->config)
+    return app_usage("train wants a recipe: --config FILE (docs/TRAINING.md; examples/recipes has some)");
+  if (!o->data)
+    return app_usage("train wants token shards: --data PATH, made by sfa data");
+  if (!o->out)
+    return app_usage("train wants a folder for what it makes: -o DIR");
+  return app_train(o, NULL, NULL, true);
 }

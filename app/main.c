@@ -70,6 +70,7 @@ static const app_verb verbs[] = {
      "ListOps of Long Range Arena: scores a model that was trained on it, or writes such data.", NULL, cmd_eval_listops},
     {"train", NULL, VERB_TRAIN, "--config FILE --data PATH -o DIR [options]", "Trains a model, dense or with SFA, on token shards.",
      "Ctrl-C saves and ends; --resume goes on, after any interruption, to the same result.", cmd_train},
+    {"export", NULL, VERB_EXPORT, "-m DIR --gguf FILE [options]", "Writes a model as a GGUF file.", NULL, cmd_export},
     {"demo", NULL, VERB_DEMO, "-m MODEL -f FILE [options]",
      "Reads a long text with dense attention and with several kinds of SFA, side by side.",
      "The text is cut to the context. The result is a table, a picture and the numbers as JSON.", cmd_demo},

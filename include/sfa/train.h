@@ -83,6 +83,42 @@ typedef struct sfa_train_info {
 
 SFA_API void sfa_train_describe(const sfa_train *train, sfa_train_info *info);
 
+/* Writes a Hugging Face directory (a trained model, or any other that sfa_model_open reads) as one GGUF file, whole or not at all. Matrices
+ * are rounded to type: SFA_F32, SFA_F16 or SFA_BF16 (0); vectors stay f32. Sparse attention is in the keys {arch}.attention.sfa.*
+ * (docs/MATH.md 9). A tokenizer that is a byte-level BPE with GPT-2's or SmolLM's cut into words is written too; with another, the file has
+ * none, which the log tells. */
+SFA_API sfa_status sfa_model_export_gguf(sfa_context *ctx, const char *directory, const char *path, sfa_dtype type);
+
+/* ---- Sensitivity: which heads of a dense model need many features ---------------------------------------------------------------- */
+
+typedef struct sfa_sensitivity_options {
+  size_t struct_size;      /* sizeof(sfa_sensitivity_options) */
+  const char *model;       /* as sfa_model_open takes it */
+  const char *const *data; /* token shards of held-out text */
+  int64_t n_data;
+  int64_t n_windows, window_len; /* 0: 16 windows of 256 tokens, spread evenly */
+  const int32_t *k;              /* [n_k] rising; NULL: 4, 8, 16, 32. Those from head_dim on are left out */
+  int32_t n_k;
+  int32_t dense_queries;    /* 1: keys alone are cut ("K-only") */
+  sfa_progress_fn progress; /* NULL: none */
+  void *progress_user;
+} sfa_sensitivity_options;
+
+/* Nats a token by which the mean loss rises where one kv head keeps k features and everything else is dense. */
+typedef struct sfa_sensitivity {
+  int32_t n_layers, n_kv_heads, head_dim, n_k;
+  int32_t *k; /* [n_k] */
+  double dense_loss;
+  double *rise; /* [n_k][n_layers][n_kv_heads] */
+} sfa_sensitivity;
+
+/* Cost: n_k * n_layers * n_kv_heads + 1 passes over the windows. */
+SFA_API sfa_status sfa_sensitivity_measure(sfa_context *ctx, const sfa_sensitivity_options *options, sfa_sensitivity **sensitivity);
+SFA_API void sfa_sensitivity_destroy(sfa_context *ctx, sfa_sensitivity *sensitivity);
+/* The k of every layer (head_dim: dense), at most mean_k on average, whose rises have the smallest sum, by dynamic programming. As if rises
+ * added up: a first guess, to be trained and measured. k: [n_layers]; *rise: that sum. */
+SFA_API sfa_status sfa_sensitivity_allocate(sfa_context *ctx, const sfa_sensitivity *sensitivity, double mean_k, int32_t *k, double *rise);
+
 #ifdef __cplusplus
 }
 #endif

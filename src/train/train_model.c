@@ -143,28 +143,33 @@ sfa_status sfa_train_model_create(sfa_context *ctx, const char *folder, const cJ
   return fill_folder(ctx, folder);
 }
 
-/* The largest of what a layer lists: the engine's reader takes one k a layer. */
-static cJSON *largest_json(const cJSON *k) {
-  double largest = 0;
-  const cJSON *head;
-  cJSON_ArrayForEach(head, k) largest = head->valuedouble > largest ? head->valuedouble : largest;
-  return cJSON_CreateNumber(cJSON_IsArray(k) ? largest : k->valuedouble);
+/* The largest number in lists of lists; 0, which keeps all, is larger than any. */
+static double largest_in(const cJSON *item) {
+  double largest = cJSON_IsArray(item) ? -1 : item->valuedouble;
+  const cJSON *part;
+  cJSON_ArrayForEach(part, item) {
+    const double x = largest_in(part);
+    largest = x == 0 || largest == 0 ? 0 : x > largest ? x : largest;
+  }
+  return largest;
 }
 
-/* Where "k" has a number for each kv head, "k_heads" keeps it and "k" has one for each layer. */
+/* The engine takes one k a layer, and one k_q for all: where the recipe has more, "k_heads" and "k_q_heads" keep it, and these get the
+ * largest. */
 static bool flatten_heads(cJSON *sparse) {
-  static const char *const names[][2] = {{"k", "k_heads"}, {"k_q", "k_q_heads"}};
-  bool complete = true;
-  for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-    cJSON *k = cJSON_GetObjectItemCaseSensitive(sparse, names[i][0]), *layer;
-    bool nested = false;
-    cJSON_ArrayForEach(layer, k) nested |= cJSON_IsArray(layer) != 0;
-    if (!nested)
-      continue;
+  cJSON *k = cJSON_GetObjectItemCaseSensitive(sparse, "k"), *k_q = cJSON_GetObjectItemCaseSensitive(sparse, "k_q"), *layer;
+  bool complete = true, nested = false;
+  cJSON_ArrayForEach(layer, k) nested |= cJSON_IsArray(layer) != 0;
+  if (nested) {
     cJSON *flat = cJSON_CreateArray();
-    cJSON_ArrayForEach(layer, k) complete &= cJSON_AddItemToArray(flat, largest_json(layer)) != 0;
-    k = cJSON_DetachItemFromObjectCaseSensitive(sparse, names[i][0]);
-    complete &= cJSON_AddItemToObject(sparse, names[i][1], k) && cJSON_AddItemToObject(sparse, names[i][0], flat);
+    cJSON_ArrayForEach(layer, k) complete &= cJSON_AddItemToArray(flat, cJSON_CreateNumber(largest_in(layer))) != 0;
+    k = cJSON_DetachItemFromObjectCaseSensitive(sparse, "k");
+    complete &= cJSON_AddItemToObject(sparse, "k_heads", k) && cJSON_AddItemToObject(sparse, "k", flat);
+  }
+  if (cJSON_IsArray(k_q)) {
+    cJSON *number = cJSON_CreateNumber(largest_in(k_q));
+    k_q = cJSON_DetachItemFromObjectCaseSensitive(sparse, "k_q");
+    complete &= cJSON_AddItemToObject(sparse, "k_q_heads", k_q) && cJSON_AddItemToObject(sparse, "k_q", number);
   }
   return complete;
 }

@@ -12,11 +12,17 @@
 
 static size_t n_heads(const sfa_train *t) { return (size_t)t->shape.n_layers * (size_t)t->shape.n_kv_heads; }
 
+/* Features kept at a step where there are k in the end; 0: all. Two of four are half of them at most, so that the schedule begins there. */
+static int32_t kept(const sfa_train *t, int64_t step, int32_t k) {
+  const int32_t dim = t->shape.head_dim, now = sfa_recipe_k(&t->recipe, step, k, dim);
+  return t->sparsity.two_of_four && now > dim / 2 ? dim / 2 : now;
+}
+
 /* Most features kept of a key at a step; 0: all. */
 static int32_t most_kept(const sfa_train *t, int64_t step) {
   int32_t most = 0;
   for (size_t i = 0; t->sparsity.k_keys && i < n_heads(t); i++) {
-    int32_t k = sfa_recipe_k(&t->recipe, step, t->sparsity.k_keys[i], t->shape.head_dim);
+    int32_t k = kept(t, step, t->sparsity.k_keys[i]);
     most = k > most ? k : most;
   }
   return most;
@@ -27,8 +33,8 @@ static sfa_status set_sparsity(sfa_train *t, int64_t step, bool noise) {
   if (!t->sparsity.k_keys)
     return sfa_learner_sparsity(t->learner, &(sfa_learn_sparsity){0});
   for (size_t i = 0; i < n_heads(t); i++) {
-    t->k_keys[i] = sfa_recipe_k(&t->recipe, step, t->sparsity.k_keys[i], t->shape.head_dim);
-    t->k_queries[i] = sfa_recipe_k(&t->recipe, step, t->sparsity.k_queries[i], t->shape.head_dim);
+    t->k_keys[i] = kept(t, step, t->sparsity.k_keys[i]);
+    t->k_queries[i] = kept(t, step, t->sparsity.k_queries[i]);
   }
   const bool sparse = most_kept(t, step) > 0;
   const sfa_learn_sparsity now = {.k_keys = t->k_keys,

@@ -322,6 +322,70 @@ static void test_memory(void **state) {
   assert_true(refuse > 60);
 }
 
+/* Negative log-likelihoods of a few tokens, by the engine and as the model file asks for. */
+static void score(const char *path, float *nll, int32_t n) {
+  sfa_context *ctx = new_context(1, SFA_ISA_DEFAULT);
+  sfa_model *model;
+  sfa_model_info info;
+  sfa_session *session;
+  int32_t ids[16];
+  for (int32_t i = 0; i < n; i++)
+    ids[i] = (i * i * 7 + 3) % TRAIN_VOCAB;
+  if (sfa_model_open(ctx, path, NULL, &model) != SFA_OK)
+    fail_msg("%s", sfa_context_error(ctx));
+  sfa_model_describe(model, &info);
+  const sfa_attention_choice choice = {.struct_size = sizeof choice, .sparse = info.sfa_k > 0, .cache_k = SFA_F32, .cache_v = SFA_F32};
+  const sfa_session_options options = {.struct_size = sizeof options, .attention = &choice};
+  assert_int_equal(sfa_session_create(model, &options, &session), SFA_OK);
+  assert_int_equal(sfa_session_score(session, ids, n, -1, nll, NULL), SFA_OK);
+  sfa_session_destroy(session);
+  sfa_model_close(model);
+  sfa_context_destroy(ctx);
+}
+
+/* A model of each family, trained a little, says the same as a GGUF file. */
+static void test_gguf(void **state) {
+  (void)state;
+  enum { N = 16 };
+  static const char llama[] = "\"hidden_size\": 32, \"intermediate_size\": 48, \"num_hidden_layers\": 2, \"num_attention_heads\": 4,"
+                              "\"num_key_value_heads\": 2, \"head_dim\": 16, \"max_position_embeddings\": 64, \"rope_theta\": 5000";
+  static const struct {
+    const char *type, *members, *sparse;
+  } models[] = {
+      {"llama", "\"tie_word_embeddings\": false", "{\"k\": [4, 0], \"k_q\": 0}"},
+      {"llama", "\"rope_scaling\": {\"rope_type\": \"linear\", \"factor\": 4}",
+       "{\"k\": 4, \"order\": \"pre_rope\", \"two_of_four\": true}"},
+      {"qwen2", "\"rms_norm_eps\": 1e-6", "null"},
+      {"qwen3", "\"rms_norm_eps\": 1e-6", "{\"k\": 6, \"k_q\": 9, \"layers\": [1]}"},
+      {"gemma3_text", "\"sliding_window\": 8, \"sliding_window_pattern\": 2, \"query_pre_attn_scalar\": 16", "null"},
+      {"gpt2", "\"n_embd\": 32, \"n_layer\": 2, \"n_head\": 2, \"n_positions\": 64", "{\"k\": 8}"},
+  };
+  for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
+    char over[900], out[16], from[TRAIN_PATH_BYTES], to[TRAIN_PATH_BYTES];
+    float wanted[N], seen[N];
+    snprintf(over, sizeof over, "{\"model\": {\"model_type\": \"%s\", %s, %s}, \"sparse_attention_config\": %s, \"steps\": 4}",
+             models[i].type, llama, models[i].members, models[i].sparse);
+    snprintf(out, sizeof out, "gguf%zu", i);
+    snprintf(from, sizeof from, "%s/%s/model", dir, out);
+    snprintf(to, sizeof to, "%s/%s.gguf", dir, out);
+    run r = {.over = over};
+    if (train(out, &r) != SFA_OK)
+      fail_msg("%s: %s", models[i].type, r.error);
+    sfa_context *ctx = new_context(1, SFA_ISA_DEFAULT);
+    if (sfa_model_export_gguf(ctx, from, to, SFA_F32) != SFA_OK)
+      fail_msg("%s: %s", models[i].type, sfa_context_error(ctx));
+    assert_int_equal(sfa_model_export_gguf(ctx, from, in_dir("nowhere/x.gguf"), SFA_F32), SFA_ERROR_IO);
+    assert_int_equal(sfa_model_export_gguf(ctx, to, in_dir("x.gguf"), SFA_F32), SFA_ERROR_ARGUMENT);
+    assert_int_equal(sfa_model_export_gguf(ctx, from, to, SFA_I8), SFA_ERROR_ARGUMENT);
+    sfa_context_destroy(ctx);
+    score(from, wanted, N);
+    score(to, seen, N);
+    for (int j = 0; j + 1 < N; j++)
+      if (!(fabsf(seen[j] - wanted[j]) <= 1e-4f))
+        fail_msg("%s, model %zu, token %d: %g, not %g", models[i].type, i, j, (double)seen[j], (double)wanted[j]);
+  }
+}
+
 static void test_wrong_options(void **state) {
   (void)state;
   static const struct {
@@ -350,7 +414,7 @@ int main(void) {
       cmocka_unit_test(test_changed),       cmocka_unit_test(test_damaged_checkpoint),
       cmocka_unit_test(test_damaged_shard), cmocka_unit_test(test_diverges),
       cmocka_unit_test(test_full_disk),     cmocka_unit_test(test_memory),
-      cmocka_unit_test(test_wrong_options),
+      cmocka_unit_test(test_gguf),          cmocka_unit_test(test_wrong_options),
   };
   return cmocka_run_group_tests(tests, setup, teardown);
 }
