@@ -3,6 +3,8 @@
 
     tools/compare_training_speed.py BUILD [--threads 2] [--model 2m] [--rounds 5]
 
+On a machine that is busy otherwise, --cpu counts the seconds of processors (best with --threads 1, where nobody waits for anybody).
+
 PyTorch runs transformers' Llama with scaled dot-product attention. Rounds of the engines take turns; medians and their ratios are
 printed: ours dense to PyTorch dense, ours with K features to ours dense.
 """
@@ -26,32 +28,34 @@ MODELS = {
 
 
 class Torch:
-    def __init__(self, model, n_sequences, length):
+    def __init__(self, model, n_sequences, length, clock):
+        self.clock = clock
         self.model = model.train()
         ids = torch.randint(0, model.config.vocab_size, (n_sequences, length + 1))
         self.tokens, self.targets = ids[:, :-1], ids[:, 1:].reshape(-1)
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
 
     def steps(self, n):
-        start = time.perf_counter()
+        start = self.clock()
         for _ in range(n):
             self.optimizer.zero_grad(set_to_none=True)
             logits = self.model(self.tokens).logits
             torch.nn.functional.cross_entropy(logits.view(-1, logits.shape[-1]), self.targets).backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
-        return time.perf_counter() - start
+        return self.clock() - start
 
 
 class Ours:
-    def __init__(self, build, folder, threads, n_sequences, length, steps, k):
+    def __init__(self, build, folder, threads, n_sequences, length, steps, k, column):
+        self.column = column
         command = [f"{build}/bin/time_learning", folder, str(threads), str(n_sequences), str(length), str(steps), str(k)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def steps(self, n):
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
-        return float(self.process.stdout.readline().split()[0])
+        return float(self.process.stdout.readline().split()[self.column])
 
 
 def main():
@@ -61,6 +65,7 @@ def main():
     parser.add_argument("--model", choices=MODELS, default="4m")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument("--cpu", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
@@ -70,9 +75,9 @@ def main():
         intermediate_size=ffn, vocab_size=vocab, max_position_embeddings=length, tie_word_embeddings=True, attn_implementation="sdpa"))
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        engines = {"PyTorch dense": Torch(model, n_sequences, length),
-                   "ours dense": Ours(args.build, folder, args.threads, n_sequences, length, args.steps, 0),
-                   f"ours k = {k}": Ours(args.build, folder, args.threads, n_sequences, length, args.steps, k)}
+        engines = {"PyTorch dense": Torch(model, n_sequences, length, time.process_time if args.cpu else time.perf_counter),
+                   "ours dense": Ours(args.build, folder, args.threads, n_sequences, length, args.steps, 0, int(args.cpu)),
+                   f"ours k = {k}": Ours(args.build, folder, args.threads, n_sequences, length, args.steps, k, int(args.cpu))}
         seconds = {name: [] for name in engines}
         for engine in engines.values():
             engine.steps(args.steps)
