@@ -158,6 +158,10 @@ int cmd_demo(const app_options *o);
 int cmd_explain(const app_options *o);
 int cmd_inspect(const app_options *o);
 int cmd_train(const app_options *o);
+/* Trains as the options say; the recipe is base, the files of --config, over, --set, each laid over those before it (NULL: none).
+ * tell_result: with --json the result goes to stdout. */
+int app_train(const app_options *o, const char *base, const char *over, bool tell_result);
+int cmd_finetune(const app_options *o);
 int cmd_export(const app_options *o);
 
 #endif

@@ -43,12 +43,14 @@ typedef struct row {
 #define BENCHES (GRIDS | VERB_BENCH_MODEL)
 #define CORPUS (VERB_DATA | VERB_TOKENIZER_TRAIN)
 #define MADE_UP (VERB_DATA_LISTOPS | VERB_DATA_KV)
+#define TRAININGS (VERB_TRAIN | VERB_FINETUNE)
 #define BIG 1e15
 
 static const row rows[] = {
     {'m', "model", 0, TEXT, AT(model), "PATH", 0, 0, 0, MODELS | VERB_TOKENIZE, "a GGUF file, a Hugging Face directory or a llama2.c .bin"},
     {0, "tokenizer", 0, TEXT, AT(tokenizer), "PATH", 0, 0, 0, MODELS | VERB_TOKENIZE,
      "tokenizer file, if it is not in or beside the model"},
+    {0, "adapter", 0, TEXT, AT(adapter), "DIR", 0, 0, 0, MODELS, "lay an adapter of sfa finetune over the model"},
     {0, "weights", 0, WORD, AT(weights), 0, "auto|f32|bf16|int8", 0, 0, MODELS,
      "linear layers in memory; auto: the fastest that is no further from the file than its own format"},
     {'p', "prompt", 0, TEXT, AT(prompt), "TEXT", 0, 0, 0, VERB_GENERATE | VERB_TOKENIZE | VERB_EXPLAIN,
@@ -199,11 +201,11 @@ static const row rows[] = {
     {'t', "threads", 0, INT, AT(threads), "N", 0, 1, 4096, VERB_PLAN, "threads that the workspace is for (default: all processors)"},
     {0, "calibrate", 0, FLAG, AT(calibrate), 0, 0, 0, 0, VERB_PLAN,
      "time this machine's kernels first, in under two seconds, and keep the costs for it: the other commands use them too"},
-    {0, "config", 0, TEXT, AT(config), "FILE,...", 0, 0, 0, VERB_TRAIN,
+    {0, "config", 0, TEXT, AT(config), "FILE,...", 0, 0, 0, TRAININGS,
      "the recipe, JSON (docs/TRAINING.md); members of later files replace those of earlier ones"},
-    {0, "set", 0, TEXT, AT(set), "NAME=VALUE,...", 0, 0, 0, VERB_TRAIN, "members of the recipe that replace those of the files"},
-    {0, "data", 0, TEXT, AT(data), "PATH,...", 0, 0, 0, VERB_TRAIN, "token shards to train on, or sets of them (sfa data makes them)"},
-    {0, "validation", 0, TEXT, AT(validation), "PATH,...", 0, 0, 0, VERB_TRAIN, "token shards for the held-out loss"},
+    {0, "set", 0, TEXT, AT(set), "NAME=VALUE,...", 0, 0, 0, TRAININGS, "members of the recipe that replace those of the files"},
+    {0, "data", 0, TEXT, AT(data), "PATH,...", 0, 0, 0, TRAININGS, "token shards to train on, or sets of them (sfa data makes them)"},
+    {0, "validation", 0, TEXT, AT(validation), "PATH,...", 0, 0, 0, TRAININGS, "token shards for the held-out loss"},
     {'m', "model", 0, TEXT, AT(model), "DIR", 0, 0, 0, VERB_TRAIN,
      "train this Hugging Face model further (default: a new one of the recipe)"},
     {0, "tokenizer", 0, TEXT, AT(tokenizer), "PATH", 0, 0, 0, VERB_TRAIN,
@@ -212,8 +214,18 @@ static const row rows[] = {
     {'m', "model", 0, TEXT, AT(model), "DIR", 0, 0, 0, VERB_EXPORT, "a Hugging Face directory"},
     {0, "gguf", 0, TEXT, AT(gguf), "FILE", 0, 0, 0, VERB_EXPORT, "the file that is written"},
     {0, "type", 0, WORD, AT(export_type), 0, "bf16|f16|f32", 0, 0, VERB_EXPORT, "of the matrices (default: bf16); vectors stay f32"},
-    {0, "resume", 0, FLAG, AT(resume), 0, 0, 0, 0, VERB_TRAIN, "go on from the newest checkpoint in --out; without one, begin"},
-    {'t', "threads", 0, INT, AT(threads), "N", 0, 1, 4096, VERB_TRAIN, "changes no result (default: all processors)"},
+    {'m', "model", 0, TEXT, AT(model), "DIR", 0, 0, 0, VERB_FINETUNE, "the dense model, a Hugging Face directory"},
+    {0, "sfa-k", 0, INT, AT(sfa_k), "N", 0, 1, 65536, VERB_FINETUNE, "features kept of a key in every layer (default: 16)"},
+    {0, "mean-k", 0, REAL, AT(mean_k), "X", 0, 0, 65536, VERB_FINETUNE,
+     "instead: measure how sensitive every head is, and share out so many features a layer on average"},
+    {0, "sfa-kq", 0, INT, AT(sfa_kq), "N|all", "all", 1, 65536, VERB_FINETUNE,
+     "features kept of a query; all: dense queries, \"K-only\" (default: as of keys)"},
+    {0, "task", 0, TEXTS, AT(tasks), "NAME=FILE", 0, 0, 0, VERB_FINETUNE,
+     "score both models on a task of sfa eval too; may be given several times"},
+    {0, "limit", 0, INT, AT(limit), "N", 0, 1, BIG, VERB_FINETUNE, "the first items of a task only (default: all)"},
+    {'o', "out", 0, TEXT, AT(out), "DIR", 0, 0, 0, VERB_FINETUNE, "folder for all that a training leaves, sensitivity and report card"},
+    {0, "resume", 0, FLAG, AT(resume), 0, 0, 0, 0, TRAININGS, "go on from the newest checkpoint in --out; without one, begin"},
+    {'t', "threads", 0, INT, AT(threads), "N", 0, 1, 4096, TRAININGS, "changes no result (default: all processors)"},
     {0, "input", "", TEXTS, AT(inputs), "FILE", 0, 0, 0, CORPUS, NULL},
     {0, "tokenizer", 0, TEXT, AT(tokenizer), "PATH", 0, 0, 0, VERB_DATA, "tokenizer.json, its folder, or another file of a tokenizer"},
     {'m', "model", 0, TEXT, AT(model), "PATH", 0, 0, 0, VERB_DATA, "take the tokenizer of a model"},

@@ -73,7 +73,8 @@ int app_open_model(app *a, const app_options *o, bool wants_text) {
   int status = app_open_context(a, o, o->threads, (sfa_isa)o->isa);
   if (status)
     return status;
-  sfa_model_options model = {.struct_size = sizeof model, .weights = (sfa_weight_format)o->weights, .tokenizer = o->tokenizer};
+  sfa_model_options model = {
+      .struct_size = sizeof model, .weights = (sfa_weight_format)o->weights, .tokenizer = o->tokenizer, .adapter = o->adapter};
   if (sfa_model_open(a->ctx, o->model, &model, &a->model) != SFA_OK)
     return app_fail_status(a->ctx);
   sfa_model_describe(a->model, &a->info);

@@ -171,12 +171,79 @@ static void test_teacher_wants_a_model(void **state) {
   sfa_context_destroy(ctx);
 }
 
+/* ---- Sensitivity ------------------------------------------------------------------------------------------------------------------ */
+
+static void test_sensitivity(void **state) {
+  (void)state;
+  sfa_context *ctx = new_context(2, SFA_ISA_DEFAULT);
+  const char *const data[] = {in_dir("data")};
+  const int32_t tried[] = {1, 8, 16};
+  const sfa_sensitivity_options options = {
+      .struct_size = sizeof options, .model = in_dir("dense/model"), .data = data, .n_data = 1, .window_len = 32, .k = tried, .n_k = 3};
+  sfa_sensitivity *s;
+  assert_int_equal(sfa_sensitivity_measure(ctx, &options, &s), SFA_OK);
+  assert_int_equal(s->n_layers, LAYERS);
+  assert_int_equal(s->n_kv_heads, HEADS);
+  assert_int_equal(s->n_k, 2); /* 16 of 16 is everything */
+  assert_true(s->dense_loss > 0 && s->dense_loss < log(TRAIN_VOCAB));
+  double rises[2] = {0};
+  for (int i = 0; i < 2; i++)
+    for (int head = 0; head < LAYERS * HEADS; head++)
+      rises[i] += fabs(s->rise[i * LAYERS * HEADS + head]);
+  assert_true(rises[0] > 2 * rises[1] && rises[1] > 0);
+  sfa_sensitivity_destroy(ctx, s);
+  sfa_sensitivity_options wrong = options;
+  wrong.window_len = 65; /* the context is 64 */
+  assert_int_equal(sfa_sensitivity_measure(ctx, &wrong, &s), SFA_ERROR_ARGUMENT);
+  wrong = options;
+  wrong.k = (const int32_t[]){8, 4};
+  wrong.n_k = 2;
+  assert_int_equal(sfa_sensitivity_measure(ctx, &wrong, &s), SFA_ERROR_ARGUMENT);
+  assert_null(s);
+  sfa_context_destroy(ctx);
+}
+
+/* The best of all ways to share a budget out, by trying them. */
+static double best_by_trying(const sfa_sensitivity *s, int32_t layer, int32_t left) {
+  double best = layer == s->n_layers ? 0 : INFINITY;
+  for (int32_t i = 0; layer < s->n_layers && i <= s->n_k; i++) {
+    const int32_t k = i < s->n_k ? s->k[i] : s->head_dim;
+    double rise = 0;
+    for (int32_t g = 0; i < s->n_k && g < s->n_kv_heads; g++)
+      rise += s->rise[(i * s->n_layers + layer) * s->n_kv_heads + g];
+    if (k <= left)
+      best = fmin(best, rise + best_by_trying(s, layer + 1, left - k));
+  }
+  return best;
+}
+
+static void test_allocation(void **state) {
+  (void)state;
+  enum { L = 5, G = 2, N_K = 3 };
+  sfa_context *ctx = new_context(1, SFA_ISA_DEFAULT);
+  int32_t tried[N_K] = {4, 8, 16}, k[L];
+  double rise[N_K * L * G], sum;
+  sfa_rng rng = {5};
+  for (int i = 0; i < N_K * L * G; i++)
+    rise[i] = sfa_rng_uniform(&rng) / tried[i / (L * G)] - 0.01;
+  const sfa_sensitivity s = {.n_layers = L, .n_kv_heads = G, .head_dim = 32, .n_k = N_K, .k = tried, .dense_loss = 2, .rise = rise};
+  for (double mean = 4; mean <= 32; mean += 1.7) {
+    assert_int_equal(sfa_sensitivity_allocate(ctx, &s, mean, k, &sum), SFA_OK);
+    assert_true(fabs(sum - best_by_trying(&s, 0, (int32_t)floor(mean * L))) < 1e-12);
+    int32_t used = 0;
+    for (int layer = 0; layer < L; layer++)
+      used += k[layer];
+    assert_true(used <= mean * L);
+  }
+  assert_int_equal(sfa_sensitivity_allocate(ctx, &s, 3.9, k, &sum), SFA_ERROR_ARGUMENT);
+  assert_int_equal(sfa_sensitivity_allocate(ctx, &s, NAN, k, &sum), SFA_ERROR_ARGUMENT);
+  sfa_context_destroy(ctx);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_heads_come_nearer),
-      cmocka_unit_test(test_adapter),
-      cmocka_unit_test(test_wrong_adapters),
-      cmocka_unit_test(test_teacher_wants_a_model),
+      cmocka_unit_test(test_heads_come_nearer),     cmocka_unit_test(test_adapter),     cmocka_unit_test(test_wrong_adapters),
+      cmocka_unit_test(test_teacher_wants_a_model), cmocka_unit_test(test_sensitivity), cmocka_unit_test(test_allocation),
   };
   return cmocka_run_group_tests(tests, setup, teardown);
 }
