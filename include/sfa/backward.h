@@ -20,7 +20,8 @@ typedef struct sfa_attention_grad_args {
   size_t struct_size; /* sizeof(sfa_attention_grad_args) */
 
   /* What sfa_attention_run was given, and the out and lse that it filled. Its workspace, dropped and stage_ns are not looked at. Codes that
-   * were made before save making them again. */
+   * were made before save making them again; then the gradients are those of the rows that they were made of, and a rope beside them is
+   * not looked at. */
   const sfa_attention_args *forward;
 
   const float *d_out; /* [B][T][H][E], contiguous: gradient of out */

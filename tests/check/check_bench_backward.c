@@ -151,7 +151,8 @@ int check_bench_backward(const char *isa_name, bool quick) {
       for (int causal = 0; causal < 2; causal++)
         for (int D = 128; D >= 64; D /= 2)
           bench_shape(isa, n_threads, 2048, D, causal, n_rounds);
-    bench_shape(isa, 1, 4096, 128, 1, n_rounds);
+    for (int n_threads = 1; n_threads <= 2; n_threads++)
+      bench_shape(isa, n_threads, 4096, 128, 1, n_rounds);
   }
   return 0;
 }
