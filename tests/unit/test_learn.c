@@ -2,10 +2,14 @@
  * for any threads, instruction set and with checkpointing; conversion's losses by central differences; arguments that are wrong. */
 #include "unit_tools.h"
 
+#include "file/save.h"
+#include "file/weights_write.h"
 #include "model/learn.h"
+#include "model/model.h"
 
 #include <math.h>
 #include <stdio.h>
+#include <unistd.h>
 
 #define GOLDEN SFA_TEST_DATA "/golden/"
 
@@ -367,6 +371,122 @@ static void supports(void **state) {
   sfa_context_destroy(ctx);
 }
 
+/* ---- Wide heads ------------------------------------------------------------------------------------------------------------------- */
+
+enum { WIDE_TENSORS = 2 + 2 * 9, WIDE_VOCAB = 50, WIDE_HIDDEN = 32 };
+static const char wide_config[] =
+    "{\"model_type\": \"llama\", \"hidden_size\": 32, \"intermediate_size\": 48, \"num_hidden_layers\": 2, \"num_attention_heads\": 2,"
+    " \"num_key_value_heads\": 1, \"head_dim\": 32, \"v_head_dim\": 16, \"max_position_embeddings\": 128, \"rms_norm_eps\": 1e-6,"
+    " \"rope_theta\": 10000.0, \"hidden_act\": \"silu\", \"tie_word_embeddings\": true}";
+
+static void write_wide(sfa_context *ctx, const char *folder, const sfa_tensor_out *tensors) {
+  char path[128];
+  snprintf(path, sizeof path, "%s/config.json", folder);
+  assert_int_equal(sfa_save_file(ctx, path, wide_config, sizeof wide_config - 1), SFA_OK);
+  snprintf(path, sizeof path, "%s/model.safetensors", folder);
+  assert_int_equal(sfa_safetensors_write(ctx, path, WIDE_TENSORS, tensors), SFA_OK);
+}
+
+/* The shapes of a model whose queries and keys have 32 features and whose values have 16; all zeros. */
+static void write_wide_zeros(sfa_context *ctx, const char *folder) {
+  static const struct {
+    const char *name;
+    int64_t rows, columns;
+  } layer[] = {{"input_layernorm", 32, 0},   {"self_attn.q_proj", 64, 32}, {"self_attn.k_proj", 32, 32},
+               {"self_attn.v_proj", 16, 32}, {"self_attn.o_proj", 32, 32}, {"post_attention_layernorm", 32, 0},
+               {"mlp.gate_proj", 48, 32},    {"mlp.up_proj", 48, 32},      {"mlp.down_proj", 32, 48}};
+  char names[WIDE_TENSORS][64];
+  sfa_tensor_out tensors[WIDE_TENSORS] = {
+      {.name = "model.embed_tokens.weight", .type = SFA_TENSOR_F32, .n_dims = 2, .shape = {WIDE_VOCAB, WIDE_HIDDEN, 1, 1}},
+      {.name = "model.norm.weight", .type = SFA_TENSOR_F32, .n_dims = 1, .shape = {WIDE_HIDDEN, 1, 1, 1}}};
+  for (int i = 0; i < 18; i++) {
+    snprintf(names[i], sizeof names[i], "model.layers.%d.%s.weight", i / 9, layer[i % 9].name);
+    bool matrix = layer[i % 9].columns > 0;
+    tensors[2 + i] = (sfa_tensor_out){.name = names[i],
+                                      .type = SFA_TENSOR_F32,
+                                      .n_dims = matrix ? 2 : 1,
+                                      .shape = {layer[i % 9].rows, matrix ? layer[i % 9].columns : 1, 1, 1}};
+  }
+  write_wide(ctx, folder, tensors);
+}
+
+static void write_parameters(sfa_context *ctx, const char *folder, sfa_learner *learner) {
+  sfa_tensor_out tensors[WIDE_TENSORS];
+  assert_int_equal(sfa_learner_count(learner), WIDE_TENSORS);
+  for (int32_t i = 0; i < WIDE_TENSORS; i++) {
+    const sfa_parameter *p = sfa_learner_parameter(learner, i);
+    tensors[i] = (sfa_tensor_out){
+        .name = p->name, .type = SFA_TENSOR_F32, .n_dims = p->n_dims, .shape = {p->shape[0], p->shape[1], 1, 1}, .values = p->value};
+  }
+  write_wide(ctx, folder, tensors);
+}
+
+/* A model that was saved says in the engine what it said while it learned. */
+static void assert_same_logits(sfa_context *ctx, const char *folder, sfa_learner *learner, int32_t k) {
+  int32_t tokens[N_TOKENS];
+  float *hidden = memory((size_t)N_TOKENS * WIDE_HIDDEN * sizeof(float)), *found = memory((size_t)N_TOKENS * WIDE_VOCAB * sizeof(float));
+  float *wanted = memory((size_t)N_TOKENS * WIDE_VOCAB * sizeof(float));
+  for (int i = 0; i < N_TOKENS; i++)
+    tokens[i] = i * i % WIDE_VOCAB;
+  sfa_learn_batch batch = {.n_tokens = N_TOKENS, .n_sequences = 1, .tokens = tokens, .hidden = hidden};
+  must_run(ctx, learner, &batch);
+  assert_int_equal(sfa_learner_logits(learner, N_TOKENS, hidden, wanted), SFA_OK);
+
+  sfa_weights *weights;
+  sfa_model *model;
+  sfa_forward *forward;
+  int64_t ns = 0;
+  sfa_attention_choice choice = {.struct_size = sizeof choice, .sparse = k > 0, .k = k, .k_q = -1, .cache_k = SFA_F32, .cache_v = SFA_F32};
+  assert_int_equal(sfa_weights_open(ctx, folder, &weights), SFA_OK);
+  if (sfa_model_load(ctx, weights, SFA_WEIGHTS_F32, &model) != SFA_OK)
+    fail_msg("%s", sfa_context_error(ctx));
+  assert_int_equal(sfa_forward_create(model, &choice, 128, 32, &forward), SFA_OK);
+  for (int32_t first = 0; first < N_TOKENS; first += 16)
+    assert_int_equal(sfa_forward_run(forward, tokens + first, 16, hidden + first * WIDE_HIDDEN, &ns), SFA_OK);
+  assert_int_equal(sfa_model_logits(model, N_TOKENS, hidden, found), SFA_OK);
+  for (int i = 0; i < N_TOKENS * WIDE_VOCAB; i++)
+    assert_true(fabs((double)found[i] - (double)wanted[i]) <= 1e-4);
+  sfa_forward_destroy(forward);
+  sfa_model_destroy(model);
+  free(hidden), free(found), free(wanted);
+}
+
+static void wide(void **state) {
+  (void)state;
+  char folder[] = "/tmp/sfa_learn_XXXXXX", path[128];
+  const sfa_learn_options options = {.max_tokens = N_TOKENS};
+  sfa_context *ctx = new_context(2, SFA_ISA_DEFAULT);
+  sfa_weights *weights;
+  sfa_learner *learner;
+  assert_non_null(mkdtemp(folder));
+  write_wide_zeros(ctx, folder);
+  assert_int_equal(sfa_weights_open(ctx, folder, &weights), SFA_OK);
+  if (sfa_learner_create(ctx, weights, &options, &learner) != SFA_OK)
+    fail_msg("%s", sfa_context_error(ctx));
+  sfa_learner_init_random(learner, 4);
+  move(learner, 0.2);
+
+  text t;
+  for (int i = 0; i < N_TOKENS; i++) {
+    t.tokens[i] = i * 7 % WIDE_VOCAB;
+    t.targets[i] = i * 11 % WIDE_VOCAB;
+  }
+  sfa_learn_batch batch = batch_of(&t);
+  assert_slope(ctx, learner, batch, "wide heads");
+  write_parameters(ctx, folder, learner);
+  assert_same_logits(ctx, folder, learner, 0);
+  set_sparsity(ctx, learner, 8, 0, (sfa_learn_sparsity){0});
+  assert_same_logits(ctx, folder, learner, 8);
+  sfa_learner_destroy(learner);
+  sfa_context_destroy(ctx);
+  static const char *const files[] = {"config.json", "model.safetensors"};
+  for (int i = 0; i < 2; i++) {
+    snprintf(path, sizeof path, "%s/%s", folder, files[i]);
+    assert_int_equal(unlink(path), 0);
+  }
+  assert_int_equal(rmdir(folder), 0);
+}
+
 /* ---- Use -------------------------------------------------------------------------------------------------------------------------- */
 
 /* What learns gets the gradient that it would get among the others; what is frozen gets none. Batches add up. */
@@ -486,10 +606,15 @@ static void no_memory(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(gradients),    cmocka_unit_test(gradients_from_gguf),
-      cmocka_unit_test(same_bits),    cmocka_unit_test(conversion),
-      cmocka_unit_test(supports),     cmocka_unit_test(frozen),
-      cmocka_unit_test(random_start), cmocka_unit_test(wrong_arguments),
+      cmocka_unit_test(gradients),
+      cmocka_unit_test(gradients_from_gguf),
+      cmocka_unit_test(same_bits),
+      cmocka_unit_test(conversion),
+      cmocka_unit_test(supports),
+      cmocka_unit_test(frozen),
+      cmocka_unit_test(wide),
+      cmocka_unit_test(random_start),
+      cmocka_unit_test(wrong_arguments),
       cmocka_unit_test(no_memory),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
