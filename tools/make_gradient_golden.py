@@ -9,6 +9,9 @@ tokens; every token but the last of a sequence and each with t % 7 = 3 is scored
 (straight-through); k differs by layer and, where a line of the file says so, by kv head. Case "pre" chooses before RoPE, "two" keeps at most two
 of each aligned four.
 
+Steps of AdamW (f32 as PyTorch runs it, clipped to norm 1, decay on matrices only) give gradients/<name>_<case>_steps.txt: the mean loss before
+each of 50 steps.
+
 A file has the sum of the losses, the numbers of scored tokens, k of keys and queries [n_layers][n_kv_heads] (0: all), and for each tensor:
     name, norm, four sums with signs from sign(p, i), number of samples, samples at i * n / count
 """
@@ -40,6 +43,7 @@ CASES = {
     ("gemma3", "dense"): ([0, 0, 0, 0], [0, 0, 0, 0]),
     ("gemma3", "sfa"): ([5, 6, 0, 6], [5, 0, 0, 4]),
 }
+STEPS = [("qwen2", "dense"), ("gpt2", "dense"), ("qwen3", "sfa")]
 
 
 def by_head(ks, n_kv_heads):
@@ -98,37 +102,67 @@ def tensor_line(name, gradient):
     return " ".join([name] + [f"{x:.9g}" for x in numbers] + [str(count)] + [f"{x:.9g}" for x in samples]) + "\n"
 
 
-def make(root, name, case):
+def open_model(root, name, case):
+    """The model, what takes its sparsity back, and k of keys and queries."""
     folder = root / "models" / name
     config = AutoConfig.from_pretrained(folder)
     config._attn_implementation = "eager"
     n_kv_heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
     k_keys, k_queries = (by_head(ks, n_kv_heads) for ks in CASES[name, case])
     state = load_file(folder / "model.safetensors")
-    ids = np.fromfile(folder / "ids.i32", "<i4").astype(np.int64)
+    dtype = torch.get_default_dtype()
+    model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
+    missing, unexpected = model.load_state_dict({k: v.to(dtype) for k, v in state.items()}, strict=False)
+    assert not unexpected and all(key == "lm_head.weight" for key in missing), (missing, unexpected)
+    model.tie_weights()
+    return model, make_sparse(model, k_keys, k_queries, case), k_keys, k_queries
+
+
+def batch_loss(model, ids):
+    loss, n_scored, first = 0.0, 0, 0
+    for length in LENGTHS:
+        part = torch.from_numpy(ids[first:first + length])[None]
+        logits = model(part).logits[0]
+        scored = [t for t in range(length - 1) if t % 7 != 3]
+        loss = loss + torch.nn.functional.cross_entropy(logits[scored], part[0][[t + 1 for t in scored]], reduction="sum")
+        n_scored += len(scored)
+        first += length
+    return loss, n_scored
+
+
+def read_ids(root, name):
+    return np.fromfile(root / "models" / name / "ids.i32", "<i4").astype(np.int64)
+
+
+def make(root, name, case):
     with all_in_double():
-        model = AutoModelForCausalLM.from_config(config).double().eval()
-        missing, unexpected = model.load_state_dict({k: v.double() for k, v in state.items()}, strict=False)
-        assert not unexpected and all(key == "lm_head.weight" for key in missing), (missing, unexpected)
-        model.tie_weights()
-        restore = make_sparse(model, k_keys, k_queries, case)
-        loss, n_scored, first = 0.0, 0, 0
-        for length in LENGTHS:
-            part = torch.from_numpy(ids[first:first + length])[None]
-            logits = model(part).logits[0]
-            scored = [t for t in range(length - 1) if t % 7 != 3]
-            loss = loss + torch.nn.functional.cross_entropy(logits[scored], part[0][[t + 1 for t in scored]], reduction="sum")
-            n_scored += len(scored)
-            first += length
+        model, restore, k_keys, k_queries = open_model(root, name, case)
+        loss, n_scored = batch_loss(model, read_ids(root, name))
         loss.backward()
         restore()
-        lines = [f"loss {loss.item():.12g} {n_scored}\n"]
-        lines += [f"{title} {len(ks) * n_kv_heads} {' '.join(str(k) for layer in ks for k in layer)}\n"
-                  for title, ks in (("k_keys", k_keys), ("k_queries", k_queries))]
-        parameters = [(key, p.grad) for key, p in sorted(model.named_parameters()) if p.grad is not None]
-        lines.append(f"tensors {len(parameters)}\n")
-        lines += [tensor_line(key, gradient) for key, gradient in parameters]
-    return "".join(lines)
+    lines = [f"loss {loss.item():.12g} {n_scored}\n"]
+    lines += [f"{title} {sum(map(len, ks))} {' '.join(str(k) for layer in ks for k in layer)}\n"
+              for title, ks in (("k_keys", k_keys), ("k_queries", k_queries))]
+    parameters = [(key, p.grad) for key, p in sorted(model.named_parameters()) if p.grad is not None]
+    lines.append(f"tensors {len(parameters)}\n")
+    return "".join(lines + [tensor_line(key, gradient) for key, gradient in parameters])
+
+
+def make_steps(root, name, case):
+    model, restore, _, _ = open_model(root, name, case)
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW([{"params": [p for p in parameters if p.dim() > 1], "weight_decay": 0.1},
+                                   {"params": [p for p in parameters if p.dim() == 1], "weight_decay": 0.0}], lr=1e-3, betas=(0.9, 0.95))
+    losses = []
+    for _ in range(50):
+        optimizer.zero_grad()
+        loss, n_scored = batch_loss(model, read_ids(root, name))
+        (loss / n_scored).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        losses.append(loss.item() / n_scored)
+    restore()
+    return "".join(f"{loss:.6f}\n" for loss in losses)
 
 
 def main():
@@ -137,9 +171,11 @@ def main():
     out = root / "gradients"
     out.mkdir(exist_ok=True)
     sums = []
-    for name, case in CASES:
-        path = out / f"{name}_{case}.txt"
-        path.write_text(make(root, name, case))
+    texts = {f"{name}_{case}.txt": make(root, name, case) for name, case in CASES}
+    texts |= {f"{name}_{case}_steps.txt": make_steps(root, name, case) for name, case in STEPS}
+    for name, text in texts.items():
+        path = out / name
+        path.write_text(text)
         sums.append(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n")
     (out / "SHA256SUMS").write_text("".join(sums))
 

@@ -162,6 +162,70 @@ static void gradients(void **state) {
   against_file("qwen3", "", "two", &options);
 }
 
+/* 50 steps of AdamW from the golden model: the losses of PyTorch. */
+static void follow(const char *name, const char *which) {
+  char path[512], word[32];
+  const sfa_learn_options options = {.max_tokens = N_TOKENS};
+  sfa_context *ctx = new_context(2, SFA_ISA_DEFAULT);
+  sfa_learner *learner = open_learner(ctx, name, "", &options);
+  const sfa_training *ops = sfa_learner_training(learner);
+  int32_t k_keys[64] = {0}, k_queries[64] = {0}, n_parameters = sfa_learner_count(learner);
+  double loss, worst = 0;
+  snprintf(path, sizeof path, GOLDEN "gradients/%s_%s.txt", name, which);
+  FILE *file = fopen(path, "r");
+  assert_non_null(file);
+  assert_int_equal(fscanf(file, "%31s %lf %*d", word, &loss), 2);
+  read_numbers(file, "k_keys", k_keys, 64);
+  read_numbers(file, "k_queries", k_queries, 64);
+  fclose(file);
+  sfa_learn_sparsity sparsity = {.k_keys = k_keys, .k_queries = k_queries};
+  assert_int_equal(sfa_learner_sparsity(learner, &sparsity), SFA_OK);
+  text t = read_text(name);
+  sfa_learn_batch batch = batch_of(&t);
+  batch.loss_scale = 1.0f / 67; /* scored tokens */
+  float **m = calloc((size_t)n_parameters, sizeof *m), **v = calloc((size_t)n_parameters, sizeof *v);
+  for (int32_t i = 0; i < n_parameters; i++) {
+    m[i] = calloc((size_t)sfa_learner_parameter(learner, i)->n, sizeof(float));
+    v[i] = calloc((size_t)sfa_learner_parameter(learner, i)->n, sizeof(float));
+  }
+  snprintf(path, sizeof path, GOLDEN "gradients/%s_%s_steps.txt", name, which);
+  file = fopen(path, "r");
+  assert_non_null(file);
+  for (int step = 1; step <= 50; step++) {
+    double squares = 0;
+    sfa_learner_clear(learner);
+    sfa_learn_result result = must_run(ctx, learner, &batch);
+    assert_int_equal(fscanf(file, "%lf", &loss), 1);
+    worst = fmax(worst, fabs(result.loss_sum / (double)result.n_scored - loss));
+    for (int32_t i = 0; i < n_parameters; i++)
+      squares += ops->square_sum(ctx, sfa_learner_parameter(learner, i)->n, sfa_learner_parameter(learner, i)->gradient);
+    sfa_adamw how = {
+        .rate = 1e-3f, .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f, .gradient_scale = (float)fmin(1.0, 1.0 / (sqrt(squares) + 1e-6))};
+    how.correction1 = (float)(1 - pow(0.9, step));
+    how.correction2 = (float)(1 - pow(0.95, step));
+    for (int32_t i = 0; i < n_parameters; i++) {
+      sfa_parameter *p = sfa_learner_parameter(learner, i);
+      how.decay = p->decays ? 0.1f : 0.0f;
+      ops->adamw(ctx, &how, p->n, p->gradient, m[i], v[i], p->value);
+    }
+  }
+  fclose(file);
+  print_message("%s %s: losses %.2g away over 50 steps, the last %.4f\n", name, which, worst, loss);
+  assert_true(worst <= 1e-3);
+  for (int32_t i = 0; i < n_parameters; i++)
+    free(m[i]), free(v[i]);
+  free(m), free(v);
+  sfa_learner_destroy(learner);
+  sfa_context_destroy(ctx);
+}
+
+static void steps(void **state) {
+  (void)state;
+  follow("qwen2", "dense");
+  follow("gpt2", "dense");
+  follow("qwen3", "sfa");
+}
+
 /* A GGUF file becomes the same parameters: rows of q and k in their places, GPT-2's matrices turned. */
 static void gradients_from_gguf(void **state) {
   (void)state;
@@ -606,15 +670,11 @@ static void no_memory(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(gradients),
-      cmocka_unit_test(gradients_from_gguf),
-      cmocka_unit_test(same_bits),
-      cmocka_unit_test(conversion),
-      cmocka_unit_test(supports),
-      cmocka_unit_test(frozen),
-      cmocka_unit_test(wide),
-      cmocka_unit_test(random_start),
-      cmocka_unit_test(wrong_arguments),
+      cmocka_unit_test(gradients),    cmocka_unit_test(gradients_from_gguf),
+      cmocka_unit_test(steps),        cmocka_unit_test(same_bits),
+      cmocka_unit_test(conversion),   cmocka_unit_test(supports),
+      cmocka_unit_test(frozen),       cmocka_unit_test(wide),
+      cmocka_unit_test(random_start), cmocka_unit_test(wrong_arguments),
       cmocka_unit_test(no_memory),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
