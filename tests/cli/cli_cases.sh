@@ -721,6 +721,56 @@ case_inspect() {
 }
 
 # case_data: texts to a tokenizer, to shards, and back; made-up tasks.
+# A tiny model on a book: trained, interrupted, resumed, used, exported; and what a user gets wrong.
+case_train() {
+  local recipe=$work/recipe.json model=$work/run/model
+  cat >"$recipe" <<'END'
+{"model": {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+  "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64, "hidden_act": "silu"},
+ "steps": 8, "sequences": 4, "sequence_len": 32, "warmup_steps": 2, "log_every": 2, "checkpoint_every": 3, "validate_every": 4}
+END
+  echo '{"sparse_attention_config": {"k": 4}}' >"$work/k4.json"
+  head -c 20000 "$book" >"$work/text"
+  good tokenizer train "$work/text" --format text --vocab 300 -o "$work/tok"
+  good data "$work/text" --format text --tokenizer "$work/tok" -o "$work/shards"
+  local train=(train --config "$recipe,$work/k4.json" --data "$work/shards/train" --validation "$work/shards/train" --tokenizer "$work/tok")
+  good "${train[@]}" -o "$work/run" --json
+  equal "result" "$(get finished steps tokens | tr '\n' ' ')" "true 8 1024 "
+  holds "it learns" "$(get loss) < $(get first_loss)"
+  equal "checkpoints kept" "$(ls "$work/run/checkpoints" | tr '\n' ' ')" "step-000000000006.sfa step-000000000008.sfa "
+  equal "lines of losses" "$(grep -c '"loss"' "$work/run/log.jsonl")" 4
+  equal "held-out losses" "$(grep -c '"validation_loss".*"k":4' "$work/run/log.jsonl")" 1
+  equal "trained with" "$("$json_get" sparse_attention_config.k <"$model/config.json")" 4
+  good generate -m "$model" -p "The time" -n 4 --temp 0
+  local text=$out
+  good export -m "$model" --gguf "$work/model.gguf" --type f32
+  good generate -m "$work/model.gguf" -p "The time" -n 4 --temp 0
+  equal "the same text from GGUF" "$out" "$text"
+  good info -m "$work/model.gguf" --json
+  equal "SFA in GGUF" "$(get format sfa_k vocab_size | tr '\n' ' ')" "gguf 4 300 "
+  good "${train[@]}" -o "$work/more" --set steps=4,learning_rate=0.002 --threads 1
+  bad 1 "step 8" "${train[@]}" -o "$work/run"
+  bad 1 "learning_rate" "${train[@]}" -o "$work/run" --resume --set learning_rate=0.5
+  good "${train[@]}" -o "$work/run" --resume
+  bad 1 "no member" "${train[@]}" -o "$work/none" --set stepz=3
+  bad 2 "NAME=VALUE" "${train[@]}" -o "$work/none" --set steps
+  bad 1 "absent.json" train --config "$work/absent.json" --data "$work/shards/train" -o "$work/none"
+  bad 1 "nowhere" train --config "$recipe" --data "$work/nowhere" -o "$work/none"
+  bad 2 "wants a recipe" train --data "$work/shards/train" -o "$work/none"
+  bad 2 "wants token shards" train --config "$recipe" -o "$work/none"
+  bad 2 "wants a folder" train --config "$recipe" --data "$work/shards/train"
+  bad 2 "wants a model and a file" export -m "$model"
+  bad 1 "nowhere" export -m "$work/nowhere" --gguf "$work/x.gguf"
+  # Ctrl-C saves and ends; --resume goes on to what a run without it makes.
+  "$sfa" "${train[@]}" -o "$work/stopped" --set steps=400 >/dev/null 2>&1 &
+  local pid=$!
+  for _ in $(seq 300); do [ -s "$work/stopped/log.jsonl" ] && break || sleep 0.1; done
+  kill -INT $pid
+  wait $pid
+  equal "interrupted" $? 130
+  [ -e "$work/stopped/model/model.safetensors" ] || fault "an interrupted training leaves no model"
+}
+
 case_data() {
   local corpus=$root/tests/golden/bpe_train/corpus.en texts=$root/tests/golden/texts
   good tokenizer train "$corpus" --format text --vocab 400 -o "$work/tok"

@@ -96,7 +96,7 @@ while read -r file; do
         ;;
       *) # a header beside the file
         [ $folder != tests/oracle ] || [[ $target == oracle* ]] || fault "$file:$line: the oracle includes nothing of ours"
-        [ -e "$root/$(dirname "$file")/$target" ] || [[ $folder == tests/* && -e $root/tests/oracle/$target ]] ||
+        [ -e "$root/$(dirname "$file")/$target" ] || [[ $folder == tests/* && ( -e $root/tests/oracle/$target || -e $root/tests/unit/$target ) ]] ||
           fault "$file:$line: \"$target\" is not beside the file; name it from src/ on"
         ;;
       esac
