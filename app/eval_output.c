@@ -106,7 +106,7 @@ int eval_task_print(const app *a, const eval_settings *s, const sfa_eval *eval) 
          (long long)info.n_items, a->o->file, info.n_shots, "", "items");
   for (int m = 0; m < info.n_metrics; m++)
     printf(" %22s", info.metrics[m]);
-  printf(" %9s %9s %9s\n", "time s", "KV/token", s->n > 1 ? "same" : "");
+  printf(" %9s %9s%s\n", "time s", "KV/token", s->n > 1 ? "      same" : "");
   for (int i = 0; i < s->n && s->all[i].n_done; i++) {
     const eval_setting *setting = &s->all[i];
     char bytes[32];
@@ -229,15 +229,15 @@ static void plot_metric(FILE *plot, const sfa_eval_info *info, const eval_settin
     fprintf(plot, " %g %g %g\n", s->all[i].scores[metric].value, s->all[i].scores[metric].stderr_of_mean,
             1e-3 * (double)s->all[i].token_bytes);
   }
-  fprintf(plot, "EOD\nset title '%s%s'; unset key; set autoscale; set offsets graph 0.1, graph 0.1, graph 0.1, graph 0.1\n",
-          info->metrics[metric], by_bytes ? " against KV kB a token" : "");
+  fprintf(plot, "EOD\nset title '%s%s'; unset key; set autoscale; set offsets graph 0.1, graph 0.1, graph 0.1, 0; set xlabel '%s'\n",
+          info->metrics[metric], by_bytes ? " against memory" : "", by_bytes ? "KV kB a token" : "");
   if (by_bytes)
     fprintf(plot, "set xtics auto norotate; plot $rows using 4:2:3 with yerrorbars pointtype 7 linecolor 1, '' using 4:2:1 with labels "
                   "offset 0,1\n");
   else
     fprintf(plot, "set yrange [0:*]; set xtics rotate by -30; set boxwidth 0.7; set style fill solid 0.6\n"
                   "plot $rows using 0:2:0:xtic(1) with boxes linecolor variable, '' using 0:2:3 with yerrorbars linecolor 'black' "
-                  "pointtype -1\n");
+                  "pointsize 0\n");
 }
 
 int eval_task_plot(const app *a, const eval_settings *s, const sfa_eval *eval, const char *path) {

@@ -2,6 +2,7 @@
 """Compares `sfa eval` with lm-evaluation-harness, item by item, on one model and the same rows.
 
 usage: compare_lm_eval.py --sfa BUILD/bin/sfa --model DIR --data DIR [--tasks hellaswag,...] [--limit 200] [--work DIR] [--context N]
+                          [--batch N]
        compare_lm_eval.py --make-model DIR --tokenizer FILE [--context 2048] [--hidden 64] [--bos TOKEN]   a tiny random Llama around a tokenizer
        compare_lm_eval.py --golden DIR      writes tests/golden/eval again: the harness' numbers on its rows and model (made by
                                             --make-model with bytes-llama3, --bos "<|endoftext|>", --context 384, --hidden 32)
@@ -117,11 +118,11 @@ def write_task(work, task, path, shots_path, limit):
 
 # ---- The two runs ----------------------------------------------------------------------------------------------------------------------
 
-def run_harness(work, tasks, model, context):
+def run_harness(work, tasks, model, context, batch=1):
     import lm_eval
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
-    lm = HFLM(pretrained=str(model), device="cpu", dtype="float32", batch_size=1, max_length=context)
+    lm = HFLM(pretrained=str(model), device="cpu", dtype="float32", batch_size=batch, max_length=context)
     manager = TaskManager(include_path=str(work), include_defaults=False)
     return lm_eval.simple_evaluate(lm, tasks=[f"local_{t}" for t in tasks], task_manager=manager, bootstrap_iters=0)
 
@@ -142,7 +143,7 @@ METRICS = {"gsm8k": {"exact_match,strict-match": "exact_match_strict", "exact_ma
 def compare(task, harness, ours, tolerance):
     """Prints a line a task; returns the number of items that differ."""
     samples, settings = harness["samples"][f"local_{task}"], ours["settings"][0]
-    items, different, largest = settings["items"], 0, 0.0
+    items, different, largest = settings["items"], set(), 0.0
     for sample in samples:
         item = items[sample["doc_id"]]
         if task == "gsm8k":
@@ -155,7 +156,8 @@ def compare(task, harness, ours, tolerance):
             same = len(theirs) == len(item["loglik"]) and max(errors) <= tolerance
             same = same and [g for _, g in theirs] == [bool(g) for g in item["greedy"]]
             same = same and all(sample[m] == item[m] for m in ("acc", "acc_norm") if m in sample)
-        different += not same
+        if not same:
+            different.add(sample["doc_id"])
     totals, equal = harness["results"][f"local_{task}"], True
     shown = []
     for theirs, mine in METRICS.get(task, {"acc,none": "acc", "acc_norm,none": "acc_norm"}).items():
@@ -165,9 +167,9 @@ def compare(task, harness, ours, tolerance):
         error = totals.get(theirs.replace(",", "_stderr,"))
         if isinstance(error, float) and mine != "perplexity":
             equal &= abs(error - settings["scores"][mine]["stderr"]) <= tolerance
-    print(f"{task:14} {len(items):5} items, {different} differ; largest relative error of a log-likelihood {largest:.1e}; "
+    print(f"{task:14} {len(items):5} items, {len(different)} differ {sorted(different)[:10] if different else ''}; largest relative error of a log-likelihood {largest:.1e}; "
           f"harness / sfa: {', '.join(shown)}{'' if equal else '  SUMS DIFFER'}", flush=True)
-    return different + (not equal)
+    return len(different) + (not equal)
 
 
 # ---- Golden files ----------------------------------------------------------------------------------------------------------------------
@@ -265,6 +267,7 @@ def main():
     parser.add_argument("--limit", type=int, default=200)
     parser.add_argument("--work", type=pathlib.Path)
     parser.add_argument("--context", type=int)
+    parser.add_argument("--batch", type=int, default=1, help="of the harness; another one rounds differently")
     parser.add_argument("--tolerance", type=float, default=2e-5)
     parser.add_argument("--golden", type=pathlib.Path)
     parser.add_argument("--make-model", type=pathlib.Path)
@@ -289,7 +292,7 @@ def main():
         tasks.append(task)
         files[task] = path, shots
         write_task(work, task, path, shots, o.limit)
-    harness = run_harness(work, tasks, o.model, o.context)
+    harness = run_harness(work, tasks, o.model, o.context, o.batch)
     bad = 0
     for task in tasks:
         bad += compare(task, harness, run_sfa(o.sfa, task, o.model, *files[task], o.limit, o.context), o.tolerance)
