@@ -251,6 +251,7 @@ sfa_status sfa_train_model_copy_tokenizer(sfa_context *ctx, const char *folder, 
       "merges.txt"};
   struct stat info;
   char *from_folder, *slash;
+  SFA_TRY(sfa_save_folder(ctx, folder));
   SFA_TRY(sfa_strdup(ctx, from, &from_folder));
   sfa_status status = SFA_OK;
   if (stat(from, &info) != 0)

@@ -13,7 +13,7 @@ sfa_status sfa_train_model_create(sfa_context *ctx, const char *folder, const cJ
 typedef enum sfa_train_saved { SFA_SAVE_INITIAL, SFA_SAVE_MODEL, SFA_SAVE_ADAPTER } sfa_train_saved;
 /* Writes the learner's parameters to folder/model.safetensors, those that learn to folder/adapter.safetensors, and config.json beside. */
 sfa_status sfa_train_model_save(sfa_context *ctx, const char *folder, const sfa_recipe *recipe, sfa_train_saved what, sfa_learner *learner);
-/* Copies the tokenizer's files that lie in `from` (a directory, or a tokenizer.json in one). */
+/* Makes the folder and copies the tokenizer's files that lie in `from` (a directory, or a tokenizer.json in one). */
 sfa_status sfa_train_model_copy_tokenizer(sfa_context *ctx, const char *folder, const char *from);
 
 #endif

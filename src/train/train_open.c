@@ -82,6 +82,25 @@ static sfa_status open_data(sfa_train *t, const sfa_train_options *o, sfa_shards
   return SFA_OK;
 }
 
+/* The shards' ids must mean what the tokenizer says that lies beside the trained model: found out now, not after hours. */
+static sfa_status check_tokenizer(sfa_train *t, const sfa_train_options *o, const sfa_shards_info *data) {
+  sfa_context *ctx = t->ctx;
+  sfa_tokenizer *tokenizer = NULL;
+  char *path;
+  if (!o->tokenizer && !o->model)
+    return SFA_OK;
+  SFA_TRY(o->tokenizer ? sfa_strdup(ctx, o->tokenizer, &path) : sfa_save_path(ctx, o->model, "tokenizer.json", &path));
+  sfa_status status = SFA_OK;
+  if (o->tokenizer || access(path, F_OK) == 0) { /* a model may have none */
+    status = sfa_tokenizer_open(ctx, path, &tokenizer);
+    if (status == SFA_OK && sfa_tokenizer_fingerprint(tokenizer) != data->tokenizer)
+      status = sfa_fail(ctx, SFA_ERROR_ARGUMENT, "the shards were not made with the tokenizer %s: make them with it, or name theirs", path);
+    sfa_tokenizer_close(tokenizer);
+  }
+  sfa_free(ctx, path);
+  return status;
+}
+
 /* ---- The folder --------------------------------------------------------------------------------------------------------------------- */
 
 static sfa_status lock_folder(sfa_train *t, const char *out) {
@@ -125,6 +144,11 @@ static sfa_status create_learner(sfa_train *t, const char *folder) {
   SFA_TRY(sfa_weights_open(t->ctx, folder, &weights));
   SFA_TRY(sfa_learner_create(t->ctx, weights, &options, &t->learner));
   t->shape = sfa_learner_shape_of(t->learner);
+  sfa_shards_info data;
+  sfa_shards_describe(t->data.shards, &data);
+  SFA_REQUIRE(t->ctx, data.vocab_size <= t->shape.vocab_size,
+              "the shards have ids up to %d, the model has %d tokens: they are of another tokenizer", data.vocab_size - 1,
+              t->shape.vocab_size);
   SFA_REQUIRE(t->ctx, r->sequence_len <= t->shape.context_len,
               "sequence_len %" PRId64 " is more than the %lld tokens of the model's context", r->sequence_len,
               (long long)t->shape.context_len);
@@ -237,6 +261,7 @@ static sfa_status read_recipe(sfa_train *t, const sfa_train_options *o) {
   if (o->model)
     SFA_TRY(take_config(t, o->model));
   SFA_TRY(open_data(t, o, &info));
+  SFA_TRY(check_tokenizer(t, o, &info));
   if (!o->model)
     SFA_TRY(complete_config(t, &info));
   SFA_TRY(take_sparsity(t));
@@ -250,8 +275,6 @@ static sfa_status open_all(sfa_train *t, const sfa_train_options *o) {
   SFA_TRY(sfa_save_path(ctx, o->out, "checkpoints", &t->checkpoint_folder));
   SFA_TRY(sfa_save_path(ctx, o->out, "model", &t->model_folder));
   SFA_TRY(sfa_save_path(ctx, o->out, "adapter", &t->adapter_folder));
-  if (tokenizer)
-    SFA_TRY(sfa_strdup(ctx, tokenizer, &t->tokenizer));
   SFA_TRY(lock_folder(t, o->out));
   SFA_TRY(sfa_save_folder(ctx, t->checkpoint_folder));
   sfa_checkpoint checkpoint;
@@ -262,7 +285,11 @@ static sfa_status open_all(sfa_train *t, const sfa_train_options *o) {
   sfa_checkpoint_close(&checkpoint);
   if (status == SFA_OK)
     status = open_log(t, o->out);
-  return status == SFA_OK ? save_recipe(t, o->out) : status;
+  if (status == SFA_OK)
+    status = save_recipe(t, o->out);
+  if (status == SFA_OK && tokenizer)
+    status = sfa_train_model_copy_tokenizer(ctx, t->model_folder, tokenizer);
+  return status;
 }
 
 sfa_status sfa_train_open(sfa_context *ctx, const sfa_train_options *o, sfa_train **train) {
@@ -301,8 +328,8 @@ void sfa_train_close(sfa_train *t) {
   sfa_recipe_free(&t->recipe);
   if (t->lock >= 0)
     close(t->lock);
-  void *const memory[] = {t->checkpoint_folder, t->model_folder, t->adapter_folder, t->tokenizer, t->tokens,    t->targets,
-                          t->cu_seqlens,        t->k_keys,       t->k_queries,      t->key_uses,  t->query_uses};
+  void *const memory[] = {t->checkpoint_folder, t->model_folder, t->adapter_folder, t->tokens,   t->targets,
+                          t->cu_seqlens,        t->k_keys,       t->k_queries,      t->key_uses, t->query_uses};
   for (size_t i = 0; i < sizeof memory / sizeof *memory; i++)
     sfa_free(ctx, memory[i]);
   sfa_free(ctx, t);

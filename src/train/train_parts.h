@@ -22,7 +22,6 @@ struct sfa_train {
   sfa_train_log log;
   int lock; /* an open file of the folder, locked; -1 */
   char *checkpoint_folder, *model_folder, *adapter_folder;
-  char *tokenizer; /* NULL: none to copy */
   sfa_train_progress_fn progress;
   void *progress_user;
 

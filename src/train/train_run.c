@@ -220,7 +220,7 @@ static sfa_status save_model(sfa_train *t) {
   SFA_TRY(sfa_train_model_save(t->ctx, t->model_folder, &t->recipe, SFA_SAVE_MODEL, t->learner));
   if (t->recipe.trained != SFA_TRAIN_ALL)
     SFA_TRY(sfa_train_model_save(t->ctx, t->adapter_folder, &t->recipe, SFA_SAVE_ADAPTER, t->learner));
-  return t->tokenizer ? sfa_train_model_copy_tokenizer(t->ctx, t->model_folder, t->tokenizer) : SFA_OK;
+  return SFA_OK;
 }
 
 /* ---- The loop --------------------------------------------------------------------------------------------------------------------------

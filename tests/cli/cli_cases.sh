@@ -754,6 +754,8 @@ END
   good "${train[@]}" -o "$work/run" --resume
   bad 1 "no member" "${train[@]}" -o "$work/none" --set stepz=3
   bad 2 "NAME=VALUE" "${train[@]}" -o "$work/none" --set steps
+  good tokenizer train "$work/text" --format text --vocab 290 -o "$work/other"
+  bad 1 "not made with the tokenizer" train --config "$recipe" --data "$work/shards/train" --tokenizer "$work/other" -o "$work/none"
   bad 1 "absent.json" train --config "$work/absent.json" --data "$work/shards/train" -o "$work/none"
   bad 1 "nowhere" train --config "$recipe" --data "$work/nowhere" -o "$work/none"
   bad 2 "wants a recipe" train --data "$work/shards/train" -o "$work/none"
