@@ -205,7 +205,7 @@ static int plot_curves(const char *out) {
             "set title 'loss, nats a token'; plot $loss with lines linewidth 1.5 title 'training'%s\n"
             "set title 'learning rate'; unset key; plot $rate with lines linewidth 1.5\n"
             "set title 'gradient norm'; set logscale y; plot $norm with lines linewidth 1\n"
-            "set title 'kept features of a key (0: all)'; unset logscale y; set yrange [-1:*]; plot $k with lines linewidth 1.5\n"
+            "set title 'kept features of a key'; unset logscale y; set yrange [0:*]; plot $k with lines linewidth 1.5\n"
             "unset multiplot\n",
             held_out ? ", $held with linespoints linewidth 2 title 'held out'" : "");
   }

@@ -191,7 +191,7 @@ static sfa_status log_step(sfa_train *t, const sfa_train_progress *p) {
   cJSON_AddNumberToObject(line, "loss", t->state.loss_sum / (double)t->state.loss_steps);
   cJSON_AddNumberToObject(line, "learning_rate", p->learning_rate);
   cJSON_AddNumberToObject(line, "gradient_norm", p->gradient_norm);
-  cJSON_AddNumberToObject(line, "k", p->k);
+  cJSON_AddNumberToObject(line, "k", p->k ? p->k : t->shape.head_dim);
   cJSON_AddNumberToObject(line, "tokens_per_s", p->tokens_per_s);
   t->state.loss_sum = 0;
   t->state.loss_steps = 0;
@@ -201,7 +201,7 @@ static sfa_status log_step(sfa_train *t, const sfa_train_progress *p) {
 static sfa_status log_validation(sfa_train *t, const sfa_train_progress *p, cJSON *support) {
   cJSON *line = begin_line(t);
   cJSON_AddNumberToObject(line, "validation_loss", p->validation_loss);
-  cJSON_AddNumberToObject(line, "k", p->k);
+  cJSON_AddNumberToObject(line, "k", p->k ? p->k : t->shape.head_dim);
   if (support)
     cJSON_AddItemToObject(line, "support", support);
   return sfa_train_log_add(&t->log, line);

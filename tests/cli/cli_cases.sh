@@ -763,7 +763,19 @@ END
   bad 2 "wants a folder" train --config "$recipe" --data "$work/shards/train"
   bad 2 "wants a model and a file" export -m "$model"
   bad 1 "nowhere" export -m "$work/nowhere" --gguf "$work/x.gguf"
-  # Ctrl-C saves and ends; --resume goes on to what a run without it makes.
+  # Every recipe that is shipped, through all of its phases, over every model that is.
+  local way at=$root/examples/recipes
+  for way in "$at"/*.json; do
+    case ${way##*/} in
+    model_*) way=$way,$at/dense_first.json ;;
+    *) way=$at/model_small.json,$way ;;
+    esac
+    good train --config "$way" --data "$work/shards/train" -o "$work/way" --set steps=4,sequences=1,sequence_len=32 --json
+    holds "$way trains" "$(get loss) < 7"
+    good info -m "$work/way/model"
+    rm -r "$work/way"
+  done
+  # Ctrl-C saves and ends.
   "$sfa" "${train[@]}" -o "$work/stopped" --set steps=400 >/dev/null 2>&1 &
   local pid=$!
   for _ in $(seq 300); do [ -s "$work/stopped/log.jsonl" ] && break || sleep 0.1; done
