@@ -11,27 +11,27 @@
 
 static sfa_status make_row(const sfa_eval *eval, const eval_rows *rows, size_t index, eval_item *item) {
   eval_row row;
-  eval_item_clear(item);
-  SFA_TRY(eval_row_open(eval->ctx, rows, index, eval->task->row_form, eval->task->is_json, &row));
+  sfa_eval_item_clear(item);
+  SFA_TRY(sfa_eval_row_open(eval->ctx, rows, index, eval->task->row_form, eval->task->is_json, &row));
   sfa_status status = eval->task->make(&row, item);
-  eval_row_close(&row);
+  sfa_eval_row_close(&row);
   return status;
 }
 
-sfa_status eval_item_make(const sfa_eval *eval, int64_t index, eval_item *item) {
-  return eval->task->make ? make_row(eval, &eval->rows, eval->first_row + (size_t)index, item) : eval_haystack_make(eval, index, item);
+sfa_status sfa_eval_item_make(const sfa_eval *eval, int64_t index, eval_item *item) {
+  return eval->task->make ? make_row(eval, &eval->rows, eval->first_row + (size_t)index, item) : sfa_eval_haystack_make(eval, index, item);
 }
 
 static sfa_status add_shot(const sfa_eval *eval, const eval_item *shot, sfa_bytes *text) {
-  const char *context = eval_item_text(shot, shot->contexts[shot->has_contexts ? shot->gold : 0]);
-  const char *answer = eval_item_text(shot, shot->answers[shot->gold]);
+  const char *context = sfa_eval_item_text(shot, shot->contexts[shot->has_contexts ? shot->gold : 0]);
+  const char *answer = sfa_eval_item_text(shot, shot->answers[shot->gold]);
   SFA_TRY(sfa_bytes_append(eval->ctx, text, context, strlen(context)));
   SFA_TRY(sfa_bytes_append(eval->ctx, text, " ", eval->task->way == EVAL_LIKELIHOOD)); /* before the target's own, as in the harness */
   SFA_TRY(sfa_bytes_append(eval->ctx, text, answer, strlen(answer)));
   return sfa_bytes_append(eval->ctx, text, "\n\n", 2);
 }
 
-sfa_status eval_shots_text(const sfa_eval *eval, int64_t index, sfa_bytes *text) {
+sfa_status sfa_eval_shots_text(const sfa_eval *eval, int64_t index, sfa_bytes *text) {
   eval_item shot = {0};
   sfa_status status = SFA_OK;
   for (int32_t i = 0; i < eval->n_shots && status == SFA_OK; i++) {
@@ -39,11 +39,11 @@ sfa_status eval_shots_text(const sfa_eval *eval, int64_t index, sfa_bytes *text)
     if (status == SFA_OK)
       status = add_shot(eval, &shot, text);
   }
-  eval_item_free(eval->ctx, &shot);
+  sfa_eval_item_free(eval->ctx, &shot);
   return status;
 }
 
-sfa_status eval_encode(const sfa_eval *eval, const char *text, uint32_t flags, sfa_ids *ids) {
+sfa_status sfa_eval_encode(const sfa_eval *eval, const char *text, uint32_t flags, sfa_ids *ids) {
   int32_t *made;
   size_t n;
   SFA_TRY(sfa_tokenizer_encode(eval->tokenizer, text, strlen(text), flags, &made, &n));
@@ -60,12 +60,12 @@ static sfa_status check_rows(const sfa_eval *eval, const eval_rows *rows, size_t
   sfa_status status = SFA_OK;
   for (size_t i = 0; i < n && status == SFA_OK; i++)
     status = make_row(eval, rows, first + i, &item);
-  eval_item_free(eval->ctx, &item);
+  sfa_eval_item_free(eval->ctx, &item);
   return status;
 }
 
 static sfa_status open_rows(sfa_eval *eval, const char *path, const sfa_eval_options *o) {
-  SFA_TRY(eval_rows_read(eval->ctx, path, &eval->rows));
+  SFA_TRY(sfa_eval_rows_read(eval->ctx, path, &eval->rows));
   eval->first_row = !eval->task->is_json && strcmp((const char *)eval->rows.text.data, "Source\tTarget") == 0;
   eval->n_items = (int64_t)(eval->rows.n_lines - eval->first_row);
   if (o->limit > 0)
@@ -79,12 +79,12 @@ static sfa_status open_rows(sfa_eval *eval, const char *path, const sfa_eval_opt
     return SFA_OK;
   SFA_REQUIRE(eval->ctx, o->shots_path, "%s wants %d worked examples before each item: name a file of them, or ask for none",
               eval->task->name, eval->n_shots);
-  SFA_TRY(eval_rows_read(eval->ctx, o->shots_path, &eval->shot_rows));
+  SFA_TRY(sfa_eval_rows_read(eval->ctx, o->shots_path, &eval->shot_rows));
   SFA_TRY(check_rows(eval, &eval->shot_rows, 0, eval->shot_rows.n_lines));
   if (eval->shot_rows.n_lines < (size_t)eval->n_shots || eval->shot_rows.n_lines > INT32_MAX)
     return sfa_fail(eval->ctx, SFA_ERROR_RANGE, "%s has %zu rows, which cannot give %d different examples", o->shots_path,
                     eval->shot_rows.n_lines, eval->n_shots);
-  return eval_shots_draw(eval->ctx, (int64_t)eval->shot_rows.n_lines, eval->n_shots, eval->n_items, &eval->shots);
+  return sfa_eval_shots_draw(eval->ctx, (int64_t)eval->shot_rows.n_lines, eval->n_shots, eval->n_items, &eval->shots);
 }
 
 static sfa_status open_task(sfa_eval *eval, const char *path, const sfa_eval_options *o) {
@@ -92,7 +92,7 @@ static sfa_status open_task(sfa_eval *eval, const char *path, const sfa_eval_opt
   SFA_REQUIRE(eval->ctx, o->limit >= 0 && o->n_generate >= 0 && o->n_depths >= 0 && o->n_trials >= 0 && o->n_lengths >= 0,
               "the numbers of sfa_eval_options must not be negative");
   eval->n_generate = o->n_generate ? o->n_generate : eval->task->n_generate;
-  return eval->task->make ? open_rows(eval, path, o) : eval_haystack_open(eval, path, o);
+  return eval->task->make ? open_rows(eval, path, o) : sfa_eval_haystack_open(eval, path, o);
 }
 
 sfa_status sfa_eval_open(const sfa_model *model, const char *task, const char *path, const sfa_eval_options *options, sfa_eval **eval) {
@@ -105,7 +105,7 @@ sfa_status sfa_eval_open(const sfa_model *model, const char *task, const char *p
   sfa_eval_options zero = {.struct_size = sizeof zero};
   const sfa_eval_options *o = options ? options : &zero;
   SFA_REQUIRE(ctx, o->struct_size == sizeof *o, "sfa_eval_options is of another version: %zu bytes, not %zu", o->struct_size, sizeof *o);
-  const eval_task *found = eval_task_find(task);
+  const eval_task *found = sfa_eval_task_find(task);
   SFA_REQUIRE(ctx, found, "no task is called \"%s\"; sfa/eval.h names them", task);
   sfa_eval *e;
   SFA_TRY(sfa_alloc_zero(ctx, 1, sizeof *e, "a task", (void **)&e));
@@ -122,8 +122,8 @@ sfa_status sfa_eval_open(const sfa_model *model, const char *task, const char *p
 void sfa_eval_close(sfa_eval *eval) {
   if (!eval)
     return;
-  eval_rows_free(eval->ctx, &eval->rows);
-  eval_rows_free(eval->ctx, &eval->shot_rows);
+  sfa_eval_rows_free(eval->ctx, &eval->rows);
+  sfa_eval_rows_free(eval->ctx, &eval->shot_rows);
   sfa_free(eval->ctx, eval->shots);
   sfa_free(eval->ctx, eval->haystack.text.data);
   sfa_free(eval->ctx, eval);

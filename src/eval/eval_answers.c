@@ -54,8 +54,8 @@ static sfa_status normalize(sfa_context *ctx, const char *text, size_t n, sfa_by
   return SFA_OK;
 }
 
-sfa_status eval_judge_number(sfa_context *ctx, const char *answer, const eval_item *item, double *metrics) {
-  const char *wanted = eval_item_text(item, item->answers[0] + 1), *number = "";
+sfa_status sfa_eval_judge_number(sfa_context *ctx, const char *answer, const eval_item *item, double *metrics) {
+  const char *wanted = sfa_eval_item_text(item, item->answers[0] + 1), *number = "";
   sfa_bytes want = {0}, seen = {0};
   sfa_status status = normalize(ctx, wanted, strlen(wanted), &want);
   for (int way = 0; way < 2 && status == SFA_OK; way++) {
@@ -70,9 +70,9 @@ sfa_status eval_judge_number(sfa_context *ctx, const char *answer, const eval_it
 
 /* ---- Retrieval: the value is somewhere in the answer ------------------------------------------------------------------------------- */
 
-sfa_status eval_judge_contains(sfa_context *ctx, const char *answer, const eval_item *item, double *metrics) {
+sfa_status sfa_eval_judge_contains(sfa_context *ctx, const char *answer, const eval_item *item, double *metrics) {
   (void)ctx;
-  metrics[0] = strcasestr(answer, eval_item_text(item, item->answers[0] + 1)) != NULL;
+  metrics[0] = strcasestr(answer, sfa_eval_item_text(item, item->answers[0] + 1)) != NULL;
   return SFA_OK;
 }
 
@@ -137,12 +137,12 @@ static double rouge_l(const words *a, const words *b, uint32_t *row) {
 }
 
 /* Each metric is the best over the references. */
-sfa_status eval_judge_rouge(sfa_context *ctx, const char *answer, const eval_item *item, double *metrics) {
+sfa_status sfa_eval_judge_rouge(sfa_context *ctx, const char *answer, const eval_item *item, double *metrics) {
   words a = {0}, b = {0};
   sfa_status status = split_words(ctx, answer, &a);
   for (int32_t i = 0; i < item->n_answers && status == SFA_OK; i++) {
     uint32_t *row = NULL;
-    status = split_words(ctx, eval_item_text(item, item->answers[i]), &b);
+    status = split_words(ctx, sfa_eval_item_text(item, item->answers[i]), &b);
     if (status == SFA_OK)
       status = sfa_alloc_zero(ctx, b.n + 1, sizeof *row, "a row of words", (void **)&row);
     if (status != SFA_OK)

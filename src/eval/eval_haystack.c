@@ -11,7 +11,7 @@ enum { DEFAULT_DEPTHS = 5, DEFAULT_TRIALS = 2, SHORTEST = 128, FIRST_LENGTH = 51
 
 static const char *const cities[] = {"Lisbon", "Oslo", "Cairo", "Lima", "Kyoto", "Dublin", "Quito", "Riga"};
 
-sfa_status eval_haystack_open(sfa_eval *eval, const char *path, const sfa_eval_options *o) {
+sfa_status sfa_eval_haystack_open(sfa_eval *eval, const char *path, const sfa_eval_options *o) {
   struct eval_haystack *h = &eval->haystack;
   enum { MOST = sizeof h->lengths / sizeof *h->lengths };
   sfa_model_info info;
@@ -35,9 +35,9 @@ sfa_status eval_haystack_open(sfa_eval *eval, const char *path, const sfa_eval_o
     longest = sfa_max64(longest, h->lengths[i]);
   }
   sfa_bytes text = {0};
-  sfa_status status = eval_file_read(eval->ctx, path, &text);
+  sfa_status status = sfa_eval_file_read(eval->ctx, path, &text);
   if (status == SFA_OK)
-    status = eval_encode(eval, (const char *)text.data, 0, &h->text);
+    status = sfa_eval_encode(eval, (const char *)text.data, 0, &h->text);
   sfa_free(eval->ctx, text.data);
   SFA_TRY(status);
   if ((int64_t)h->text.len < longest)
@@ -61,11 +61,11 @@ static sfa_status add_prompt(const sfa_eval *eval, int64_t length, double depth,
 
   char sentence[160];
   snprintf(sentence, sizeof sentence, "\nThe special magic number of %s is %d.\n", city, number);
-  SFA_TRY(eval_encode(eval, sentence, 0, needle));
+  SFA_TRY(sfa_eval_encode(eval, sentence, 0, needle));
   size_t n_needle = needle->len;
   snprintf(sentence, sizeof sentence, "\n\nWhat is the special magic number of %s? The special magic number of %s is", city, city);
-  SFA_TRY(eval_encode(eval, sentence, 0, needle));
-  SFA_TRY(eval_encode(eval, "", SFA_TOKENIZE_SPECIAL, &item->ids));
+  SFA_TRY(sfa_eval_encode(eval, sentence, 0, needle));
+  SFA_TRY(sfa_eval_encode(eval, "", SFA_TOKENIZE_SPECIAL, &item->ids));
   int64_t n_hay = length - eval->n_generate - (int64_t)(item->ids.len + needle->len);
   if (n_hay < 0)
     return sfa_fail(eval->ctx, SFA_ERROR_RANGE,
@@ -78,12 +78,12 @@ static sfa_status add_prompt(const sfa_eval *eval, int64_t length, double depth,
   return sfa_ids_append(eval->ctx, &item->ids, needle->data + n_needle, needle->len - n_needle);
 }
 
-sfa_status eval_haystack_make(const sfa_eval *eval, int64_t index, eval_item *item) {
+sfa_status sfa_eval_haystack_make(const sfa_eval *eval, int64_t index, eval_item *item) {
   const struct eval_haystack *h = &eval->haystack;
   int64_t text = index / h->n_depths, place = index % h->n_depths;
   sfa_rng text_rng = {h->seed + (uint64_t)text * 2}, needle_rng = {h->seed * 0x10001u + (uint64_t)index * 2 + 1};
   sfa_ids needle = {0};
-  eval_item_clear(item);
+  sfa_eval_item_clear(item);
   double depth = h->n_depths > 1 ? (double)place / (h->n_depths - 1) : 0.5;
   sfa_status status = add_prompt(eval, h->lengths[text / h->n_trials], depth, &text_rng, &needle_rng, &needle, item);
   sfa_free(eval->ctx, needle.data);

@@ -23,14 +23,14 @@ struct sfa_eval {
 };
 
 /* Item `index`, made of its row or its place in the grid. */
-sfa_status eval_item_make(const sfa_eval *eval, int64_t index, eval_item *item);
+sfa_status sfa_eval_item_make(const sfa_eval *eval, int64_t index, eval_item *item);
 /* The worked examples before item `index`, appended to text. */
-sfa_status eval_shots_text(const sfa_eval *eval, int64_t index, sfa_bytes *text);
+sfa_status sfa_eval_shots_text(const sfa_eval *eval, int64_t index, sfa_bytes *text);
 /* niah: reads the text and lays out the grid; the item at a place of it. */
-sfa_status eval_haystack_open(sfa_eval *eval, const char *path, const sfa_eval_options *options);
-sfa_status eval_haystack_make(const sfa_eval *eval, int64_t index, eval_item *item);
+sfa_status sfa_eval_haystack_open(sfa_eval *eval, const char *path, const sfa_eval_options *options);
+sfa_status sfa_eval_haystack_make(const sfa_eval *eval, int64_t index, eval_item *item);
 
 /* Appends the tokens of a text. */
-sfa_status eval_encode(const sfa_eval *eval, const char *text, uint32_t flags, sfa_ids *ids);
+sfa_status sfa_eval_encode(const sfa_eval *eval, const char *text, uint32_t flags, sfa_ids *ids);
 
 #endif

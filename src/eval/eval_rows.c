@@ -45,7 +45,7 @@ static sfa_status find_lines(sfa_context *ctx, eval_rows *rows) {
   return SFA_OK;
 }
 
-sfa_status eval_file_read(sfa_context *ctx, const char *path, sfa_bytes *text) {
+sfa_status sfa_eval_file_read(sfa_context *ctx, const char *path, sfa_bytes *text) {
   FILE *file = fopen(path, "rb");
   if (!file)
     return sfa_fail(ctx, SFA_ERROR_IO, "cannot open %s: %s", path, strerror(errno));
@@ -64,20 +64,20 @@ sfa_status eval_file_read(sfa_context *ctx, const char *path, sfa_bytes *text) {
 
 static sfa_status read_rows(sfa_context *ctx, const char *path, eval_rows *rows) {
   SFA_TRY(sfa_strdup(ctx, path, &rows->path));
-  SFA_TRY(eval_file_read(ctx, path, &rows->text));
+  SFA_TRY(sfa_eval_file_read(ctx, path, &rows->text));
   SFA_TRY(find_lines(ctx, rows));
   return rows->n_lines ? SFA_OK : sfa_fail(ctx, SFA_ERROR_FORMAT, "%s is empty: it holds no rows", path);
 }
 
-sfa_status eval_rows_read(sfa_context *ctx, const char *path, eval_rows *rows) {
+sfa_status sfa_eval_rows_read(sfa_context *ctx, const char *path, eval_rows *rows) {
   *rows = (eval_rows){0};
   sfa_status status = read_rows(ctx, path, rows);
   if (status != SFA_OK)
-    eval_rows_free(ctx, rows);
+    sfa_eval_rows_free(ctx, rows);
   return status;
 }
 
-void eval_rows_free(sfa_context *ctx, eval_rows *rows) {
+void sfa_eval_rows_free(sfa_context *ctx, eval_rows *rows) {
   sfa_free(ctx, rows->path);
   sfa_free(ctx, rows->text.data);
   sfa_free(ctx, rows->lines);
@@ -86,7 +86,7 @@ void eval_rows_free(sfa_context *ctx, eval_rows *rows) {
 
 /* ---- One row ------------------------------------------------------------------------------------------------------------------- */
 
-sfa_status eval_row_open(sfa_context *ctx, const eval_rows *rows, size_t index, const char *form, bool is_json, eval_row *row) {
+sfa_status sfa_eval_row_open(sfa_context *ctx, const eval_rows *rows, size_t index, const char *form, bool is_json, eval_row *row) {
   const char *text = (const char *)rows->text.data + rows->lines[index].at;
   *row = (eval_row){.ctx = ctx, .path = rows->path, .form = form, .line = rows->lines[index].number, .text = text};
   if (!is_json)
@@ -95,18 +95,18 @@ sfa_status eval_row_open(sfa_context *ctx, const eval_rows *rows, size_t index, 
   row->json = cJSON_ParseWithOpts(text, &end, 1);
   if (row->json && cJSON_IsObject(row->json))
     return SFA_OK;
-  sfa_status status =
-      row->json ? eval_row_fail(row, "it is no JSON object") : eval_row_fail(row, "it is no JSON from byte %zu on", (size_t)(end - text));
-  eval_row_close(row);
+  sfa_status status = row->json ? sfa_eval_row_fail(row, "it is no JSON object")
+                                : sfa_eval_row_fail(row, "it is no JSON from byte %zu on", (size_t)(end - text));
+  sfa_eval_row_close(row);
   return status;
 }
 
-void eval_row_close(eval_row *row) {
+void sfa_eval_row_close(eval_row *row) {
   cJSON_Delete(row->json);
   row->json = NULL;
 }
 
-sfa_status eval_row_fail(const eval_row *row, const char *format, ...) {
+sfa_status sfa_eval_row_fail(const eval_row *row, const char *format, ...) {
   char what[256];
   va_list arguments;
   va_start(arguments, format);
@@ -115,33 +115,33 @@ sfa_status eval_row_fail(const eval_row *row, const char *format, ...) {
   return sfa_fail(row->ctx, SFA_ERROR_FORMAT, "%s, line %lld: %s; a row is %s", row->path, (long long)row->line, what, row->form);
 }
 
-const cJSON *eval_row_find(const eval_row *row, const char *name) { return cJSON_GetObjectItemCaseSensitive(row->json, name); }
+const cJSON *sfa_eval_row_find(const eval_row *row, const char *name) { return cJSON_GetObjectItemCaseSensitive(row->json, name); }
 
-sfa_status eval_row_text(const eval_row *row, const char *name, const char **text) {
-  const cJSON *member = eval_row_find(row, name);
+sfa_status sfa_eval_row_text(const eval_row *row, const char *name, const char **text) {
+  const cJSON *member = sfa_eval_row_find(row, name);
   if (!cJSON_IsString(member))
-    return eval_row_fail(row, "\"%s\" is %s", name, member ? "no text" : "missing");
+    return sfa_eval_row_fail(row, "\"%s\" is %s", name, member ? "no text" : "missing");
   *text = member->valuestring;
   return SFA_OK;
 }
 
-sfa_status eval_row_texts(const eval_row *row, const char *name, int32_t most, const char **texts, int32_t *n) {
-  const cJSON *member = eval_row_find(row, name), *element;
+sfa_status sfa_eval_row_texts(const eval_row *row, const char *name, int32_t most, const char **texts, int32_t *n) {
+  const cJSON *member = sfa_eval_row_find(row, name), *element;
   *n = 0;
   if (!cJSON_IsArray(member))
-    return eval_row_fail(row, "\"%s\" is %s", name, member ? "no list" : "missing");
+    return sfa_eval_row_fail(row, "\"%s\" is %s", name, member ? "no list" : "missing");
   cJSON_ArrayForEach(element, member) {
     if (!cJSON_IsString(element))
-      return eval_row_fail(row, "\"%s\" holds something that is no text", name);
+      return sfa_eval_row_fail(row, "\"%s\" holds something that is no text", name);
     if (*n == most)
-      return eval_row_fail(row, "\"%s\" has more than the %d texts that are taken", name, most);
+      return sfa_eval_row_fail(row, "\"%s\" has more than the %d texts that are taken", name, most);
     texts[(*n)++] = element->valuestring;
   }
-  return *n ? SFA_OK : eval_row_fail(row, "\"%s\" is empty", name);
+  return *n ? SFA_OK : sfa_eval_row_fail(row, "\"%s\" is empty", name);
 }
 
-sfa_status eval_row_index(const eval_row *row, const char *name, int32_t first, int32_t n, int32_t *index) {
-  const cJSON *member = eval_row_find(row, name);
+sfa_status sfa_eval_row_index(const eval_row *row, const char *name, int32_t first, int32_t n, int32_t *index) {
+  const cJSON *member = sfa_eval_row_find(row, name);
   double value = -1;
   if (cJSON_IsNumber(member))
     value = member->valuedouble;
@@ -150,9 +150,9 @@ sfa_status eval_row_index(const eval_row *row, const char *name, int32_t first, 
     value = strtod(member->valuestring, &end);
     value = *end ? -1 : value;
   } else
-    return eval_row_fail(row, "\"%s\" is %s", name, member ? "no number" : "missing");
+    return sfa_eval_row_fail(row, "\"%s\" is %s", name, member ? "no number" : "missing");
   if (!(value >= first && value < first + n) || value != (double)(int32_t)value)
-    return eval_row_fail(row, "\"%s\" is not a whole number from %d to %d", name, first, first + n - 1);
+    return sfa_eval_row_fail(row, "\"%s\" is not a whole number from %d to %d", name, first, first + n - 1);
   *index = (int32_t)value - first;
   return SFA_OK;
 }

@@ -18,10 +18,10 @@ typedef struct eval_rows {
 } eval_rows;
 
 /* Reads a file or a pipe to its end; a zero byte follows the text. Compressed files are refused, with what to do. */
-sfa_status eval_file_read(sfa_context *ctx, const char *path, sfa_bytes *text);
+sfa_status sfa_eval_file_read(sfa_context *ctx, const char *path, sfa_bytes *text);
 /* The same, in lines; at least one. */
-sfa_status eval_rows_read(sfa_context *ctx, const char *path, eval_rows *rows);
-void eval_rows_free(sfa_context *ctx, eval_rows *rows);
+sfa_status sfa_eval_rows_read(sfa_context *ctx, const char *path, eval_rows *rows);
+void sfa_eval_rows_free(sfa_context *ctx, eval_rows *rows);
 
 typedef struct eval_row {
   sfa_context *ctx;
@@ -32,17 +32,17 @@ typedef struct eval_row {
 } eval_row;
 
 /* Row `index`, parsed if is_json. */
-sfa_status eval_row_open(sfa_context *ctx, const eval_rows *rows, size_t index, const char *form, bool is_json, eval_row *row);
-void eval_row_close(eval_row *row);
+sfa_status sfa_eval_row_open(sfa_context *ctx, const eval_rows *rows, size_t index, const char *form, bool is_json, eval_row *row);
+void sfa_eval_row_close(eval_row *row);
 /* "FILE, line N: <what>; a row is <form>" */
-sfa_status eval_row_fail(const eval_row *row, const char *format, ...) __attribute__((format(printf, 2, 3)));
+sfa_status sfa_eval_row_fail(const eval_row *row, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* Members by name. A missing one is an error, or NULL from eval_row_find. */
-const cJSON *eval_row_find(const eval_row *row, const char *name);
-sfa_status eval_row_text(const eval_row *row, const char *name, const char **text);
+const cJSON *sfa_eval_row_find(const eval_row *row, const char *name);
+sfa_status sfa_eval_row_text(const eval_row *row, const char *name, const char **text);
 /* A list of 1 .. most texts. */
-sfa_status eval_row_texts(const eval_row *row, const char *name, int32_t most, const char **texts, int32_t *n);
+sfa_status sfa_eval_row_texts(const eval_row *row, const char *name, int32_t most, const char **texts, int32_t *n);
 /* A number from `first` on, below first + n, as a number or a text of one; *index counts from 0. */
-sfa_status eval_row_index(const eval_row *row, const char *name, int32_t first, int32_t n, int32_t *index);
+sfa_status sfa_eval_row_index(const eval_row *row, const char *name, int32_t first, int32_t n, int32_t *index);
 
 #endif

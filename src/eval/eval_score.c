@@ -46,17 +46,17 @@ static sfa_status encode_pair(scoring *s, const char *continuation, int64_t *n_c
   if (n_kept == 0) {
     int32_t prefix;
     SFA_TRY(prefix_token(eval, &prefix));
-    SFA_TRY(eval_encode(eval, (const char *)s->text.data, SFA_TOKENIZE_PARSE, &s->context_ids));
+    SFA_TRY(sfa_eval_encode(eval, (const char *)s->text.data, SFA_TOKENIZE_PARSE, &s->context_ids));
     if (s->context_ids.len == 0 || s->context_ids.data[0] != prefix)
       SFA_TRY(sfa_ids_append(eval->ctx, &s->ids, &prefix, 1));
     SFA_TRY(sfa_ids_append(eval->ctx, &s->ids, s->context_ids.data, s->context_ids.len));
     *n_continuation = (int64_t)s->ids.len - 1;
     return SFA_OK;
   }
-  SFA_TRY(eval_encode(eval, (const char *)s->text.data, FLAGS, &s->ids));
+  SFA_TRY(sfa_eval_encode(eval, (const char *)s->text.data, FLAGS, &s->ids));
   uint8_t cut = s->text.data[n_kept];
   s->text.data[n_kept] = '\0';
-  sfa_status status = eval_encode(eval, (const char *)s->text.data, FLAGS, &s->context_ids);
+  sfa_status status = sfa_eval_encode(eval, (const char *)s->text.data, FLAGS, &s->context_ids);
   s->text.data[n_kept] = cut;
   *n_continuation = (int64_t)s->ids.len - (int64_t)s->context_ids.len;
   return status;
@@ -115,12 +115,12 @@ static sfa_status score_choices(scoring *s, sfa_eval_result *r) {
   r->n_choices = item->n_answers;
   r->gold = item->gold;
   for (int32_t i = 0; i < item->n_answers; i++) {
-    const char *context = eval_item_text(item, item->contexts[item->has_contexts ? i : 0]);
+    const char *context = sfa_eval_item_text(item, item->contexts[item->has_contexts ? i : 0]);
     int64_t n_continuation;
     s->text.len = 0;
     SFA_TRY(sfa_bytes_append(s->eval->ctx, &s->text, s->shots.data, s->shots.len));
     SFA_TRY(sfa_bytes_append(s->eval->ctx, &s->text, context, strlen(context)));
-    SFA_TRY(encode_pair(s, eval_item_text(item, item->answers[i]), &n_continuation));
+    SFA_TRY(encode_pair(s, sfa_eval_item_text(item, item->answers[i]), &n_continuation));
     SFA_TRY(score_ids(s, n_continuation, &r->loglik[i], &r->is_greedy[i]));
     r->n_tokens = sfa_max64(r->n_tokens, (int64_t)s->ids.len);
     per_char[i] = r->loglik[i] / item->n_chars[i];
@@ -182,11 +182,11 @@ static sfa_status generation_ids(scoring *s) {
   s->ids.len = 0;
   if (s->item.ids.len)
     return sfa_ids_append(ctx, &s->ids, s->item.ids.data, s->item.ids.len);
-  const char *context = eval_item_text(&s->item, s->item.contexts[0]);
+  const char *context = sfa_eval_item_text(&s->item, s->item.contexts[0]);
   s->text.len = 0;
   SFA_TRY(sfa_bytes_append(ctx, &s->text, s->shots.data, s->shots.len));
   SFA_TRY(sfa_bytes_append(ctx, &s->text, context, strlen(context) + 1));
-  return eval_encode(s->eval, (const char *)s->text.data, SFA_TOKENIZE_SPECIAL | SFA_TOKENIZE_PARSE, &s->ids);
+  return sfa_eval_encode(s->eval, (const char *)s->text.data, SFA_TOKENIZE_SPECIAL | SFA_TOKENIZE_PARSE, &s->ids);
 }
 
 static sfa_status score_generation(scoring *s, sfa_eval_result *r) {
@@ -233,8 +233,8 @@ static sfa_status score_generation(scoring *s, sfa_eval_result *r) {
 /* ---- An item --------------------------------------------------------------------------------------------------------------------- */
 
 static sfa_status score_item(scoring *s, sfa_eval_result *r) {
-  SFA_TRY(eval_item_make(s->eval, s->index, &s->item));
-  SFA_TRY(eval_shots_text(s->eval, s->index, &s->shots));
+  SFA_TRY(sfa_eval_item_make(s->eval, s->index, &s->item));
+  SFA_TRY(sfa_eval_shots_text(s->eval, s->index, &s->shots));
   r->depth = s->item.depth;
   return s->eval->task->way == EVAL_GENERATION ? score_generation(s, r) : score_choices(s, r);
 }
@@ -253,7 +253,7 @@ sfa_status sfa_eval_item(const sfa_eval *eval, sfa_session *session, int64_t ite
     sfa_free_text(ctx, result->text);
     result->text = NULL;
   }
-  eval_item_free(ctx, &s.item);
+  sfa_eval_item_free(ctx, &s.item);
   void *memory[] = {s.shots.data, s.text.data, s.ids.data, s.context_ids.data, s.nll, s.argmax};
   for (size_t i = 0; i < sizeof memory / sizeof *memory; i++)
     sfa_free(ctx, memory[i]);

@@ -82,7 +82,7 @@ static void sample(twister *t, int32_t n_rows, int32_t n, int32_t *pool, int32_t
   }
 }
 
-sfa_status eval_shots_draw(sfa_context *ctx, int64_t n_rows, int32_t n_shots, int64_t n_items, int32_t **shots) {
+sfa_status sfa_eval_shots_draw(sfa_context *ctx, int64_t n_rows, int32_t n_shots, int64_t n_items, int32_t **shots) {
   int32_t *pool;
   twister t;
   SFA_TRY(sfa_alloc_zero(ctx, (size_t)n_rows, sizeof *pool, "a pool of examples", (void **)&pool));

@@ -28,9 +28,9 @@ typedef struct eval_item {
   double depth;
 } eval_item;
 
-void eval_item_clear(eval_item *item);
-void eval_item_free(sfa_context *ctx, eval_item *item);
-static inline const char *eval_item_text(const eval_item *item, size_t place) { return (const char *)item->text.data + place; }
+void sfa_eval_item_clear(eval_item *item);
+void sfa_eval_item_free(sfa_context *ctx, eval_item *item);
+static inline const char *sfa_eval_item_text(const eval_item *item, size_t place) { return (const char *)item->text.data + place; }
 
 typedef struct eval_task {
   const char *name;
@@ -48,11 +48,11 @@ typedef struct eval_task {
 } eval_task;
 
 /* NULL: no task of that name. */
-const eval_task *eval_task_find(const char *name);
+const eval_task *sfa_eval_task_find(const char *name);
 
 /* Judges of answers (eval_answers.c), metrics as the task's names say. */
-sfa_status eval_judge_number(sfa_context *ctx, const char *answer, const eval_item *item, double *metrics);
-sfa_status eval_judge_contains(sfa_context *ctx, const char *answer, const eval_item *item, double *metrics);
-sfa_status eval_judge_rouge(sfa_context *ctx, const char *answer, const eval_item *item, double *metrics);
+sfa_status sfa_eval_judge_number(sfa_context *ctx, const char *answer, const eval_item *item, double *metrics);
+sfa_status sfa_eval_judge_contains(sfa_context *ctx, const char *answer, const eval_item *item, double *metrics);
+sfa_status sfa_eval_judge_rouge(sfa_context *ctx, const char *answer, const eval_item *item, double *metrics);
 
 #endif

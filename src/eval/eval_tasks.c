@@ -6,14 +6,14 @@
 
 #include "text/utf8.h"
 
-void eval_item_clear(eval_item *item) {
+void sfa_eval_item_clear(eval_item *item) {
   sfa_bytes text = item->text;
   sfa_ids ids = item->ids;
   text.len = ids.len = 0;
   *item = (eval_item){.text = text, .ids = ids};
 }
 
-void eval_item_free(sfa_context *ctx, eval_item *item) {
+void sfa_eval_item_free(sfa_context *ctx, eval_item *item) {
   sfa_free(ctx, item->text.data);
   sfa_free(ctx, item->ids.data);
   *item = (eval_item){0};
@@ -100,16 +100,16 @@ static void clean(eval_item *item, size_t place) {
 static sfa_status make_hellaswag(const eval_row *row, eval_item *item) {
   const char *context, *activity, *a, *b, *endings[SFA_EVAL_MAX_CHOICES];
   int32_t n;
-  SFA_TRY(eval_row_texts(row, "endings", SFA_EVAL_MAX_CHOICES, endings, &n));
-  SFA_TRY(eval_row_index(row, "label", 0, n, &item->gold));
-  if (!eval_row_find(row, "ctx_a")) { /* cleaned already */
-    SFA_TRY(eval_row_text(row, "ctx", &context));
+  SFA_TRY(sfa_eval_row_texts(row, "endings", SFA_EVAL_MAX_CHOICES, endings, &n));
+  SFA_TRY(sfa_eval_row_index(row, "label", 0, n, &item->gold));
+  if (!sfa_eval_row_find(row, "ctx_a")) { /* cleaned already */
+    SFA_TRY(sfa_eval_row_text(row, "ctx", &context));
     SFA_TRY(add_text(row, item, "", context, "", &item->contexts[0]));
     return add_choices(row, item, endings, n);
   }
-  SFA_TRY(eval_row_text(row, "activity_label", &activity));
-  SFA_TRY(eval_row_text(row, "ctx_a", &a));
-  SFA_TRY(eval_row_text(row, "ctx_b", &b));
+  SFA_TRY(sfa_eval_row_text(row, "activity_label", &activity));
+  SFA_TRY(sfa_eval_row_text(row, "ctx_a", &a));
+  SFA_TRY(sfa_eval_row_text(row, "ctx_b", &b));
   SFA_TRY(add_text(row, item, activity, ": ", a, &item->contexts[0]));
   item->text.data[item->text.len - 1] = ' ';
   SFA_TRY(sfa_utf8_capitalize(row->ctx, (const uint8_t *)b, strlen(b), &item->text));
@@ -118,7 +118,7 @@ static sfa_status make_hellaswag(const eval_row *row, eval_item *item) {
   for (int32_t i = 0; i < n; i++) {
     SFA_TRY(add_choice(row, item, endings[i]));
     clean(item, item->answers[i] + 1);
-    item->n_chars[i] = count_chars(eval_item_text(item, item->answers[i] + 1));
+    item->n_chars[i] = count_chars(sfa_eval_item_text(item, item->answers[i] + 1));
   }
   return SFA_OK;
 }
@@ -127,10 +127,10 @@ static sfa_status make_hellaswag(const eval_row *row, eval_item *item) {
 
 static sfa_status make_piqa(const eval_row *row, eval_item *item) {
   const char *goal, *solutions[2];
-  SFA_TRY(eval_row_text(row, "goal", &goal));
-  SFA_TRY(eval_row_text(row, "sol1", &solutions[0]));
-  SFA_TRY(eval_row_text(row, "sol2", &solutions[1]));
-  SFA_TRY(eval_row_index(row, "label", 0, 2, &item->gold));
+  SFA_TRY(sfa_eval_row_text(row, "goal", &goal));
+  SFA_TRY(sfa_eval_row_text(row, "sol1", &solutions[0]));
+  SFA_TRY(sfa_eval_row_text(row, "sol2", &solutions[1]));
+  SFA_TRY(sfa_eval_row_index(row, "label", 0, 2, &item->gold));
   SFA_TRY(add_text(row, item, "Question: ", goal, "\nAnswer:", &item->contexts[0]));
   return add_choices(row, item, solutions, 2);
 }
@@ -161,25 +161,25 @@ static bool read_choices(const cJSON *choices, question *q) {
 
 static sfa_status read_question(const eval_row *row, question *q) {
   *q = (question){.gold = -1};
-  const cJSON *asked = eval_row_find(row, "question"), *choices = eval_row_find(row, "choices");
-  asked = asked ? asked : eval_row_find(row, "question_stem");
+  const cJSON *asked = sfa_eval_row_find(row, "question"), *choices = sfa_eval_row_find(row, "choices");
+  asked = asked ? asked : sfa_eval_row_find(row, "question_stem");
   if (cJSON_IsObject(asked)) {
     choices = cJSON_GetObjectItemCaseSensitive(asked, "choices");
     asked = cJSON_GetObjectItemCaseSensitive(asked, "stem");
   }
   q->stem = text_of(asked);
   if (!q->stem)
-    return eval_row_fail(row, "no question");
+    return sfa_eval_row_fail(row, "no question");
   if (!read_choices(choices, q))
-    return eval_row_fail(row, "no list of 1 to %d choices", SFA_EVAL_MAX_CHOICES);
-  const char *key = text_of(eval_row_find(row, "answerKey"));
+    return sfa_eval_row_fail(row, "no list of 1 to %d choices", SFA_EVAL_MAX_CHOICES);
+  const char *key = text_of(sfa_eval_row_find(row, "answerKey"));
   if (!key)
-    return eval_row_index(row, "label", 0, q->n, &q->gold);
+    return sfa_eval_row_index(row, "label", 0, q->n, &q->gold);
   key += strspn(key, " ");
   for (int32_t i = 0; i < q->n && q->gold < 0; i++)
     if (q->labels[i] && strcmp(q->labels[i], key) == 0)
       q->gold = i;
-  return q->gold >= 0 ? SFA_OK : eval_row_fail(row, "\"answerKey\" is the label of no choice");
+  return q->gold >= 0 ? SFA_OK : sfa_eval_row_fail(row, "\"answerKey\" is the label of no choice");
 }
 
 static sfa_status make_arc(const eval_row *row, eval_item *item) {
@@ -201,16 +201,16 @@ static sfa_status make_openbookqa(const eval_row *row, eval_item *item) {
 /* The blank is filled with each option, and what follows it is scored: "partial" scoring. */
 static sfa_status make_winogrande(const eval_row *row, eval_item *item) {
   const char *sentence, *options[2];
-  if (eval_row_find(row, "sentence")) {
-    SFA_TRY(eval_row_text(row, "sentence", &sentence));
-    SFA_TRY(eval_row_text(row, "option1", &options[0]));
-    SFA_TRY(eval_row_text(row, "option2", &options[1]));
-    SFA_TRY(eval_row_index(row, "answer", 1, 2, &item->gold));
+  if (sfa_eval_row_find(row, "sentence")) {
+    SFA_TRY(sfa_eval_row_text(row, "sentence", &sentence));
+    SFA_TRY(sfa_eval_row_text(row, "option1", &options[0]));
+    SFA_TRY(sfa_eval_row_text(row, "option2", &options[1]));
+    SFA_TRY(sfa_eval_row_index(row, "answer", 1, 2, &item->gold));
   } else {
     question q;
     SFA_TRY(read_question(row, &q));
     if (q.n != 2)
-      return eval_row_fail(row, "%d choices, not 2", q.n);
+      return sfa_eval_row_fail(row, "%d choices, not 2", q.n);
     sentence = q.stem;
     options[0] = q.choices[0];
     options[1] = q.choices[1];
@@ -218,7 +218,7 @@ static sfa_status make_winogrande(const eval_row *row, eval_item *item) {
   }
   const char *blank = strchr(sentence, '_');
   if (!blank)
-    return eval_row_fail(row, "the sentence has no blank \"_\"");
+    return sfa_eval_row_fail(row, "the sentence has no blank \"_\"");
   const uint8_t *rest = (const uint8_t *)blank + 1;
   size_t n_rest = strlen(blank + 1);
   sfa_utf8_trim(&rest, &n_rest);
@@ -239,15 +239,15 @@ static sfa_status make_winogrande(const eval_row *row, eval_item *item) {
 static sfa_status make_pubmedqa(const eval_row *row, eval_item *item) {
   static const char *const decisions[] = {"yes", "no", "maybe"};
   const char *passages[SFA_EVAL_MAX_CHOICES], *asked, *decision;
-  bool upper = eval_row_find(row, "QUESTION") != NULL;
+  bool upper = sfa_eval_row_find(row, "QUESTION") != NULL;
   int32_t n;
-  SFA_TRY(eval_row_texts(row, upper ? "CONTEXTS" : "contexts", SFA_EVAL_MAX_CHOICES, passages, &n));
-  SFA_TRY(eval_row_text(row, upper ? "QUESTION" : "question", &asked));
-  SFA_TRY(eval_row_text(row, "final_decision", &decision));
+  SFA_TRY(sfa_eval_row_texts(row, upper ? "CONTEXTS" : "contexts", SFA_EVAL_MAX_CHOICES, passages, &n));
+  SFA_TRY(sfa_eval_row_text(row, upper ? "QUESTION" : "question", &asked));
+  SFA_TRY(sfa_eval_row_text(row, "final_decision", &decision));
   for (item->gold = 0; item->gold < 3 && strcmp(decision, decisions[item->gold]) != 0;)
     item->gold++;
   if (item->gold == 3)
-    return eval_row_fail(row, "\"final_decision\" is neither yes, no nor maybe");
+    return sfa_eval_row_fail(row, "\"final_decision\" is neither yes, no nor maybe");
   item->contexts[0] = item->text.len;
   for (int32_t i = 0; i < n; i++) {
     SFA_TRY(add_bytes(row, item, i ? "\n" : "Abstract: ", i ? 1 : 10));
@@ -262,7 +262,7 @@ static sfa_status make_pubmedqa(const eval_row *row, eval_item *item) {
 static sfa_status make_listops(const eval_row *row, eval_item *item) {
   const char *tab = strchr(row->text, '\t');
   if (!tab || tab == row->text || tab[1] < '0' || tab[1] > '9' || tab[2])
-    return eval_row_fail(row, "it is another text");
+    return sfa_eval_row_fail(row, "it is another text");
   item->gold = tab[1] - '0';
   for (const char *at = row->text; at < tab; at++) { /* parentheses of the published files carry nothing: their bracketing is in [ ] */
     bool skipped = *at == '(' || *at == ')' || (*at == ' ' && (at[1] == '(' || at[1] == ')'));
@@ -282,7 +282,7 @@ static sfa_status make_listops(const eval_row *row, eval_item *item) {
 /* The last word, as text.split(" ") finds it. */
 static sfa_status make_lambada(const eval_row *row, eval_item *item) {
   const char *text;
-  SFA_TRY(eval_row_text(row, "text", &text));
+  SFA_TRY(sfa_eval_row_text(row, "text", &text));
   const char *space = strrchr(text, ' '), *word = space ? space + 1 : text;
   SFA_TRY(add_bytes(row, item, text, space ? (size_t)(space - text) : 0));
   SFA_TRY(add_end(row, item));
@@ -291,22 +291,22 @@ static sfa_status make_lambada(const eval_row *row, eval_item *item) {
 
 static sfa_status make_gsm8k(const eval_row *row, eval_item *item) {
   const char *asked, *answer;
-  SFA_TRY(eval_row_text(row, "question", &asked));
-  SFA_TRY(eval_row_text(row, "answer", &answer));
+  SFA_TRY(sfa_eval_row_text(row, "question", &asked));
+  SFA_TRY(sfa_eval_row_text(row, "answer", &answer));
   SFA_TRY(add_text(row, item, "Question: ", asked, "\nAnswer:", &item->contexts[0]));
   return add_choice(row, item, answer);
 }
 
 static sfa_status make_scitldr(const eval_row *row, eval_item *item) {
-  const cJSON *sentences = eval_row_find(row, "source"), *sentence;
+  const cJSON *sentences = sfa_eval_row_find(row, "source"), *sentence;
   const char *summaries[SFA_EVAL_MAX_CHOICES];
   int32_t n;
   if (!cJSON_IsArray(sentences) || !cJSON_GetArraySize(sentences))
-    return eval_row_fail(row, "\"source\" is %s", sentences ? "no list of sentences" : "missing");
-  SFA_TRY(eval_row_texts(row, "target", SFA_EVAL_MAX_CHOICES, summaries, &n));
+    return sfa_eval_row_fail(row, "\"source\" is %s", sentences ? "no list of sentences" : "missing");
+  SFA_TRY(sfa_eval_row_texts(row, "target", SFA_EVAL_MAX_CHOICES, summaries, &n));
   cJSON_ArrayForEach(sentence, sentences) {
     if (!cJSON_IsString(sentence))
-      return eval_row_fail(row, "\"source\" holds something that is no text");
+      return sfa_eval_row_fail(row, "\"source\" holds something that is no text");
     SFA_TRY(add_bytes(row, item, " ", sentence != sentences->child));
     SFA_TRY(add_bytes(row, item, sentence->valuestring, strlen(sentence->valuestring)));
   }
@@ -316,24 +316,24 @@ static sfa_status make_scitldr(const eval_row *row, eval_item *item) {
 
 /* The prompt of "Lost in the Middle". */
 static sfa_status make_kv(const eval_row *row, eval_item *item) {
-  const cJSON *records = eval_row_find(row, "ordered_kv_records"), *record;
+  const cJSON *records = sfa_eval_row_find(row, "ordered_kv_records"), *record;
   const char *key, *value;
   int32_t n = cJSON_IsArray(records) ? cJSON_GetArraySize(records) : 0, place = -1, at = 0;
-  SFA_TRY(eval_row_text(row, "key", &key));
-  SFA_TRY(eval_row_text(row, "value", &value));
+  SFA_TRY(sfa_eval_row_text(row, "key", &key));
+  SFA_TRY(sfa_eval_row_text(row, "value", &value));
   static const char head[] = "Extract the value corresponding to the specified key in the JSON object below.\n\nJSON data:\n{";
   SFA_TRY(add_bytes(row, item, head, sizeof head - 1));
   for (record = n ? records->child : NULL; record; record = record->next, at++) {
     const char *pair[] = {text_of(cJSON_GetArrayItem(record, 0)), text_of(cJSON_GetArrayItem(record, 1))};
     if (!pair[0] || !pair[1])
-      return eval_row_fail(row, "record %d of \"ordered_kv_records\" is no pair of texts", at);
+      return sfa_eval_row_fail(row, "record %d of \"ordered_kv_records\" is no pair of texts", at);
     place = strcmp(pair[0], key) == 0 ? at : place;
     const char *const parts[] = {at ? ",\n \"" : "\"", pair[0], "\": \"", pair[1], "\""};
     for (int i = 0; i < 5; i++)
       SFA_TRY(add_bytes(row, item, parts[i], strlen(parts[i])));
   }
   if (place < 0)
-    return eval_row_fail(row, "\"ordered_kv_records\" does not hold the key");
+    return sfa_eval_row_fail(row, "\"ordered_kv_records\" does not hold the key");
   item->depth = n > 1 ? (double)place / (n - 1) : 0;
   size_t tail;
   SFA_TRY(add_text(row, item, "}\n\nKey: \"", key, "\"\nCorresponding value:", &tail));
@@ -419,7 +419,7 @@ static const eval_task tasks[] = {
      .n_shots = 5,
      .n_generate = 256,
      .stops = {"Question:", "</s>", "<|im_end|>"},
-     .judge = eval_judge_number},
+     .judge = sfa_eval_judge_number},
     {.name = "scitldr",
      .way = EVAL_GENERATION,
      .make = make_scitldr,
@@ -429,7 +429,7 @@ static const eval_task tasks[] = {
      .row_form = "{\"source\": [...], \"target\": [...]}",
      .n_generate = 64,
      .stops = {"\n"},
-     .judge = eval_judge_rouge},
+     .judge = sfa_eval_judge_rouge},
     {.name = "kv",
      .way = EVAL_GENERATION,
      .make = make_kv,
@@ -439,17 +439,17 @@ static const eval_task tasks[] = {
      .metrics = {"acc"},
      .row_form = "{\"ordered_kv_records\": [[key, value], ...], \"key\", \"value\"}",
      .n_generate = 64,
-     .judge = eval_judge_contains},
+     .judge = sfa_eval_judge_contains},
     {.name = "niah",
      .way = EVAL_GENERATION,
      .has_depth = true,
      .n_metrics = 1,
      .metrics = {"found"},
      .n_generate = 16,
-     .judge = eval_judge_contains},
+     .judge = sfa_eval_judge_contains},
 };
 
-const eval_task *eval_task_find(const char *name) {
+const eval_task *sfa_eval_task_find(const char *name) {
   for (size_t i = 0; i < sizeof tasks / sizeof *tasks; i++)
     if (strcmp(tasks[i].name, name) == 0)
       return &tasks[i];

@@ -46,7 +46,7 @@ static sfa_eval *open_task(const char *task, const char *path, const sfa_eval_op
 
 static cJSON *read_json(const char *path) {
   sfa_bytes text = {0};
-  assert_int_equal(eval_file_read(ctx, path, &text), SFA_OK);
+  assert_int_equal(sfa_eval_file_read(ctx, path, &text), SFA_OK);
   cJSON *json = cJSON_Parse((const char *)text.data);
   assert_non_null(json);
   sfa_free(ctx, text.data);
@@ -151,11 +151,11 @@ static void answers_are_judged_as_by_the_references(void **state) {
     }
     double metrics[SFA_EVAL_MAX_METRICS] = {0};
     const char *answer = cJSON_GetObjectItem(one, "answer")->valuestring;
-    assert_int_equal((n_scores == 2 ? eval_judge_number : eval_judge_rouge)(ctx, answer, &item, metrics), SFA_OK);
+    assert_int_equal((n_scores == 2 ? sfa_eval_judge_number : sfa_eval_judge_rouge)(ctx, answer, &item, metrics), SFA_OK);
     for (int m = 0; m < n_scores; m++)
       if (!(fabs(metrics[m] - cJSON_GetArrayItem(scores, m)->valuedouble) < 1e-12))
         fail_msg("\"%s\", score %d: %g", answer, m, metrics[m]);
-    eval_item_free(ctx, &item);
+    sfa_eval_item_free(ctx, &item);
   }
   cJSON_Delete(cases);
 }
@@ -166,7 +166,7 @@ static void answers_are_judged_as_by_the_references(void **state) {
 static int32_t *text_ids(size_t *n) {
   sfa_bytes text = {0};
   int32_t *ids;
-  assert_int_equal(eval_file_read(ctx, GOLDEN "gsm8k_train.jsonl", &text), SFA_OK);
+  assert_int_equal(sfa_eval_file_read(ctx, GOLDEN "gsm8k_train.jsonl", &text), SFA_OK);
   assert_int_equal(sfa_tokenizer_encode(sfa_model_tokenizer(model), (const char *)text.data, text.len, SFA_TOKENIZE_SPECIAL, &ids, n),
                    SFA_OK);
   sfa_free(ctx, text.data);
@@ -336,11 +336,11 @@ static void lists_are_worth_what_they_say(void **state) {
 static void check_item(const char *task, const char *path, int64_t index, const char *context, const char *answer, double depth) {
   eval_item item = {0};
   sfa_eval *eval = open_task(task, path, NULL);
-  assert_int_equal(eval_item_make(eval, index, &item), SFA_OK);
-  assert_string_equal(eval_item_text(&item, item.contexts[0]), context);
-  assert_string_equal(eval_item_text(&item, item.answers[item.gold]), answer);
+  assert_int_equal(sfa_eval_item_make(eval, index, &item), SFA_OK);
+  assert_string_equal(sfa_eval_item_text(&item, item.contexts[0]), context);
+  assert_string_equal(sfa_eval_item_text(&item, item.answers[item.gold]), answer);
   assert_true(item.depth == depth);
-  eval_item_free(ctx, &item);
+  sfa_eval_item_free(ctx, &item);
   sfa_eval_close(eval);
 }
 
@@ -368,7 +368,7 @@ static void needles_lie_where_they_should(void **state) {
   assert_int_equal(eval->n_items, 12);
   for (int i = 0; i < 12; i++) {
     eval_item item = {0};
-    assert_int_equal(eval_item_make(eval, i, &item), SFA_OK);
+    assert_int_equal(sfa_eval_item_make(eval, i, &item), SFA_OK);
     assert_int_equal(item.ids.len + 16, lengths[i / 6]);
     assert_true(item.depth == 0.5 * (i % 3));
     char text[8192] = "", *needle;
@@ -376,7 +376,7 @@ static void needles_lie_where_they_should(void **state) {
     for (size_t t = 0; t < item.ids.len; t++)
       n += sfa_tokenizer_decode(sfa_model_tokenizer(model), -1, item.ids.data[t], 0, text + n, sizeof text - n);
     n_text = n;
-    const char *answer = eval_item_text(&item, item.answers[0]);
+    const char *answer = sfa_eval_item_text(&item, item.answers[0]);
     needle = strstr(text, "The special magic number of ");
     assert_non_null(needle);
     assert_non_null(strstr(needle, answer));
@@ -385,16 +385,16 @@ static void needles_lie_where_they_should(void **state) {
     assert_true(i % 3 == 0 ? place < 0.05 : i % 3 == 1 ? place > 0.2 && place < 0.6 : place > 0.4);
     if (i % 3) { /* the same text around it as at the depth before */
       eval_item before = {0};
-      assert_int_equal(eval_item_make(eval, i - 1, &before), SFA_OK);
+      assert_int_equal(sfa_eval_item_make(eval, i - 1, &before), SFA_OK);
       assert_int_equal(before.ids.data[item.ids.len - 1], item.ids.data[item.ids.len - 1]);
       assert_memory_equal(before.ids.data, item.ids.data, (i % 3 == 2 ? 50 : 1) * sizeof(int32_t));
-      eval_item_free(ctx, &before);
+      sfa_eval_item_free(ctx, &before);
     }
     sfa_eval_result r;
     assert_int_equal(sfa_eval_item(eval, session, i, &r), SFA_OK);
     assert_int_equal(r.n_tokens, lengths[i / 6]);
     sfa_free_text(ctx, r.text);
-    eval_item_free(ctx, &item);
+    sfa_eval_item_free(ctx, &item);
   }
   sfa_session *small = new_session(350, 0);
   sfa_eval_result r;
