@@ -39,7 +39,7 @@ void sfa_optimizer_free(sfa_optimizer *o) {
 }
 
 double sfa_optimizer_norm(const sfa_optimizer *o) {
-  const sfa_training *device = sfa_training_cpu();
+  const sfa_training *device = sfa_learner_training(o->learner);
   double sum = 0;
   for (int32_t i = 0; i < o->n; i++) {
     const sfa_parameter *p = sfa_learner_parameter(o->learner, i);
@@ -50,7 +50,7 @@ double sfa_optimizer_norm(const sfa_optimizer *o) {
 }
 
 void sfa_optimizer_step(const sfa_optimizer *o, const sfa_recipe *recipe, int64_t step, double norm) {
-  const sfa_training *device = sfa_training_cpu();
+  const sfa_training *device = sfa_learner_training(o->learner);
   const double clip = recipe->clip_norm > 0 ? fmin(1, recipe->clip_norm / (norm + 1e-6)) : 1; /* 1e-6 as PyTorch has it */
   sfa_adamw how = {.rate = (float)sfa_recipe_rate(recipe, step),
                    .beta1 = (float)recipe->beta1,
