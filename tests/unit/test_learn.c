@@ -21,7 +21,7 @@ enum { N_FAMILIES = sizeof families / sizeof *families };
 static sfa_learner *open_learner(sfa_context *ctx, const char *name, const char *file, const sfa_learn_options *options) {
   char path[512];
   sfa_weights *weights;
-  sfa_learner *learner;
+  sfa_learner *learner = NULL;
   snprintf(path, sizeof path, GOLDEN "models/%s%s", name, file);
   if (sfa_weights_open(ctx, path, &weights) != SFA_OK || sfa_learner_create(ctx, weights, options, &learner) != SFA_OK)
     fail_msg("%s: %s", path, sfa_context_error(ctx));
