@@ -84,7 +84,7 @@ case_usage() {
   bad 2 "no verb \"frobnicate\"" frobnicate
   bad 2 "sfa bench attention\|decode\|topk\|model" bench
   bad 2 "sfa bench attention\|decode\|topk\|model" bench all
-  bad 2 "sfa eval nll" eval ppl
+  bad 2 "sfa eval nll" eval perplexity
   bad 2 "wants a model" generate -p hello
   bad 2 "wants a model" info
   bad 2 "did you mean --temp" generate -m "$story" --tmp 1
