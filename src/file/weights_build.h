@@ -47,7 +47,7 @@ typedef struct sfa_weights_file {
 struct sfa_weights {
   sfa_context *ctx;
   const char *format;
-  bool lays_over; /* tensors that are added take the place of others */
+  bool lays_over;  /* tensors that are added take the place of others */
   sfa_arena arena; /* names, texts, arrays */
   sfa_table files; /* of sfa_weights_file */
   sfa_table tensors;

@@ -41,8 +41,8 @@ typedef struct value_list {
   const uint8_t *keys; /* [n + PREFETCH_KEYS] */
 } value_list;
 
-/* sum += P V over keys from .. to - 1 of the list, whose first one that asks for memory asks for `wanted`. dtype, rows, columns and gaps are
- * constants where this is inlined. */
+/* sum += P V over keys from .. to - 1 of the list, whose first one that asks for memory asks for `wanted`. dtype, rows, columns and gaps
+ * are constants where this is inlined. */
 V_INLINE void value_keys_run(const sfa_dtype dtype, const int rows, const int columns, const int gaps, const value_list *list, int32_t from,
                              int32_t to, const char *wanted, const float *P, vf *sum) {
   const int bytes = dtype == SFA_I4 ? columns * V_LANES / 2 : columns * V_LANES * (dtype == SFA_I8 ? 1 : dtype == SFA_F32 ? 4 : 2);

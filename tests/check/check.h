@@ -88,8 +88,7 @@ typedef struct check_entry {
 
 /* Ends with an entry of NULL. One an instruction set: */
 extern const check_entry check_codes_entries[], check_scores_entries[], check_values_entries[], check_keys_entries[],
-    check_forward_entries[], check_postings_entries[], check_drop_entries[], check_attention_entries[],
-    check_backward_entries[];
+    check_forward_entries[], check_postings_entries[], check_drop_entries[], check_attention_entries[], check_backward_entries[];
 /* One a table of 16-bit kernels: */
 extern const check_entry check_half_entries[];
 /* Plants bugs in a copy of a table; each must be caught. */

@@ -133,8 +133,8 @@ int oracle_sees(const oracle_problem *problem, long t, long j) {
 #define TANH tanh
 #define EXP exp
 #define LOG log
-#include "oracle_tmpl.c"
 #include "oracle_backward_tmpl.c"
+#include "oracle_tmpl.c"
 #undef REAL
 #undef NAME
 #undef SQRT
@@ -148,5 +148,5 @@ int oracle_sees(const oracle_problem *problem, long t, long j) {
 #define TANH tanhf
 #define EXP expf
 #define LOG logf
-#include "oracle_tmpl.c"
 #include "oracle_backward_tmpl.c"
+#include "oracle_tmpl.c"
