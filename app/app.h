@@ -20,8 +20,6 @@ int app_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void app_note(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* The text of the context's last failure. */
 int app_fail_status(const sfa_context *ctx);
-/* "sfa: ..." on stderr about something that is not in the way. */
-void app_note(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* Flushes stdout; EXIT_FAILED with a message if something could not be written. */
 int app_flush(void);
 /* Prints and frees a document. NULL: out of memory. */
@@ -151,7 +149,6 @@ int cmd_bench_topk(const app_options *o);
 int cmd_bench_model(const app_options *o);
 int cmd_plan(const app_options *o);
 int cmd_eval_nll(const app_options *o);
-int cmd_eval_listops(const app_options *o);
 int cmd_eval_ppl(const app_options *o);
 int cmd_eval_task(const app_options *o);
 int cmd_demo(const app_options *o);

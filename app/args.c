@@ -34,7 +34,7 @@ typedef struct row {
 
 #define AT(field) offsetof(app_options, field)
 #define LOOKS (VERB_EXPLAIN | VERB_INSPECT)
-#define TASKS (VERB_EVAL_TASK | VERB_EVAL_NIAH | VERB_EVAL_LISTOPS)
+#define TASKS (VERB_EVAL_TASK | VERB_EVAL_NIAH)
 #define COMPARES (TASKS | VERB_EVAL_PPL)
 #define RUNS (VERB_GENERATE | VERB_CHAT | VERB_EVAL | COMPARES | LOOKS)
 #define CHOICES (RUNS | VERB_INFO | VERB_BENCH_MODEL)
@@ -57,16 +57,11 @@ static const row rows[] = {
      "the text; explain: the question after the document"},
     {'f', "file", 0, TEXT, AT(file), "FILE", 0, 0, 0, VERB_GENERATE | VERB_TOKENIZE | VERB_EVAL | VERB_DEMO | LOOKS,
      "read the text from a file, or from all text files of a folder under their names; - is standard input"},
-    {'f', "file", 0, TEXT, AT(file), "FILE", 0, 0, 0, VERB_EVAL_TASK | VERB_EVAL_LISTOPS, "the items, a line each (docs/EVALUATION.md)"},
+    {'f', "file", 0, TEXT, AT(file), "FILE", 0, 0, 0, VERB_EVAL_TASK, "the items, a line each (docs/EVALUATION.md)"},
     {'f', "file", 0, TEXT, AT(file), "FILE", 0, 0, 0, VERB_EVAL_NIAH, "a long text, the haystack"},
     {'f', "file", 0, TEXT, AT(file), "FILE", 0, 0, 0, VERB_EVAL_PPL, "the text, or a folder of texts"},
     {0, "compare", 0, TEXT, AT(compare), "LIST", 0, 0, 0, COMPARES,
      "settings of attention, one after another: dense, K, K/KQ and K/all (dense queries), as in dense,16,16/all"},
-    {0, "generate", 0, INT, AT(generate), "N", 0, 1, BIG, VERB_EVAL_LISTOPS, "write N lines to standard output instead: a data file"},
-    {0, "lengths", 0, INTS, AT(lengths), "MIN-MAX", 0, 3, 16384, VERB_EVAL_LISTOPS,
-     "symbols of a line that is written (default: 500-2000)"},
-    {0, "depths", 0, INT, AT(depths), "N", 0, 2, 100, VERB_EVAL_LISTOPS, "levels of a line that is written, at most (default: 10)"},
-    {'s', "seed", 0, INT, AT(seed), "N", 0, 1, BIG, VERB_EVAL_LISTOPS, "of the lines that are written (default: 1)"},
     {0, "limit", 0, INT, AT(limit), "N", 0, 1, BIG, TASKS, "the first N items (default: all)"},
     {0, "shots", 0, INT, AT(shots), "N", 0, 0, 1000, VERB_EVAL_TASK,
      "worked examples before each item, drawn as lm-evaluation-harness does (default: gsm8k 5, others 0)"},
@@ -255,10 +250,10 @@ static const row rows[] = {
     {0, "verify", 0, FLAG, AT(verify), 0, 0, 0, 0, VERB_DATA, "instead: read the shards named, and compare their checksums"},
     {'t', "threads", 0, INT, AT(threads), "N", 0, 1, 4096, CORPUS, "changes no result (default: all processors)"},
     {0, "rows", 0, INT, AT(rows), "N", 0, 1, 1 << 28, MADE_UP, "how many (default: listops 1000, kv 500)"},
-    {0, "min-length", 0, INT, AT(min_length), "N", 0, 0, 1 << 20, VERB_DATA_LISTOPS,
+    {0, "min-length", 0, INT, AT(min_length), "N", 0, 1, 1 << 20, VERB_DATA_LISTOPS,
      "expressions have more digits, operators and ends than this (default: 500)"},
-    {0, "max-length", 0, INT, AT(max_length), "N", 0, 2, 1 << 20, VERB_DATA_LISTOPS, "and fewer than this (default: 2000)"},
-    {0, "max-depth", 0, INT, AT(max_depth), "N", 0, 1, 256, VERB_DATA_LISTOPS, "of digits, the whole expression is 1 (default: 10)"},
+    {0, "max-length", 0, INT, AT(max_length), "N", 0, 3, 1 << 20, VERB_DATA_LISTOPS, "and fewer than this (default: 2000)"},
+    {0, "max-depth", 0, INT, AT(max_depth), "N", 0, 1, 100, VERB_DATA_LISTOPS, "of digits, the whole expression is 1 (default: 10)"},
     {0, "max-args", 0, INT, AT(max_args), "N", 0, 2, 64, VERB_DATA_LISTOPS, "most arguments of an operator (default: 10)"},
     {0, "format", 0, WORD, AT(text_format), 0, "auto|text|jsonl", 0, 0, VERB_DATA_LISTOPS,
      "lines EXPRESSION<tab>VALUE, for sfa eval listops (default), or rows {source, target, text}, for sfa data"},
@@ -310,7 +305,6 @@ const app_options options_default = {
     .max_args = -1,
     .vocab = 32768,
     .limit = -1,
-    .generate = -1,
     .shots = -1,
     .depths = -1,
     .trials = -1,

@@ -11,7 +11,7 @@ enum { VERB_DATA = 1 << 7, VERB_TOKENIZER_TRAIN = 1 << 8, VERB_DATA_LISTOPS = 1 
 enum { VERB_BENCH_DECODE = 1 << 12, VERB_BENCH_TOPK = 1 << 13, VERB_BENCH_MODEL = 1 << 14 };
 enum { VERB_PLAN = 1 << 15, VERB_EXPLAIN = 1 << 16, VERB_INSPECT = 1 << 17, VERB_INDEX = 1 << 18 };
 enum { VERB_TRAIN = 1 << 21, VERB_EXPORT = 1 << 22, VERB_FINETUNE = 1 << 23 };
-enum { VERB_EVAL_TASK = 1 << 24, VERB_EVAL_NIAH = 1 << 25, VERB_EVAL_PPL = 1 << 26, VERB_EVAL_LISTOPS = 1 << 27 };
+enum { VERB_EVAL_TASK = 1 << 24, VERB_EVAL_NIAH = 1 << 25, VERB_EVAL_PPL = 1 << 26 };
 
 /* Numbers of "1,2,5-7", or one of the words that the option takes instead of them. */
 typedef struct int_list {
@@ -48,7 +48,7 @@ typedef struct app_options {
   int cache_k, cache_v; /* index into "int8|bf16|f16|f32"; -1 not given */
   /* Evaluations. */
   const char *shots_file, *compare;
-  int64_t limit, shots, depths, trials, generate;
+  int64_t limit, shots, depths, trials;
   text_list tasks; /* NAME=FILE */
   double mean_k;
   const char *adapter;

@@ -1,6 +1,8 @@
 /* sfa data listops, sfa data kv: made-up tasks for training and for sfa eval, the same rows from a seed everywhere. */
 #include "app.h"
 
+#include <sfa/eval.h>
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,67 +35,11 @@ static int print_row(cJSON *row) {
 
 /* ---- ListOps ----------------------------------------------------------------------------------------------------------------- */
 
-/* Long Range Arena (Tay et al. 2020) after Nangia and Bowman (2018): a node is an operator with probability 1/4, at the greatest depth
- * never, else a digit. An operator has 2 .. most_args nodes. Lengths count digits, operators and brackets' ends. */
-typedef struct expression {
-  uint64_t *state;
-  text_buffer *text;
-  int64_t most_depth, most_args, most_length;
-  int64_t length;
-  bool failed; /* too long, or no memory */
-} expression;
-
-static int compare_ints(const void *a, const void *b) { return *(const int *)a - *(const int *)b; }
-
-enum { MOST_ARGS = 64 };
-
-/* The median of an even number is the mean of the two in the middle, rounded down. */
-static int apply(int operator, int * values, int n) {
-  int sum = 0;
-  qsort(values, (size_t)n, sizeof *values, compare_ints);
-  for (int i = 0; i < n; i++)
-    sum += values[i];
-  switch (operator) {
-  case 0: return values[0];
-  case 1: return values[n - 1];
-  case 2: return n % 2 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
-  default: return sum % 10;
-  }
-}
-
-static void add_text(expression *e, const char *text) {
-  if (!text_append(e->text, " ", e->text->n > 0) || !text_append(e->text, text, strlen(text)))
-    e->failed = true;
-}
-
-/* Writes a node; returns its value. */
-static int add_node(expression *e, int64_t depth) {
-  static const char *const operators[] = {"[MIN", "[MAX", "[MED", "[SM"};
-  int values[MOST_ARGS], n, operator;
-  if (++e->length >= e->most_length || e->failed) {
-    e->failed = true;
-    return 0;
-  }
-  if (depth >= e->most_depth || draw_below(e->state, 4) != 0) {
-    int digit = (int)draw_below(e->state, 10);
-    add_text(e, (const char[]){(char)('0' + digit), 0});
-    return digit;
-  }
-  n = 2 + (int)draw_below(e->state, e->most_args - 1);
-  operator=(int) draw_below(e->state, 4);
-  add_text(e, operators[operator]);
-  for (int i = 0; i < n; i++)
-    values[i] = add_node(e, depth + 1);
-  e->length++;
-  add_text(e, "]");
-  return apply(operator, values, n);
-}
-
 /* Is it new? [capacity] hashes, a power of two, 0: free. */
-static bool is_new(uint64_t *seen, size_t capacity, const text_buffer *text) {
+static bool is_new(uint64_t *seen, size_t capacity, const char *line, size_t n) {
   uint64_t h = 14695981039346656037u; /* FNV-1a */
-  for (size_t i = 0; i < text->n; i++)
-    h = (h ^ (unsigned char)text->bytes[i]) * 1099511628211u;
+  for (size_t i = 0; i < n; i++)
+    h = (h ^ (unsigned char)line[i]) * 1099511628211u;
   h += h == 0;
   size_t at = (size_t)(h >> 20) & (capacity - 1);
   for (; seen[at]; at = (at + 1) & (capacity - 1))
@@ -103,48 +49,48 @@ static bool is_new(uint64_t *seen, size_t capacity, const text_buffer *text) {
   return true;
 }
 
-static int print_expression(const app_options *o, text_buffer *text, int value) {
-  const char target[] = {(char)('0' + value), 0};
+/* line: "EXPRESSION<tab>VALUE<newline>", n bytes; the newline may be overwritten. */
+static int print_expression(const app_options *o, char *line, size_t n) {
   if (o->text_format != 2)
-    return printf("%s\t%s\n", text->bytes, target) < 0 ? app_flush() : EXIT_OK;
+    return fwrite(line, 1, n, stdout) < n ? app_flush() : EXIT_OK;
+  line[n - 1] = '\0';
   cJSON *row = cJSON_CreateObject();
-  cJSON_AddStringToObject(row, "source", text->bytes);
-  cJSON_AddStringToObject(row, "target", target);
-  if (!text_append(text, "\t", 1) || !text_append(text, target, 1))
-    return app_fail("out of memory for an expression");
-  cJSON_AddStringToObject(row, "text", text->bytes);
+  cJSON_AddStringToObject(row, "text", line);
+  line[n - 3] = '\0';
+  cJSON_AddStringToObject(row, "source", line);
+  cJSON_AddStringToObject(row, "target", line + n - 2);
   return print_row(row);
 }
 
 int cmd_data_listops(const app_options *o) {
-  enum { TRIES = 10000 };
-  int64_t rows = given(o->rows, 1000), least = given(o->min_length, 500), most = given(o->max_length, 2000), tries = 0;
+  enum { TRIES = 10000, SYMBOL_BYTES = 5 };
+  const int64_t rows = given(o->rows, 1000), least = given(o->min_length, 500), most = given(o->max_length, 2000);
+  const int32_t depth = (int32_t)given(o->max_depth, 10), args = (int32_t)given(o->max_args, 10);
+  const size_t line_bytes = (size_t)most * SYMBOL_BYTES + 4;
   uint64_t state = first_state(o);
   size_t capacity = 16;
-  text_buffer text = {0};
-  if (least >= most)
+  if (least + 1 >= most)
     return app_usage("lengths are more than --min-length and less than --max-length: %lld and %lld leave none", (long long)least,
                      (long long)most);
   while (capacity < 2 * (size_t)rows)
     capacity *= 2;
   uint64_t *seen = calloc(capacity, sizeof *seen);
-  int status = seen ? EXIT_OK : app_fail("out of memory for %lld rows", (long long)rows);
-  for (int64_t done = 0; done < rows && !status;) {
-    text.n = 0;
-    expression e = {&state, &text, given(o->max_depth, 10), given(o->max_args, 10), most, 0, false};
-    int value = add_node(&e, 1);
-    if (!e.failed && e.length > least && e.length < most && is_new(seen, capacity, &text)) {
-      status = print_expression(o, &text, value);
+  char *line = malloc(line_bytes);
+  int status = seen && line ? EXIT_OK : app_fail("out of memory for %lld rows", (long long)rows);
+  for (int64_t done = 0, tries = 0; done < rows && !status;) {
+    const size_t n = sfa_listops_line(&state, depth, args, (int32_t)least, (int32_t)most, line, line_bytes);
+    if (n && is_new(seen, capacity, line, n)) {
+      status = print_expression(o, line, n);
       done++;
       tries = 0;
-    } else if (++tries == TRIES) {
+    } else if (!n || ++tries == TRIES) {
       status = app_fail("after %lld rows, %d expressions in a row were too short, too long or there already: widen the lengths, or raise "
                         "--max-depth or --max-args",
                         (long long)done, TRIES);
     }
   }
   free(seen);
-  free(text.bytes);
+  free(line);
   int flushed = app_flush();
   return status ? status : flushed;
 }

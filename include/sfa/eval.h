@@ -101,8 +101,9 @@ SFA_API sfa_status sfa_eval_report_card(sfa_session *reference, sfa_session *can
 /* ---- ListOps ------------------------------------------------------------------------------------------------------------------- */
 
 /* Writes a line "expression<tab>value<newline>" of Long Range Arena's ListOps into text [capacity] and returns its bytes: nested MIN, MAX,
- * MED, SM (sum modulo 10) over digits, up to max_depth deep, 2 to max_args arguments, between min_len and max_len symbols. The same state
- * gives the same line; *state moves on. 0: capacity or the bounds are too small to find one. */
+ * MED, SM (sum modulo 10) over digits, up to max_depth (1 to 100) deep, 2 to max_args (2 to 64) arguments, more than min_len (1 or more)
+ * and fewer than max_len symbols: digits, operators and ends. The same state gives the same line; *state moves on. 0: capacity or the
+ * bounds are too small to find one. */
 SFA_API size_t sfa_listops_line(uint64_t *state, int32_t max_depth, int32_t max_args, int32_t min_len, int32_t max_len, char *text,
                                 size_t capacity);
 

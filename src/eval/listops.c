@@ -1,5 +1,6 @@
-/* ListOps: nested operations on lists of digits (Nangia and Bowman 2018), as Long Range Arena draws them: at every place an operation with
- * probability 0.25 until the depth is reached, else a digit. */
+/* ListOps: nested operations on lists of digits (Nangia and Bowman 2018), as Long Range Arena (Tay et al. 2020) draws them: at every place
+ * an operation with probability 1/4 until the depth is reached, else a digit; expressions of other lengths are drawn again. The root is
+ * always an operation: a lone digit would be too short. */
 #include <sfa/eval.h>
 
 #include <string.h>
@@ -56,20 +57,20 @@ static int write_tree(writer *w, int32_t depth) {
   int operation = below(w, 4), n = 2 + below(w, w->max_args - 1), args[MOST_ARGS];
   put(w, names[operation]);
   for (int i = 0; i < n; i++)
-    args[i] = w->n_symbols > w->max_len ? 0 : write_tree(w, depth + 1);
+    args[i] = w->n_symbols >= w->max_len ? 0 : write_tree(w, depth + 1);
   put(w, "]");
   return apply(operation, args, n);
 }
 
 size_t sfa_listops_line(uint64_t *state, int32_t max_depth, int32_t max_args, int32_t min_len, int32_t max_len, char *text,
                         size_t capacity) {
-  if (!state || !text || max_depth < 1 || max_depth > 100 || max_args < 2 || max_args > MOST_ARGS || capacity < 4)
+  if (!state || !text || max_depth < 1 || max_depth > 100 || min_len < 1 || max_args < 2 || max_args > MOST_ARGS || capacity < 4)
     return 0;
   for (int i = 0; i < TRIES; i++) {
     writer w = {.rng = {*state}, .max_depth = max_depth, .max_args = max_args, .max_len = max_len, .text = text, .capacity = capacity - 3};
     int value = write_tree(&w, 1);
     *state = w.rng.state;
-    if (w.n_symbols < min_len || w.n_symbols > max_len || w.n > w.capacity)
+    if (w.n_symbols <= min_len || w.n_symbols >= max_len || w.n > w.capacity)
       continue;
     text[w.n] = '\t';
     text[w.n + 1] = (char)('0' + value);

@@ -439,7 +439,7 @@ case_eval_task() {
   good eval niah -m "$model" -f "$book" --lengths 300,384 --depths 3 --trials 1 --compare dense,4 --plot "$work/niah.png"
   [[ $out == *"       384"* ]] || fault "grid of niah: $out"
   [ -s "$work/niah.png" ] || fault "no picture of niah"
-  good eval listops --generate 20 --lengths 5-30 --depths 3 --seed 2
+  good data listops --rows 20 --min-length 5 --max-length 30 --max-depth 3 --seed 2
   cp "$work/out" "$work/lists.tsv"
   equal "lines" "$(grep -cP '^\[(MIN|MAX|MED|SM) .*\]\t[0-9]$' "$work/lists.tsv")" 20
   good eval listops -m "$model" -f "$work/lists.tsv" --limit 5 --json
@@ -457,7 +457,7 @@ case_eval_task() {
   bad 2 "takes a list of dense, K" eval piqa -m "$model" -f "$golden/piqa.jsonl" --compare 16/
   bad 1 "line 1: \"goal\" is missing" eval piqa -m "$model" -f "$golden/lambada.jsonl"
   bad 1 "wants 5 worked examples" eval gsm8k -m "$model" -f "$golden/gsm8k.jsonl"
-  bad 1 "no expression" eval listops --generate 1 --lengths 500-600 --depths 2
+  bad 1 "after 0 rows" data listops --rows 1 --max-depth 2
   bad 2 "stride" eval ppl -m "$model" -f "$work/text" -c 100 --stride 101
 }
 
@@ -833,7 +833,7 @@ case_data() {
     fault "ListOps: a wrong value or length"
   good data listops --rows 50 --min-length 5 --max-length 60 --seed 4 --format jsonl
   equal "rows" "$(head -n 1 "$work/out" | "$json_get" text)" "$(head -n 1 "$work/listops")"
-  bad 2 "leave none" data listops --min-length 50 --max-length 50
+  bad 2 "leave none" data listops --min-length 50 --max-length 51
   run data listops --rows 100000 --min-length 1 --max-length 4
   equal "too few expressions" "$status" 1
   good data kv --rows 4 --keys 3
