@@ -7,6 +7,7 @@ Standard input, a line at a time; each is answered by one line on standard outpu
     {"bench": "attention" | "decode" | "model", ...}   a case: {"engines": [{"name", "version", "setup_ms"}, ...], "missing": [TEXT, ...]}
     run N                                               engine N, counted over all cases: its milliseconds, or "error TEXT"
     forget                                              drops all engines: "ok"
+With "device": "cuda" the engines are those of peers_cuda.py, which also does "topk" and attention with "backward".
 Packages that are not installed are told in "missing" and left out. Each engine times itself, and its set-up is not in the time."""
 import json
 import os
@@ -23,7 +24,8 @@ BLOCK = 512  # query rows whose scores stand in memory at once, where a library 
 
 
 class Engine:
-    """setup_ms is what building took where that is a result: the prefill of a model."""
+    """run does the work once; it may return the milliseconds that it took, for work that a clock of the processor cannot time. setup_ms is
+    what building took where that is a result: the prefill of a model."""
 
     def __init__(self, name, version, run, setup_ms=None):
         self.name, self.version, self.run, self.setup_ms = name, version, run, setup_ms
@@ -205,6 +207,21 @@ def model(case, missing):
             llama_model(llama_cpp, case, llama_cpp.GGML_TYPE_Q8_0, "llama.cpp, q8_0 cache")]
 
 
+# ---- On a GPU ------------------------------------------------------------------------------------------------------------------------------
+
+
+def on_cuda(case, missing):
+    torch = load("torch", missing)
+    if not torch:
+        return []
+    if not torch.cuda.is_available():
+        missing.append("PyTorch finds no GPU")
+        return []
+    import peers_cuda
+
+    return peers_cuda.BENCHES[case["bench"]](case, Engine, missing)
+
+
 # ---- The conversation ----------------------------------------------------------------------------------------------------------------------
 
 
@@ -212,15 +229,16 @@ def answer(line, engines):
     if line.startswith("{"):
         missing = []
         case = json.loads(line)
-        added = {"attention": attention, "decode": decode, "model": model}[case["bench"]](case, missing)
+        on_cpu = {"attention": attention, "decode": decode, "model": model}
+        added = (on_cuda if case.get("device") == "cuda" else on_cpu[case["bench"]])(case, missing)
         engines.extend(added)
         return json.dumps({"engines": [{"name": e.name, "version": e.version, "setup_ms": e.setup_ms} for e in added], "missing": missing})
     if line == "forget":
         engines.clear()
         return "ok"
     start = time.perf_counter()
-    engines[int(line.split()[1])].run()
-    return repr(1e3 * (time.perf_counter() - start))
+    own_ms = engines[int(line.split()[1])].run()
+    return repr(1e3 * (time.perf_counter() - start) if own_ms is None else own_ms)
 
 
 def main():
