@@ -49,8 +49,7 @@ static int list_split(const char *text, file_list *list) {
   return status;
 }
 
-/* ---- The recipe -----------------------------------------------------------------------------------------------------------------------
- */
+/* ---- The recipe ------------------------------------------------------------------------------------------------- */
 
 static int read_file(const char *path, char **text) {
   FILE *file = fopen(path, "rb");
@@ -112,8 +111,7 @@ static int read_recipes(const app_options *o, const char *base, const char *over
   return status || !o->set ? status : add_settings(o->set, recipes);
 }
 
-/* ---- While it runs ----------------------------------------------------------------------------------------------------------------------
- */
+/* ---- While it runs ---------------------------------------------------------------------------------------------- */
 
 typedef struct watcher {
   bool terminal, shown, quiet;

@@ -2,6 +2,7 @@
 #include "file/json.h"
 
 #include "base/map.h"
+#include "file/save.h"
 
 #include <string.h>
 
@@ -45,6 +46,19 @@ sfa_status sfa_json_load(sfa_context *ctx, const char *path, size_t max_bytes, c
   else
     status = sfa_json_parse(ctx, path, (const char *)map.data, map.bytes, json);
   sfa_map_close(&map);
+  return status;
+}
+
+sfa_status sfa_json_save(sfa_context *ctx, const char *folder, const char *name, const cJSON *json) {
+  char *text = cJSON_Print(json), *path;
+  if (!text)
+    return sfa_fail(ctx, SFA_ERROR_MEMORY, "out of memory for %s", name);
+  sfa_status status = sfa_save_path(ctx, folder, name, &path);
+  if (status == SFA_OK) {
+    status = sfa_save_file(ctx, path, text, strlen(text));
+    sfa_free(ctx, path);
+  }
+  cJSON_free(text);
   return status;
 }
 

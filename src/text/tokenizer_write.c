@@ -1,8 +1,6 @@
 /* A trained vocabulary as the files that Hugging Face's libraries and our own loader read. */
 #include "text/bpe_train.h"
 
-#include <string.h>
-
 #include "file/json.h"
 #include "file/save.h"
 #include "text/utf8.h"
@@ -89,19 +87,6 @@ static void make_config(cJSON *root, const char *const *special, int32_t n_speci
   }
 }
 
-static sfa_status save_json(sfa_context *ctx, const char *folder, const char *name, const cJSON *root) {
-  char *path, *text = cJSON_Print(root);
-  if (!text)
-    return sfa_fail(ctx, SFA_ERROR_MEMORY, "out of memory for %s", name);
-  sfa_status status = sfa_save_path(ctx, folder, name, &path);
-  if (status == SFA_OK) {
-    status = sfa_save_file(ctx, path, text, strlen(text));
-    sfa_free(ctx, path);
-  }
-  cJSON_free(text);
-  return status;
-}
-
 sfa_status sfa_tokenizer_write(sfa_context *ctx, const char *folder, const sfa_bpe_vocabulary *v, const char *const *special,
                                int32_t n_special) {
   SFA_TRY(sfa_save_folder(ctx, folder));
@@ -110,9 +95,9 @@ sfa_status sfa_tokenizer_write(sfa_context *ctx, const char *folder, const sfa_b
   sfa_status status = tokenizer && config ? make_json(ctx, tokenizer, v, special, n_special)
                                           : sfa_fail(ctx, SFA_ERROR_MEMORY, "out of memory for tokenizer.json");
   if (status == SFA_OK)
-    status = save_json(ctx, folder, "tokenizer_config.json", config);
+    status = sfa_json_save(ctx, folder, "tokenizer_config.json", config);
   if (status == SFA_OK)
-    status = save_json(ctx, folder, "tokenizer.json", tokenizer);
+    status = sfa_json_save(ctx, folder, "tokenizer.json", tokenizer);
   cJSON_Delete(tokenizer);
   cJSON_Delete(config);
   return status;

@@ -280,8 +280,7 @@ static sfa_status add_tokenizer(exporter *e, const char *directory) {
   return status;
 }
 
-/* ---- Tensors --------------------------------------------------------------------------------------------------------------------------
- */
+/* ---- Tensors ---------------------------------------------------------------------------------------------------- */
 
 /* GGUF's row of a head that rotates neighbours: rows 2p and 2p + 1 are Hugging Face's p and p + head_dim / 2. */
 static int64_t permuted(int64_t row, int32_t head_dim) {
@@ -375,8 +374,7 @@ static sfa_status add_tensors(exporter *e, const float *divisors) {
   return SFA_OK;
 }
 
-/* ---- The whole --------------------------------------------------------------------------------------------------------------------------
- */
+/* ---- The whole -------------------------------------------------------------------------------------------------- */
 
 static sfa_status export_weights(exporter *e, const char *directory, const char *path) {
   float *divisors;

@@ -90,21 +90,7 @@ static sfa_status add_all(tensor_list *list) {
   return SFA_OK;
 }
 
-/* ---- Folders --------------------------------------------------------------------------------------------------------------------------
- */
-
-static sfa_status save_json(sfa_context *ctx, const char *folder, const char *name, const cJSON *json) {
-  char *text = cJSON_Print(json), *path;
-  if (!text)
-    return sfa_fail(ctx, SFA_ERROR_MEMORY, "out of memory for %s", name);
-  sfa_status status = sfa_save_path(ctx, folder, name, &path);
-  if (status == SFA_OK) {
-    status = sfa_save_file(ctx, path, text, strlen(text));
-    sfa_free(ctx, path);
-  }
-  cJSON_free(text);
-  return status;
-}
+/* ---- Folders ---------------------------------------------------------------------------------------------------- */
 
 static sfa_status save_tensors(sfa_context *ctx, const char *folder, const char *name, int64_t n, const sfa_tensor_out *tensors) {
   char *path;
@@ -138,7 +124,7 @@ static sfa_status fill_folder(sfa_context *ctx, const char *folder) {
 
 sfa_status sfa_train_model_create(sfa_context *ctx, const char *folder, const cJSON *config) {
   SFA_TRY(sfa_save_folder(ctx, folder));
-  SFA_TRY(save_json(ctx, folder, "config.json", config));
+  SFA_TRY(sfa_json_save(ctx, folder, "config.json", config));
   SFA_TRY(save_tensors(ctx, folder, "model.safetensors", 0, NULL)); /* the reader of the config wants a whole directory */
   return fill_folder(ctx, folder);
 }
@@ -220,13 +206,12 @@ sfa_status sfa_train_model_save(sfa_context *ctx, const char *folder, const sfa_
     sfa_free(ctx, tensors);
   }
   if (status == SFA_OK)
-    status = save_json(ctx, folder, "config.json", config);
+    status = sfa_json_save(ctx, folder, "config.json", config);
   cJSON_Delete(config);
   return status;
 }
 
-/* ---- The tokenizer's files ------------------------------------------------------------------------------------------------------------
- */
+/* ---- The tokenizer's files -------------------------------------------------------------------------------------- */
 
 static sfa_status copy_file(sfa_context *ctx, const char *from_folder, const char *to_folder, const char *name) {
   char *from = NULL, *to = NULL;

@@ -215,27 +215,13 @@ static sfa_status create_buffers(sfa_train *t) {
   return SFA_OK;
 }
 
-/* ---- The whole ------------------------------------------------------------------------------------------------------------------------
- */
+/* ---- The whole -------------------------------------------------------------------------------------------------- */
 
 static sfa_status open_log(sfa_train *t, const char *out) {
   char *path;
   SFA_TRY(sfa_save_path(t->ctx, out, "log.jsonl", &path));
   sfa_status status = sfa_train_log_open(t->ctx, path, t->state.step, &t->log);
   sfa_free(t->ctx, path);
-  return status;
-}
-
-static sfa_status save_recipe(sfa_train *t, const char *out) {
-  char *path, *text = cJSON_Print(t->recipe.json);
-  if (!text)
-    return sfa_fail(t->ctx, SFA_ERROR_MEMORY, "out of memory for the text of the recipe");
-  sfa_status status = sfa_save_path(t->ctx, out, "recipe.json", &path);
-  if (status == SFA_OK) {
-    status = sfa_save_file(t->ctx, path, text, strlen(text));
-    sfa_free(t->ctx, path);
-  }
-  cJSON_free(text);
   return status;
 }
 
@@ -286,7 +272,7 @@ static sfa_status open_all(sfa_train *t, const sfa_train_options *o) {
   if (status == SFA_OK)
     status = open_log(t, o->out);
   if (status == SFA_OK)
-    status = save_recipe(t, o->out);
+    status = sfa_json_save(ctx, o->out, "recipe.json", t->recipe.json);
   if (status == SFA_OK && tokenizer)
     status = sfa_train_model_copy_tokenizer(ctx, t->model_folder, tokenizer);
   return status;

@@ -109,8 +109,7 @@ static sfa_status run_step(sfa_train *t, double *loss, double *norm) {
   return SFA_OK;
 }
 
-/* ---- Held-out loss and the health of supports -----------------------------------------------------------------------------------------
- */
+/* ---- Held-out loss and the health of supports ------------------------------------------------------------------- */
 
 /* How features are used, over all sparse heads: p_u is the part of the keys that keep feature u. The overlap is that of independent
  * supports, sum over u of p_q(u) p_k(u). NULL: no head is sparse now. */
@@ -223,8 +222,7 @@ static sfa_status save_model(sfa_train *t) {
   return SFA_OK;
 }
 
-/* ---- The loop --------------------------------------------------------------------------------------------------------------------------
- */
+/* ---- The loop --------------------------------------------------------------------------------------------------- */
 
 static bool is_due(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
 

@@ -329,8 +329,7 @@ static void train_arguments(void **state) {
   assert_int_equal(sfa_tokenizer_train(ctx, &inputs, &options, path_of("tokenizer"), &result), SFA_ERROR_ARGUMENT);
 }
 
-/* ---- Shards ---------------------------------------------------------------------------------------------------------------------------
- */
+/* ---- Shards ----------------------------------------------------------------------------------------------------- */
 
 static sfa_status write_shards(sfa_context *with, const char *input, const sfa_data_options *changes, sfa_data_result *result) {
   sfa_tokenizer *t;
