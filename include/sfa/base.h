@@ -34,7 +34,8 @@ typedef enum sfa_status {
   SFA_ERROR_FORMAT = 4,      /* a file is truncated, corrupt, or not of the expected kind */
   SFA_ERROR_UNSUPPORTED = 5, /* well formed, but a variant that this build does not handle */
   SFA_ERROR_RANGE = 6,       /* a value that the chosen storage type cannot hold, or a full context */
-  SFA_ERROR_CANCELLED = 7    /* a progress callback asked to stop; state is that before the call */
+  SFA_ERROR_CANCELLED = 7,   /* a progress callback asked to stop; state is that before the call */
+  SFA_ERROR_DEVICE = 8       /* a GPU, or its driver, is missing or failed */
 } sfa_status;
 
 /* "ok", "argument", ... Never NULL, static storage. */
@@ -77,6 +78,9 @@ typedef struct sfa_allocator {
 
 typedef void (*sfa_log_fn)(void *user, const char *message);
 
+/* Where a context computes, and in whose memory arrays lie: sfa/stream.h. */
+typedef enum sfa_device_kind { SFA_DEVICE_CPU = 0, SFA_DEVICE_CUDA = 1 } sfa_device_kind;
+
 typedef struct sfa_context_options {
   size_t struct_size;             /* sizeof(sfa_context_options) */
   const sfa_allocator *allocator; /* NULL: the C library's. Copied */
@@ -84,6 +88,12 @@ typedef struct sfa_context_options {
   void *log_user;
   int32_t n_threads; /* 0: all processors that the process may run on */
   sfa_isa isa;       /* upper limit; 0: sfa_isa_best(). One that this machine lacks is SFA_ERROR_UNSUPPORTED */
+  /* A GPU of NVIDIA's, compute capability 8.0 or later: sfa_device_list tells which there are. SFA_ERROR_UNSUPPORTED: this build has no
+   * CUDA, or the GPU is too old; SFA_ERROR_DEVICE: no driver, no such GPU, or it failed. */
+  sfa_device_kind device;
+  int32_t device_index; /* of a GPU */
+  char *why;            /* [why_bytes] the text of what is wrong where no context comes of it; NULL: not wanted */
+  size_t why_bytes;
 } sfa_context_options;
 
 typedef struct sfa_context sfa_context;
@@ -96,6 +106,7 @@ SFA_API void sfa_context_destroy(sfa_context *context);
 SFA_API const char *sfa_context_error(const sfa_context *context);
 SFA_API int32_t sfa_context_threads(const sfa_context *context);
 SFA_API sfa_isa sfa_context_isa(const sfa_context *context);
+SFA_API sfa_device_kind sfa_context_device(const sfa_context *context);
 
 #ifdef __cplusplus
 }

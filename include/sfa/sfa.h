@@ -5,7 +5,7 @@
  * skipped along the sequence. What it buys: QK^T costs K instead of D steps a pair, and a cached key K ids and K small numbers.
  * What it costs: a model that was not trained for it loses accuracy, the more the smaller K is.
  *
- * Six things, in the order in which a program meets them:
+ * Seven things, in the order in which a program meets them:
  *     context   threads, allocator, error text. Everything is made from one                                   sfa/base.h
  *     codes     the kept features of rows, as arrays: select, densify, export as CSR or CSC                   sfa/attention.h
  *     plan      one shape and one choice of masks, sparsity and storage; then run it, as often as wanted      sfa/attention.h
@@ -13,6 +13,7 @@
  *     cache     keys as codes and values of earlier tokens, in pages: append, truncate, fork, attend          sfa/cache.h
  *               or the same pages in memory of the caller: store rows by slot, attend by block table          sfa/cache.h
  *     planner   which way a plan takes, what it should cost, and costs measured on this machine               sfa/plan.h
+ *     device    the same on a GPU: its memory, its stream, which ones there are                               sfa/stream.h
  * and beside the cache postings, an inverted index over its codes, and the search for a query's best keys     sfa/postings.h
  * Language models on top of these (files, tokenizers, sessions) are another library: sfa/engine.h, libsfa_engine.
  *
@@ -88,5 +89,6 @@
 #include <sfa/cache.h>
 #include <sfa/plan.h>
 #include <sfa/postings.h>
+#include <sfa/stream.h>
 
 #endif

@@ -88,10 +88,15 @@ static inline const unsigned char *sfa_kv_at(const sfa_kv_view *view, const sfa_
 typedef struct sfa_backend {
   const char *name;
 
-  /* Memory that the backend computes on. alloc sets *out to NULL and the error text on failure; free takes NULL. */
+  /* Memory that the backend computes on, and the order of work on it: sfa/stream.h. alloc sets *out to NULL and the error text on failure;
+   * free takes NULL; copy takes memory of the device and of the host on either side. */
   sfa_status (*memory_alloc)(sfa_context *ctx, size_t bytes, const char *what, void **out);
   void (*memory_free)(sfa_context *ctx, void *memory);
-  void (*memory_copy)(sfa_context *ctx, void *to, const void *from, size_t bytes);
+  sfa_status (*memory_copy)(sfa_context *ctx, void *to, const void *from, size_t bytes);
+  sfa_status (*memory_zero)(sfa_context *ctx, void *memory, size_t bytes);
+  sfa_status (*stream_set)(sfa_context *ctx, void *stream);
+  void *(*stream_of)(const sfa_context *ctx);
+  sfa_status (*stream_wait)(sfa_context *ctx);
 
   /* Dense rows x [n][dim] to the stored format: rope, top-k, rounding. Serial, so that callers share out rows.
    * scratch: encode_scratch_bytes. stage_ns [SFA_STAGE_COUNT] or NULL: time added. Returns 0, or 1 + the first row with a finite value
@@ -108,7 +113,9 @@ typedef struct sfa_backend {
   sfa_status (*backward)(const sfa_attention_plan *plan, const sfa_attention_grad_args *args);
 } sfa_backend;
 
+extern const sfa_backend sfa_backend_cpu, sfa_backend_cuda;
+
 /* The backend of a context. */
-const sfa_backend *sfa_backend_of(const sfa_context *ctx);
+static inline const sfa_backend *sfa_backend_of(const sfa_context *ctx) { return ctx->backend; }
 
 #endif

@@ -28,49 +28,62 @@ static int32_t processor_count(void) {
   return count < 1 ? 1 : count;
 }
 
-sfa_status sfa_context_create(const sfa_context_options *options, sfa_context **context) {
+/* The text of a context that is not made. */
+static sfa_status refuse(const sfa_context_options *options, sfa_status status, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+static sfa_status refuse(const sfa_context_options *options, sfa_status status, const char *format, ...) {
+  if (options->why && options->why_bytes) {
+    va_list args;
+    va_start(args, format);
+    vsnprintf(options->why, options->why_bytes, format, args);
+    va_end(args);
+  }
+  return status;
+}
+
+sfa_status sfa_context_init(const sfa_context_options *given, sfa_context **context) {
   if (!context)
     return SFA_ERROR_ARGUMENT;
   *context = NULL;
-  if (options && options->struct_size != sizeof *options)
+  if (given && given->struct_size != sizeof *given)
     return SFA_ERROR_ARGUMENT;
+  sfa_context_options o = given ? *given : (sfa_context_options){0};
   sfa_allocator allocator = {default_alloc, default_free, NULL};
-  if (options && options->allocator)
-    allocator = *options->allocator;
+  if (o.allocator)
+    allocator = *o.allocator;
   sfa_isa isa = sfa_isa_best();
-  if (options && options->isa != SFA_ISA_DEFAULT) {
-    if (options->isa < SFA_ISA_SCALAR || options->isa > isa)
-      return SFA_ERROR_UNSUPPORTED;
-    isa = options->isa;
+  if (o.isa != SFA_ISA_DEFAULT) {
+    if (o.isa < SFA_ISA_SCALAR || o.isa > isa)
+      return refuse(&o, SFA_ERROR_UNSUPPORTED, "isa is %d (%s): this machine has %s", (int)o.isa, sfa_isa_name(o.isa), sfa_isa_name(isa));
+    isa = o.isa;
   }
-  if (options && (options->n_threads < 0 || options->n_threads > 4096))
-    return SFA_ERROR_ARGUMENT;
+  if (o.n_threads < 0 || o.n_threads > 4096)
+    return refuse(&o, SFA_ERROR_ARGUMENT, "n_threads is %d: it must be from 1 to 4096, or 0 for all processors", o.n_threads);
+  if (o.device != SFA_DEVICE_CPU && o.device != SFA_DEVICE_CUDA)
+    return refuse(&o, SFA_ERROR_ARGUMENT, "device is %d: it must be SFA_DEVICE_CPU or SFA_DEVICE_CUDA", (int)o.device);
+  if (o.device_index < 0)
+    return refuse(&o, SFA_ERROR_ARGUMENT, "device_index is %d: it must not be negative", o.device_index);
   sfa_context *ctx = allocator.alloc(allocator.user, sizeof *ctx);
   if (!ctx)
-    return SFA_ERROR_MEMORY;
+    return refuse(&o, SFA_ERROR_MEMORY, "out of memory: %zu bytes for a context", sizeof *ctx);
   memset(ctx, 0, sizeof *ctx);
   ctx->allocator = allocator;
   ctx->isa = isa;
-  ctx->n_threads = options && options->n_threads ? options->n_threads : processor_count();
-  if (options) {
-    ctx->log = options->log;
-    ctx->log_user = options->log_user;
-  }
+  ctx->n_threads = o.n_threads ? o.n_threads : processor_count();
+  ctx->log = o.log;
+  ctx->log_user = o.log_user;
   *context = ctx;
   return SFA_OK;
 }
 
-void sfa_context_destroy(sfa_context *ctx) {
-  if (ctx)
-    ctx->allocator.free(ctx->allocator.user, ctx);
-}
+void sfa_context_free(sfa_context *ctx) { ctx->allocator.free(ctx->allocator.user, ctx); }
 
 const char *sfa_context_error(const sfa_context *ctx) { return ctx ? ctx->error : ""; }
 int32_t sfa_context_threads(const sfa_context *ctx) { return ctx->n_threads; }
 sfa_isa sfa_context_isa(const sfa_context *ctx) { return ctx->isa; }
 
 const char *sfa_status_name(sfa_status status) {
-  static const char *const names[] = {"ok", "argument", "memory", "io", "format", "unsupported", "range", "cancelled"};
+  static const char *const names[] = {"ok", "argument", "memory", "io", "format", "unsupported", "range", "cancelled", "device"};
   return (size_t)status < sizeof names / sizeof *names ? names[status] : "unknown";
 }
 

@@ -11,8 +11,14 @@ struct sfa_context {
   void *log_user;
   int32_t n_threads;
   sfa_isa isa;
+  const struct sfa_backend *backend; /* backend/backend.h */
+  struct sfa_cuda *cuda;             /* what the CUDA backend keeps (cuda/cuda.h); NULL on the CPU */
   char error[512];
 };
+
+/* A context as sfa_context_create makes it, before it has a backend; and its end. *context is NULL on failure, the text in options->why. */
+sfa_status sfa_context_init(const sfa_context_options *options, sfa_context **context);
+void sfa_context_free(sfa_context *ctx);
 
 /* Sets the context's error text and returns status, so that a check reads `return sfa_fail(ctx, SFA_ERROR_..., "...", ...)`. The text
  * says what is wrong, with the values, and what to do about it. */

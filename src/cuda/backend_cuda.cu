@@ -1,0 +1,139 @@
+/* libsfa_cuda.so: memory and streams of a GPU, and the table that libsfa loads (cuda_library.h). The stages are in files of their own;
+ * those that a build has are named here by its CMakeLists. */
+#include "cuda/cuda_library.h"
+
+#include <cuda_runtime.h>
+#include <string.h>
+
+static const char *text_of(cudaError_t error) {
+  if (error == cudaSuccess)
+    return NULL;
+  (void)cudaGetLastError(); /* what can be forgotten is; a fault of the device comes again with the next call */
+  return cudaGetErrorString(error);
+}
+
+/* ---- Devices ------------------------------------------------------------------------------------------------------------------------- */
+
+static const char *find(int32_t capacity, sfa_cuda_found *found, int32_t *n_found) {
+  int n = 0, version = 0;
+  *n_found = 0;
+  if (cudaDriverGetVersion(&version) != cudaSuccess || version == 0)
+    return "there is no NVIDIA driver (libcuda.so.1): install one for the GPU";
+  cudaError_t error = cudaGetDeviceCount(&n);
+  if (error == cudaErrorInsufficientDriver)
+    return "the NVIDIA driver is older than this build's CUDA: update the driver";
+  if (error == cudaErrorNoDevice || (error == cudaSuccess && n == 0))
+    return "the NVIDIA driver shows no GPU (CUDA_VISIBLE_DEVICES hides those that it does not name)";
+  if (error != cudaSuccess)
+    return text_of(error);
+  for (int i = 0; i < n && i < capacity; i++) {
+    struct cudaDeviceProp p;
+    memset(&found[i], 0, sizeof found[i]);
+    if ((error = cudaGetDeviceProperties(&p, i)) != cudaSuccess)
+      return text_of(error);
+    memcpy(found[i].name, p.name, sizeof found[i].name - 1);
+    found[i].compute_major = p.major;
+    found[i].compute_minor = p.minor;
+    found[i].n_processors = p.multiProcessorCount;
+    found[i].memory_bytes = (int64_t)p.totalGlobalMem;
+    size_t free_bytes = 0, total;
+    if (cudaSetDevice(i) == cudaSuccess && cudaMemGetInfo(&free_bytes, &total) == cudaSuccess)
+      found[i].free_bytes = (int64_t)free_bytes;
+    (void)cudaGetLastError();
+  }
+  *n_found = n;
+  return NULL;
+}
+
+static const char *enter(int32_t index) { return text_of(cudaSetDevice(index)); }
+
+/* ---- Streams and memory -------------------------------------------------------------------------------------------------------------- */
+
+static const char *stream_create(sfa_cuda_stream *stream) { return text_of(cudaStreamCreateWithFlags(stream, cudaStreamNonBlocking)); }
+
+static void stream_destroy(sfa_cuda_stream stream) { (void)text_of(cudaStreamDestroy(stream)); }
+
+static const char *stream_wait(sfa_cuda_stream stream) { return text_of(cudaStreamSynchronize(stream)); }
+
+static const char *memory_alloc(size_t bytes, void **out, size_t *free_bytes) {
+  *out = NULL;
+  cudaError_t error = cudaMalloc(out, bytes ? bytes : 1);
+  if (error != cudaErrorMemoryAllocation)
+    return text_of(error);
+  size_t total;
+  (void)cudaGetLastError();
+  *out = NULL;
+  *free_bytes = 0;
+  return text_of(cudaMemGetInfo(free_bytes, &total));
+}
+
+static void memory_free(void *memory) { (void)text_of(cudaFree(memory)); }
+
+static const char *memory_copy(void *to, const void *from, size_t bytes, sfa_cuda_stream stream) {
+  return bytes ? text_of(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream)) : NULL;
+}
+
+static const char *memory_zero(void *memory, size_t bytes, sfa_cuda_stream stream) {
+  return bytes ? text_of(cudaMemsetAsync(memory, 0, bytes, stream)) : NULL;
+}
+
+/* ---- The table ----------------------------------------------------------------------------------------------------------------------- */
+
+static const sfa_cuda_library library = {
+    find,
+    enter,
+    stream_create,
+    stream_destroy,
+    stream_wait,
+    memory_alloc,
+    memory_free,
+    memory_copy,
+    memory_zero,
+    {
+#ifdef SFA_CUDA_HAS_SELECT
+        sfa_cuda_select_run,
+#else
+        NULL,
+#endif
+#ifdef SFA_CUDA_HAS_GATHER
+        sfa_cuda_gather_run,
+#else
+        NULL,
+#endif
+#ifdef SFA_CUDA_HAS_PREFILL_SM90
+        sfa_cuda_prefill_run,
+#else
+        NULL,
+#endif
+#ifdef SFA_CUDA_HAS_PREFILL_PORTABLE
+        sfa_cuda_prefill_portable_run,
+#else
+        NULL,
+#endif
+#ifdef SFA_CUDA_HAS_DECODE
+        sfa_cuda_decode_workspace_bytes,
+        sfa_cuda_decode_run,
+#else
+        NULL,
+        NULL,
+#endif
+#ifdef SFA_CUDA_HAS_BACKWARD
+        sfa_cuda_backward_workspace_bytes,
+        sfa_cuda_backward_run,
+#else
+        NULL,
+        NULL,
+#endif
+#ifdef SFA_CUDA_HAS_PAPER
+        sfa_cuda_paper_workspace_bytes,
+        sfa_cuda_paper_run,
+#else
+        NULL,
+        NULL,
+#endif
+    },
+};
+
+const sfa_cuda_library *sfa_backend_cuda_open(const char *version, size_t interface_bytes) {
+  return strcmp(version, SFA_VERSION) == 0 && interface_bytes == SFA_CUDA_INTERFACE ? &library : NULL;
+}
