@@ -62,9 +62,7 @@ sfa_status sfa_dl_open(sfa_context *ctx, const char *file, const char *variable,
   if (*function)
     return SFA_OK;
   const char *reason = dlerror();
-  return sfa_fail(
-      ctx, SFA_ERROR_UNSUPPORTED,
-      "%s cannot be loaded: %s. Build it with -DSFA_CUDA=ON, put it beside the program or into its library folder, or name it in "
-      "the environment variable %s",
-      named && *named ? named : file, reason ? reason : "no reason given", variable);
+  return sfa_fail(ctx, SFA_ERROR_UNSUPPORTED,
+                  "%s. Build it with -DSFA_CUDA=ON, put it beside the program or into its library folder, or name it in %s",
+                  reason ? reason : file, variable);
 }
