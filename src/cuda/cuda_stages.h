@@ -38,6 +38,7 @@ typedef struct sfa_cuda_tokens {
   int32_t n_sequences;
   int64_t max_seqlen;
   const int32_t *cu_seqlens;
+  int64_t n_tokens; /* of all together; 0: n_sequences * max_seqlen */
 } sfa_cuda_tokens;
 
 /* Stored rows of B sequences: sfa_kv_side's streams (backend.h) with base, or with pages [B][max_pages] (device array of device pointers;
