@@ -83,6 +83,8 @@ typedef struct app {
   progress progress;
 } app;
 
+/* Sets the device that --device names. */
+int app_device(const app_options *o, sfa_context_options *context);
 int app_open_context(app *a, const app_options *o, int64_t n_threads, sfa_isa isa);
 /* Context, model, attention choice. wants_text: a model without a tokenizer is an error. */
 int app_open_model(app *a, const app_options *o, bool wants_text);
@@ -144,6 +146,7 @@ int cmd_data_listops(const app_options *o);
 int cmd_data_kv(const app_options *o);
 int cmd_tokenizer_train(const app_options *o);
 int cmd_bench_attention(const app_options *o);
+int cmd_bench_backward(const app_options *o);
 int cmd_bench_decode(const app_options *o);
 int cmd_bench_topk(const app_options *o);
 int cmd_bench_model(const app_options *o);

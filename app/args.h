@@ -8,7 +8,7 @@
 
 enum { VERB_GENERATE = 1, VERB_CHAT = 2, VERB_INFO = 4, VERB_TOKENIZE = 8, VERB_BENCH_ATTENTION = 16, VERB_EVAL = 32, VERB_DEMO = 64 };
 enum { VERB_DATA = 1 << 7, VERB_TOKENIZER_TRAIN = 1 << 8, VERB_DATA_LISTOPS = 1 << 9, VERB_DATA_KV = 1 << 10 };
-enum { VERB_BENCH_DECODE = 1 << 12, VERB_BENCH_TOPK = 1 << 13, VERB_BENCH_MODEL = 1 << 14 };
+enum { VERB_BENCH_DECODE = 1 << 12, VERB_BENCH_TOPK = 1 << 13, VERB_BENCH_MODEL = 1 << 14, VERB_BENCH_BACKWARD = 1 << 19 };
 enum { VERB_PLAN = 1 << 15, VERB_EXPLAIN = 1 << 16, VERB_INSPECT = 1 << 17, VERB_INDEX = 1 << 18 };
 enum { VERB_TRAIN = 1 << 21, VERB_EXPORT = 1 << 22, VERB_FINETUNE = 1 << 23 };
 enum { VERB_EVAL_TASK = 1 << 24, VERB_EVAL_NIAH = 1 << 25, VERB_EVAL_PPL = 1 << 26 };
@@ -38,6 +38,7 @@ typedef struct app_options {
   /* Amounts. */
   int64_t n_predict, context, threads, chunk, stride, repeats;
   int isa; /* sfa_isa */
+  const char *device; /* "cpu" or "cuda[:N]"; NULL: cpu */
   /* Sampler. */
   double temp, top_p, min_p, repeat_penalty;
   int64_t top_k, seed;

@@ -145,4 +145,9 @@ const char *bench_dtype_name(sfa_dtype dtype);
 sfa_dtype bench_dtype(int64_t word);
 int bench_check_isa(sfa_isa isa);
 
+/* ---- bench_cuda.c: many queries on a GPU --------------------------------------------------------------------------------------------- */
+
+/* What `bench attention` and `bench backward` do with --device cuda. */
+int bench_cuda_attention(const app_options *o, bool backward);
+
 #endif

@@ -119,7 +119,8 @@ typedef struct attention_bench {
   side sparse, dense;
 } attention_bench;
 
-static const char *policy_words[] = {"auto", "tiles", "keys", "half-codes", "half-dense", "paper"};
+static const char *policy_words[] = {"auto",     "tiles", "keys",    "half-codes", "half-dense", "paper",
+                                     "postings", "bf16",  "sp-bf16", "int8",       "sp-int8"};
 
 /* The dense twin of a forced 16-bit way is the 16-bit one, whatever the rows are stored in. */
 static sfa_policy twin_policy(sfa_policy policy) {
@@ -541,10 +542,18 @@ int cmd_bench_attention(const app_options *o) {
                                    [A_THREADS] = bench_choose(&o->bench_threads, one, 1),
                                    [A_CAUSAL] = bench_choose(&o->bench_causal, zero, 1),
                                    [A_READY] = bench_choose(&o->bench_ready, zero, 1)};
+  sfa_context_options device = {0};
+  int status = app_device(o, &device);
+  if (status)
+    return status;
+  if (device.device == SFA_DEVICE_CUDA)
+    return bench_cuda_attention(o, false);
+  if (o->policy > SFA_POLICY_PAPER)
+    return app_usage("--policy %s is not for the attention of many queries on the CPU", policy_words[o->policy]);
   int64_t n_cases = bench_places(axes, N_AXES);
   for (int64_t i = 0; i < n_cases; i++) { /* all of them before the first is timed */
     attention_case c = case_at(o, axes, i);
-    int status = check_case(&c);
+    status = check_case(&c);
     if (status)
       return status;
   }
@@ -554,7 +563,7 @@ int cmd_bench_attention(const app_options *o) {
   }
   bench_output out;
   bench_engine *engines = calloc(BENCH_MOST_ENGINES, sizeof *engines);
-  int status = bench_output_open(&out, o, columns, N_COLUMNS);
+  status = bench_output_open(&out, o, columns, N_COLUMNS);
   if (!status && !engines)
     status = app_fail("out of memory for the rounds");
   bench_peers *peers = status ? NULL : bench_peers_open(o);
@@ -568,4 +577,14 @@ int cmd_bench_attention(const app_options *o) {
   bench_peers_close(peers);
   free(engines);
   return status;
+}
+
+int cmd_bench_backward(const app_options *o) {
+  sfa_context_options device = {0};
+  int status = app_device(o, &device);
+  if (status)
+    return status;
+  return device.device == SFA_DEVICE_CUDA
+             ? bench_cuda_attention(o, true)
+             : app_usage("bench backward times a GPU: give --device cuda (sfa_check --bench-backward times the gradients on the CPU)");
 }

@@ -9,14 +9,30 @@ int app_require_model(const app_options *o, const char *verb) {
   return o->model ? EXIT_OK : app_usage("%s wants a model: -m with a GGUF file, a Hugging Face directory or a llama2.c .bin", verb);
 }
 
+int app_device(const app_options *o, sfa_context_options *context) {
+  const char *word = o->device ? o->device : "cpu";
+  char *end = NULL;
+  long index = 0;
+  if (strcmp(word, "cpu") == 0)
+    return EXIT_OK;
+  if (strncmp(word, "cuda:", 5) == 0 && word[5] >= '0' && word[5] <= '9')
+    index = strtol(word + 5, &end, 10);
+  if (strcmp(word, "cuda") != 0 && (!end || *end || index > 1023))
+    return app_usage("--device takes cpu, cuda, or cuda:N with the number of a GPU, not %s", word);
+  context->device = SFA_DEVICE_CUDA;
+  context->device_index = (int32_t)index;
+  return EXIT_OK;
+}
+
 int app_open_context(app *a, const app_options *o, int64_t n_threads, sfa_isa isa) {
   *a = (app){.o = o};
-  sfa_context_options context = {.struct_size = sizeof context, .n_threads = (int32_t)n_threads, .isa = isa};
-  switch (sfa_context_create(&context, &a->ctx)) {
-  case SFA_OK: return EXIT_OK;
-  case SFA_ERROR_UNSUPPORTED: return app_fail("this machine has no %s; its best is %s", sfa_isa_name(isa), sfa_isa_name(sfa_isa_best()));
-  default: return app_fail("cannot make a context of %lld threads", (long long)n_threads);
-  }
+  char why[512] = "";
+  sfa_context_options context = {
+      .struct_size = sizeof context, .n_threads = (int32_t)n_threads, .isa = isa, .why = why, .why_bytes = sizeof why};
+  int status = app_device(o, &context);
+  if (status)
+    return status;
+  return sfa_context_create(&context, &a->ctx) == SFA_OK ? EXIT_OK : app_fail("%s", why);
 }
 
 void app_close(app *a) {
