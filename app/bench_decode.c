@@ -1,10 +1,12 @@
 /* sfa bench decode: steps over a cache of random rows. Dense caches and those with codes hold the same tokens and take turns, so that one
- * run compares all of them. A step reads the keys and values of every token once: its bytes are the cache's. */
+ * run compares all of them. A step reads the keys and values of every token once: its bytes are the cache's. On a GPU a round is many steps
+ * in a row, over several copies of the tokens where one would stay in the GPU's own cache. */
 #include "bench.h"
 
 #include <math.h>
 #include <sfa/cache.h>
 #include <sfa/plan.h>
+#include <sfa/stream.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -88,6 +90,7 @@ typedef struct decode_case {
   sfa_isa isa;
   bench_supports supports;
   double eps, score_sd;
+  int64_t n_sets; /* copies of the sequences in every cache */
 } decode_case;
 
 /* A cache and the plan that reads it. */
@@ -100,30 +103,36 @@ typedef struct decode_side {
   sfa_cache *cache;
   sfa_attention_plan *plan;
   void *workspace;
+  int64_t n_calls; /* steps of a round */
 } decode_side;
 
 enum { MOST_SIDES = BENCH_MOST_ENGINES - 2, CHUNK = 1024 };
 
 typedef struct decode_bench {
   decode_case c;
-  sfa_context *ctx;
+  sfa_context *ctx, *host; /* the device's, and the CPU's: one and the same where that is the device */
+  bool on_gpu;
+  double copy_rate; /* bytes a second of copies inside the GPU's memory */
   bench_random *random;
-  float *q;       /* [B][T][H][D] */
-  float *keys;    /* [CHUNK][G][D] */
-  float *values;  /* [CHUNK][G][E] */
-  float *out;     /* [B][T][H][E] */
-  float *dropped; /* [B][T][H] */
-  int32_t *slots; /* [B] 0, 1, ... */
-  float *scores;  /* [T * H][n] of sequence 0, where least_kept is wanted; else NULL */
+  float *q, *keys, *values; /* [B][T][H][D], [CHUNK][G][D], [CHUNK][G][E] */
+  float *dropped;           /* [B][T][H] */
+  int32_t *slots;           /* [n_sets][B] 0, 1, ... */
+  /* In the device's memory: copies of the first four, and the output [B][T][H][E]. */
+  float *device_q, *device_keys, *device_values, *device_dropped, *device_out;
+  float *scores; /* [T * H][n] of sequence 0, where least_kept is wanted; else NULL */
   decode_side sides[MOST_SIDES];
   int n_sides;
 } decode_bench;
 
 static int64_t length_of(const decode_case *c, int64_t sequence) { return c->n * (sequence + 1) / c->batch; }
 
+/* Bytes of one set in the largest of the caches. */
+static int64_t set_bytes(const decode_case *c) { return c->batch * c->n * c->kv_heads * (c->head_dim + c->head_dim_v) * 2; }
+
 static int side_open(decode_bench *b, decode_side *s) {
   const decode_case *c = &b->c;
   s->bench = b;
+  s->n_calls = c->n_sets;
   if (s->k)
     snprintf(s->name, sizeof s->name, "SFA k %d %s, V %s%s", s->k, bench_dtype_name(s->k_dtype), bench_dtype_name(s->v_dtype),
              s->eps > 0 ? ", eps" : "");
@@ -138,7 +147,7 @@ static int side_open(decode_bench *b, decode_side *s) {
                              .k = &s->k,
                              .k_dtype = s->k_dtype,
                              .v_dtype = s->v_dtype,
-                             .n_sequences = (int32_t)c->batch};
+                             .n_sequences = (int32_t)(c->batch * c->n_sets)};
   sfa_costs costs;
   sfa_attention_options options = {.struct_size = sizeof options,
                                    .n_heads = (int32_t)c->heads,
@@ -158,34 +167,48 @@ static int side_open(decode_bench *b, decode_side *s) {
                                    .costs = costs_kept(sfa_context_isa(b->ctx), &costs)};
   if (sfa_cache_create(b->ctx, &cache, &s->cache) != SFA_OK || sfa_attention_plan_create(b->ctx, &options, &s->plan) != SFA_OK)
     return app_fail_status(b->ctx);
-  s->workspace = bench_alloc((int64_t)sfa_attention_workspace_bytes(s->plan), 1);
-  return s->workspace ? EXIT_OK : app_fail("out of memory for a workspace of %zu bytes", sfa_attention_workspace_bytes(s->plan));
+  bool memory = sfa_memory_alloc(b->ctx, sfa_attention_workspace_bytes(s->plan), &s->workspace) == SFA_OK;
+  return memory ? EXIT_OK : app_fail_status(b->ctx);
 }
 
 static void bench_close(decode_bench *b) {
   for (decode_side *s = b->sides; s < b->sides + b->n_sides; s++) {
     sfa_attention_plan_destroy(s->plan);
     sfa_cache_destroy(s->cache);
-    free(s->workspace);
+    sfa_memory_free(b->ctx, s->workspace);
   }
-  void *memory[] = {b->q, b->keys, b->values, b->out, b->dropped, b->slots, b->scores};
+  void *device_memory[] = {b->device_q, b->device_keys, b->device_values, b->device_dropped, b->device_out};
+  for (size_t i = 0; i < sizeof device_memory / sizeof *device_memory; i++)
+    sfa_memory_free(b->ctx, device_memory[i]);
+  void *memory[] = {b->q, b->keys, b->values, b->dropped, b->slots, b->scores};
   for (size_t i = 0; i < sizeof memory / sizeof *memory; i++)
     free(memory[i]);
   bench_random_destroy(b->random);
+  if (b->host != b->ctx)
+    sfa_context_destroy(b->host);
   sfa_context_destroy(b->ctx);
 }
 
 /* A bench_engine's run. */
 static int side_run(void *arg, double *ms, int64_t *stage_ns) {
-  const decode_side *s = arg;
+  decode_side *s = arg;
   const decode_bench *b = s->bench;
   (void)stage_ns;
-  sfa_attention_args args = {
-      .struct_size = sizeof args, .q = {.data = b->q}, .out = b->out, .dropped = b->dropped, .workspace = s->workspace};
+  sfa_attention_args args = {.struct_size = sizeof args,
+                             .q = {.data = b->device_q},
+                             .out = b->device_out,
+                             .dropped = b->device_dropped,
+                             .workspace = s->workspace};
   double start = seconds_now();
-  if (sfa_attention_run_cached(s->plan, &args, s->cache, 0, b->slots) != SFA_OK)
+  for (int64_t call = 0; call < s->n_calls; call++)
+    if (sfa_attention_run_cached(s->plan, &args, s->cache, 0, b->slots + call % b->c.n_sets * b->c.batch) != SFA_OK)
+      return app_fail_status(b->ctx);
+  if (sfa_stream_wait(b->ctx) != SFA_OK)
     return app_fail_status(b->ctx);
-  *ms = 1e3 * (seconds_now() - start);
+  double passed = seconds_now() - start;
+  *ms = 1e3 * passed / (double)s->n_calls;
+  if (b->on_gpu && passed < 5e-3) /* from the next round on, so that waiting does not count */
+    s->n_calls *= 1 + (int64_t)(10e-3 / (passed + 1e-5));
   return EXIT_OK;
 }
 
@@ -198,8 +221,8 @@ static int coded_rows(const decode_bench *b, const decode_side *s, int64_t n_row
   int32_t D = (int32_t)b->c.head_dim;
   void *memory = bench_alloc((int64_t)sfa_codes_bytes(n_rows, D, s->k, SFA_F32), 1);
   sfa_codes codes;
-  bool good = memory && sfa_codes_place(b->ctx, n_rows, D, s->k, SFA_F32, memory, &codes) == SFA_OK &&
-              sfa_codes_select(b->ctx, rows, SFA_F32, D, &codes) == SFA_OK && sfa_codes_densify(b->ctx, &codes, rows, D) == SFA_OK;
+  bool good = memory && sfa_codes_place(b->host, n_rows, D, s->k, SFA_F32, memory, &codes) == SFA_OK &&
+              sfa_codes_select(b->host, rows, SFA_F32, D, &codes) == SFA_OK && sfa_codes_densify(b->host, &codes, rows, D) == SFA_OK;
   free(memory);
   return good ? EXIT_OK : app_fail("the codes of %lld rows cannot be made", (long long)n_rows);
 }
@@ -252,10 +275,16 @@ static int spread_scores(decode_bench *b) {
 }
 
 static int append(decode_bench *b, int64_t sequence, int64_t n) {
-  const sfa_rows k = {.data = b->keys}, v = {.data = b->values};
+  const decode_case *c = &b->c;
+  const sfa_rows k = {.data = b->device_keys}, v = {.data = b->device_values};
+  size_t rows = (size_t)(n * c->kv_heads) * sizeof(float);
+  if (sfa_memory_copy(b->ctx, b->device_keys, b->keys, rows * (size_t)c->head_dim) != SFA_OK ||
+      sfa_memory_copy(b->ctx, b->device_values, b->values, rows * (size_t)c->head_dim_v) != SFA_OK)
+    return app_fail_status(b->ctx);
   for (decode_side *s = b->sides; s < b->sides + b->n_sides; s++)
-    if (sfa_cache_append(s->cache, (int32_t)sequence, 0, n, &k, &v) != SFA_OK)
-      return app_fail_status(b->ctx);
+    for (int64_t set = 0; set < c->n_sets; set++)
+      if (sfa_cache_append(s->cache, (int32_t)(set * c->batch + sequence), 0, n, &k, &v) != SFA_OK)
+        return app_fail_status(b->ctx);
   return EXIT_OK;
 }
 
@@ -311,25 +340,80 @@ static double least_kept(decode_bench *b, double eps) {
 
 /* ---- A case, open and closed -------------------------------------------------------------------------------------------- */
 
-static int bench_open(decode_bench *b) {
+/* Bytes that copies inside the GPU's memory read and write in a second: the ceiling of a decode step there. */
+static int measure_copies(decode_bench *b) {
+  const size_t bytes = (size_t)1 << 30;
+  void *from = NULL, *to = NULL;
+  bool good = sfa_memory_alloc(b->ctx, bytes, &from) == SFA_OK && sfa_memory_alloc(b->ctx, bytes, &to) == SFA_OK &&
+              sfa_memory_zero(b->ctx, from, bytes) == SFA_OK;
+  for (int pass = 0; good && pass < 4; pass++) {
+    good = sfa_stream_wait(b->ctx) == SFA_OK;
+    double start = seconds_now();
+    for (int call = 0; good && call < 8; call++)
+      good = sfa_memory_copy(b->ctx, to, from, bytes) == SFA_OK;
+    good = good && sfa_stream_wait(b->ctx) == SFA_OK;
+    b->copy_rate = fmax(b->copy_rate, 16 * (double)bytes / (seconds_now() - start));
+  }
+  sfa_memory_free(b->ctx, from);
+  sfa_memory_free(b->ctx, to);
+  return good ? EXIT_OK : app_fail_status(b->ctx);
+}
+
+static int open_contexts(decode_bench *b, const app_options *o) {
   const decode_case *c = &b->c;
-  sfa_context_options context = {.struct_size = sizeof context, .n_threads = (int32_t)c->n_threads, .isa = c->isa};
-  if (sfa_context_create(&context, &b->ctx) != SFA_OK)
-    return app_fail("cannot make a context of %lld threads for %s", (long long)c->n_threads, sfa_isa_name(c->isa));
+  app a;
+  int status = app_open_context(&a, o, c->n_threads, c->isa);
+  if (status)
+    return status;
+  b->ctx = b->host = a.ctx;
+  b->on_gpu = sfa_context_device(b->ctx) == SFA_DEVICE_CUDA;
+  if (!b->on_gpu)
+    return EXIT_OK;
+  sfa_context_options context = {.struct_size = sizeof context};
+  if (sfa_context_create(&context, &b->host) != SFA_OK)
+    return app_fail("out of memory for a context");
+  return measure_copies(b);
+}
+
+static int open_device_memory(decode_bench *b) {
+  const decode_case *c = &b->c;
+  size_t rows = (size_t)(c->batch * c->n_q * c->heads), kv_rows = (size_t)(CHUNK * c->kv_heads);
+  const struct {
+    float **to;
+    size_t n;
+  } arrays[] = {{&b->device_q, rows * (size_t)c->head_dim},
+                {&b->device_keys, kv_rows * (size_t)c->head_dim},
+                {&b->device_values, kv_rows * (size_t)c->head_dim_v},
+                {&b->device_dropped, rows},
+                {&b->device_out, rows * (size_t)c->head_dim_v}};
+  for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
+    if (sfa_memory_alloc(b->ctx, arrays[i].n * sizeof(float), (void **)arrays[i].to) != SFA_OK)
+      return app_fail_status(b->ctx);
+  return EXIT_OK;
+}
+
+static int bench_open(decode_bench *b, const app_options *o) {
+  enum { MOST_SETS = 8, GPU_CACHE_BYTES = 1 << 28 }; /* several times the L2 of any GPU */
+  decode_case *c = &b->c;
+  int status = open_contexts(b, o);
+  if (status)
+    return status;
+  c->n_sets = 1;
+  while (b->on_gpu && c->n_sets < MOST_SETS && c->n_sets * set_bytes(c) < GPU_CACHE_BYTES)
+    c->n_sets++;
   int64_t rows = c->batch * c->n_q * c->heads;
   b->random = bench_random_create(c->supports, (int32_t)c->kv_heads, (int32_t)c->head_dim, (uint64_t)c->seed);
   b->q = bench_alloc(rows * c->head_dim, sizeof *b->q);
   b->keys = bench_alloc(CHUNK * c->kv_heads * c->head_dim, sizeof *b->keys);
   b->values = bench_alloc(CHUNK * c->kv_heads * c->head_dim_v, sizeof *b->values);
-  b->out = bench_alloc(rows * c->head_dim_v, sizeof *b->out);
   b->dropped = bench_alloc(rows, sizeof *b->dropped);
-  b->slots = bench_alloc(c->batch, sizeof *b->slots);
-  bool memory = b->random && b->q && b->keys && b->values && b->out && b->dropped && b->slots;
+  b->slots = bench_alloc(c->n_sets * c->batch, sizeof *b->slots);
+  bool memory = b->random && b->q && b->keys && b->values && b->dropped && b->slots;
   if (memory && c->eps > 0 && c->n_q * c->heads * c->n <= 1 << 26 && c->batch == 1)
     memory = (b->scores = bench_alloc(c->n_q * c->heads * c->n, sizeof *b->scores)) != NULL;
   if (!memory)
     return app_fail("out of memory for the rows of a step over %lld tokens", (long long)c->n);
-  for (int64_t i = 0; i < c->batch; i++)
+  for (int64_t i = 0; i < c->n_sets * c->batch; i++)
     b->slots[i] = (int32_t)i;
   /* Query heads of a group have the popularities of their key head: rows of G heads, spread out. */
   int64_t group = c->heads / c->kv_heads;
@@ -339,19 +423,23 @@ static int bench_open(decode_bench *b) {
       for (int64_t g = 0; g < c->kv_heads; g++)
         memcpy(b->q + (row * c->heads + g * group + member) * c->head_dim, b->keys + g * c->head_dim, (size_t)c->head_dim * sizeof *b->q);
     }
-  int status = EXIT_OK;
+  status = open_device_memory(b);
   for (decode_side *s = b->sides; s < b->sides + b->n_sides && !status; s++)
     status = side_open(b, s);
   if (!status)
     status = spread_scores(b);
+  if (!status && sfa_memory_copy(b->ctx, b->device_q, b->q, (size_t)(rows * c->head_dim) * sizeof *b->q) != SFA_OK)
+    status = app_fail_status(b->ctx);
   return status ? status : fill(b);
 }
 
 /* ---- Showing it --------------------------------------------------------------------------------------------------------- */
 
-static cJSON *peer_case(const decode_case *c) {
+static cJSON *peer_case(const decode_bench *b) {
+  const decode_case *c = &b->c;
   cJSON *object = cJSON_CreateObject(), *lengths = cJSON_AddArrayToObject(object, "lengths");
   cJSON_AddStringToObject(object, "bench", "decode");
+  cJSON_AddStringToObject(object, "device", b->on_gpu ? "cuda" : "cpu");
   for (int64_t i = 0; i < c->batch; i++)
     cJSON_AddItemToArray(lengths, cJSON_CreateNumber((double)length_of(c, i)));
   cJSON_AddNumberToObject(object, "heads", (double)c->heads);
@@ -361,7 +449,8 @@ static cJSON *peer_case(const decode_case *c) {
   return object;
 }
 
-static void fill_case(bench_cell *row, const decode_case *c) {
+static void fill_case(bench_cell *row, const decode_bench *b) {
+  const decode_case *c = &b->c;
   row[C_N].number = (double)c->n;
   row[C_BATCH].number = (double)c->batch;
   row[C_N_Q].number = (double)c->n_q;
@@ -371,8 +460,8 @@ static void fill_case(bench_cell *row, const decode_case *c) {
   row[C_HEAD_DIM_V].number = (double)c->head_dim_v;
   row[C_SCORE_SD].number = c->score_sd > 0 ? c->score_sd : NAN;
   row[C_SUPPORTS].text = c->supports == SUPPORTS_SKEWED ? "skewed" : "uniform";
-  row[C_ISA].text = sfa_isa_name(c->isa);
-  row[C_THREADS].number = (double)c->n_threads;
+  row[C_ISA].text = b->on_gpu ? "cuda" : sfa_isa_name(c->isa);
+  row[C_THREADS].number = b->on_gpu ? NAN : (double)c->n_threads;
   row[C_SEED].number = (double)c->seed;
 }
 
@@ -389,19 +478,23 @@ static int fill_side(bench_cell *row, decode_bench *b, decode_side *s, double ms
   row[C_V_DTYPE].text = bench_dtype_name(s->v_dtype);
   row[C_EPS].number = (double)s->eps;
   row[C_POLICY].text = sfa_policy_name(report.policy);
-  row[C_PREDICTED_MS].number =
-      1e-6 / threads * (report.topk_ns + report.pack_ns + report.score_ns + report.softmax_ns + report.value_ns + report.call_ns);
+  if (!b->on_gpu)
+    row[C_PREDICTED_MS].number =
+        1e-6 / threads * (report.topk_ns + report.pack_ns + report.score_ns + report.softmax_ns + report.value_ns + report.call_ns);
   row[C_TOKEN_BYTES].number = (double)sfa_cache_token_bytes(s->cache);
   row[C_BYTES].number = tokens * row[C_TOKEN_BYTES].number;
   row[C_RATE].number = row[C_BYTES].number / (1e-3 * ms);
-  row[C_READ_RATE].number = bench_read_rate((int64_t)row[C_BYTES].number, b->c.n_threads);
+  row[C_READ_RATE].number = b->on_gpu ? b->copy_rate : bench_read_rate((int64_t)row[C_BYTES].number, b->c.n_threads);
   row[C_READ_SHARE].number = row[C_READ_RATE].number > 0 ? row[C_RATE].number / row[C_READ_RATE].number : NAN;
   if (s->eps <= 0)
     return EXIT_OK;
   double once;
   int status = side_run(s, &once, NULL); /* for what it drops */
+  size_t n_dropped = (size_t)(b->c.batch * b->c.n_q * b->c.heads);
+  if (!status && sfa_memory_copy(b->ctx, b->dropped, b->device_dropped, n_dropped * sizeof *b->dropped) != SFA_OK)
+    return app_fail_status(b->ctx);
   row[C_DROPPED].number = 0;
-  for (int64_t i = 0; i < b->c.batch * b->c.n_q * b->c.heads; i++)
+  for (size_t i = 0; i < n_dropped; i++)
     row[C_DROPPED].number = fmax(row[C_DROPPED].number, (double)b->dropped[i]);
   if (b->scores && s == &b->sides[b->n_sides - 1])
     row[C_KEPT].number = least_kept(b, (double)s->eps);
@@ -417,7 +510,7 @@ static int show_case(decode_bench *b, const bench_engine *engines, int n_engines
     bench_cell *row = bench_output_row(out);
     if (!row)
       return EXIT_FAILED;
-    fill_case(row, &b->c);
+    fill_case(row, b);
     row[C_ENGINE].text = bench_output_keep(out, engines[i].name);
     row[C_VERSION].text = engines[i].version;
     row[C_MS].number = times[i].median_ms;
@@ -436,12 +529,12 @@ static int show_case(decode_bench *b, const bench_engine *engines, int n_engines
 static int run_case(const app_options *o, decode_bench *b, bench_engine *engines, bench_peers *peers, bench_output *out) {
   bench_times times[BENCH_MOST_ENGINES];
   int n_rounds, n_engines = b->n_sides;
-  int status = bench_open(b);
+  int status = bench_open(b, o);
   for (int i = 0; i < b->n_sides; i++)
     engines[i] = (bench_engine){.name = b->sides[i].name, .version = SFA_VERSION, .run = side_run, .arg = &b->sides[i]};
   if (!status) {
     bench_peers_forget(peers);
-    bench_peers_add(peers, b->c.n_threads, peer_case(&b->c), engines, &n_engines);
+    bench_peers_add(peers, b->c.n_threads, peer_case(b), engines, &n_engines);
     status = bench_time(engines, n_engines, o->repeats, 0, times, &n_rounds);
   }
   if (!status)

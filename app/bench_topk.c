@@ -1,8 +1,9 @@
-/* sfa bench topk: rows to codes, beside a plain quickselect. Both must keep the same features. */
+/* sfa bench topk: rows to codes, beside a plain quickselect (on the CPU, wherever the codes are made). Both must keep the same features. */
 #include "bench.h"
 #include "plot.h"
 
 #include <math.h>
+#include <sfa/stream.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -50,9 +51,11 @@ typedef struct topk_case {
 typedef struct topk_bench {
   topk_case c;
   sfa_context *ctx;
+  bool on_gpu;
+  int n_calls;  /* of a round */
   float *wide;  /* [n][head_dim] the rows in f32, for the quickselect */
-  void *rows;   /* [n][head_dim] in the case's type */
-  void *memory; /* of codes */
+  void *rows;   /* [n][head_dim] in the case's type, in the device's memory */
+  void *memory; /* of codes, there too */
   sfa_codes codes;
   uint16_t *selected; /* [n][k] ids by quickselect, rising */
   uint64_t *keys;     /* [head_dim] */
@@ -64,9 +67,12 @@ static int run_sfa(void *arg, double *ms, int64_t *stage_ns) {
   (void)stage_ns;
   topk_bench *b = arg;
   double start = seconds_now();
-  if (sfa_codes_select(b->ctx, b->rows, b->c.dtype, b->c.head_dim, &b->codes) != SFA_OK)
+  for (int call = 0; call < b->n_calls; call++)
+    if (sfa_codes_select(b->ctx, b->rows, b->c.dtype, b->c.head_dim, &b->codes) != SFA_OK)
+      return app_fail_status(b->ctx);
+  if (sfa_stream_wait(b->ctx) != SFA_OK)
     return app_fail_status(b->ctx);
-  *ms = 1e3 * (seconds_now() - start);
+  *ms = 1e3 * (seconds_now() - start) / b->n_calls;
   return EXIT_OK;
 }
 
@@ -121,57 +127,91 @@ static int run_quickselect(void *arg, double *ms, int64_t *stage_ns) {
   return EXIT_OK;
 }
 
-static bool same_features(const topk_bench *b) {
-  for (int64_t i = 0; i < b->c.n * b->c.k; i++)
-    if ((b->c.head_dim <= 256 ? ((const uint8_t *)b->codes.ids)[i] : ((const uint16_t *)b->codes.ids)[i]) != b->selected[i])
-      return false;
-  return true;
+/* Fails where the two sides chose differently. */
+static int compare_features(const topk_bench *b) {
+  const topk_case *c = &b->c;
+  size_t bytes = (size_t)(c->n * c->k) * (c->head_dim <= 256 ? 1 : 2);
+  void *ids = bench_alloc((int64_t)bytes, 1);
+  int status = ids ? EXIT_OK : app_fail("out of memory for %lld rows", (long long)c->n);
+  if (!status && sfa_memory_copy(b->ctx, ids, b->codes.ids, bytes) != SFA_OK)
+    status = app_fail_status(b->ctx);
+  for (int64_t i = 0; i < c->n * c->k && !status; i++)
+    if ((c->head_dim <= 256 ? ((const uint8_t *)ids)[i] : ((const uint16_t *)ids)[i]) != b->selected[i])
+      status = app_fail("top-k and the quickselect keep different features at row %lld, head dim %lld, k %lld", (long long)(i / c->k),
+                        (long long)c->head_dim, (long long)c->k);
+  free(ids);
+  return status;
 }
 
 /* ---- A case -------------------------------------------------------------------------------------------------------------------------- */
 
-static int bench_open(topk_bench *b, const topk_case *c) {
+static int bench_open(topk_bench *b, const app_options *o, const topk_case *c) {
   int64_t count = c->n * c->head_dim;
-  sfa_context_options context = {.struct_size = sizeof context, .n_threads = 1, .isa = c->isa};
+  size_t row_bytes = (size_t)count * sfa_dtype_bytes(c->dtype);
+  app a;
   *b = (topk_bench){.c = *c};
-  if (sfa_context_create(&context, &b->ctx) != SFA_OK)
-    return app_fail("cannot make a context for %s", sfa_isa_name(c->isa));
+  int status = app_open_context(&a, o, 1, c->isa);
+  if (status)
+    return status;
+  b->ctx = a.ctx;
+  b->on_gpu = sfa_context_device(b->ctx) == SFA_DEVICE_CUDA;
+  b->n_calls = b->on_gpu ? 20 : 1;
   bench_random *random = bench_random_create(SUPPORTS_UNIFORM, 1, (int32_t)c->head_dim, (uint64_t)c->seed);
   b->wide = bench_alloc(count, sizeof *b->wide);
-  b->rows = bench_alloc(count, sfa_dtype_bytes(c->dtype));
+  void *rows = bench_alloc(count, sfa_dtype_bytes(c->dtype));
   b->selected = bench_alloc(c->n * c->k, sizeof *b->selected);
   b->keys = bench_alloc(c->head_dim, sizeof *b->keys);
-  b->memory = bench_alloc((int64_t)sfa_codes_bytes(c->n, (int32_t)c->head_dim, (int32_t)c->k, c->k_dtype), 1);
-  bool memory = random && b->wide && b->rows && b->selected && b->keys && b->memory;
+  bool memory = random && b->wide && rows && b->selected && b->keys;
   if (memory) {
     bench_random_features(random, c->n, b->wide);
     if (c->dtype == SFA_BF16) {
-      bench_cut_bf16(b->wide, count, b->rows);
+      bench_cut_bf16(b->wide, count, rows);
       for (int64_t i = 0; i < count; i++) { /* the other side gets the same numbers */
-        uint32_t bits = (uint32_t)((uint16_t *)b->rows)[i] << 16;
+        uint32_t bits = (uint32_t)((uint16_t *)rows)[i] << 16;
         memcpy(b->wide + i, &bits, sizeof bits);
       }
     } else
-      memcpy(b->rows, b->wide, (size_t)count * sizeof *b->wide);
+      memcpy(rows, b->wide, row_bytes);
   }
   bench_random_destroy(random);
   if (!memory)
-    return app_fail("out of memory for %lld rows of %lld", (long long)c->n, (long long)c->head_dim);
-  if (sfa_codes_place(b->ctx, c->n, (int32_t)c->head_dim, (int32_t)c->k, c->k_dtype, b->memory, &b->codes) != SFA_OK)
-    return app_fail_status(b->ctx);
-  return EXIT_OK;
+    status = app_fail("out of memory for %lld rows of %lld", (long long)c->n, (long long)c->head_dim);
+  else if (sfa_memory_alloc(b->ctx, row_bytes, &b->rows) != SFA_OK || sfa_memory_copy(b->ctx, b->rows, rows, row_bytes) != SFA_OK ||
+           sfa_memory_alloc(b->ctx, sfa_codes_bytes(c->n, (int32_t)c->head_dim, (int32_t)c->k, c->k_dtype), &b->memory) != SFA_OK ||
+           sfa_codes_place(b->ctx, c->n, (int32_t)c->head_dim, (int32_t)c->k, c->k_dtype, b->memory, &b->codes) != SFA_OK)
+    status = app_fail_status(b->ctx);
+  free(rows);
+  return status;
 }
 
 static void bench_close(topk_bench *b) {
-  void *memory[] = {b->wide, b->rows, b->memory, b->selected, b->keys};
+  if (b->ctx) {
+    sfa_memory_free(b->ctx, b->rows);
+    sfa_memory_free(b->ctx, b->memory);
+  }
+  void *memory[] = {b->wide, b->selected, b->keys};
   for (size_t i = 0; i < sizeof memory / sizeof *memory; i++)
     free(memory[i]);
   sfa_context_destroy(b->ctx);
 }
 
-static int show_case(const topk_case *c, const bench_engine *engines, const bench_times *times, int n_rounds, bench_output *out) {
+static cJSON *peer_case(const topk_case *c) {
+  cJSON *object = cJSON_CreateObject();
+  cJSON_AddStringToObject(object, "bench", "topk");
+  cJSON_AddStringToObject(object, "device", "cuda");
+  cJSON_AddNumberToObject(object, "n", (double)c->n);
+  cJSON_AddNumberToObject(object, "head_dim", (double)c->head_dim);
+  cJSON_AddNumberToObject(object, "k", (double)c->k);
+  return object;
+}
+
+static int show_case(const topk_bench *b, const bench_engine *engines, int n_engines, const bench_times *times, int n_rounds,
+                     bench_output *out) {
+  const topk_case *c = &b->c;
   int status = EXIT_OK;
-  for (int i = 0; i < 2 && !status; i++) {
+  for (int i = 0; i < n_engines && !status; i++) {
+    if (engines[i].lost)
+      continue;
     bench_cell *row = bench_output_row(out);
     if (!row)
       return EXIT_FAILED;
@@ -181,9 +221,9 @@ static int show_case(const topk_case *c, const bench_engine *engines, const benc
     row[C_K].number = (double)c->k;
     row[C_DTYPE].text = bench_dtype_name(c->dtype);
     row[C_K_DTYPE].text = bench_dtype_name(c->k_dtype);
-    row[C_ISA].text = sfa_isa_name(c->isa);
+    row[C_ISA].text = b->on_gpu ? "cuda" : sfa_isa_name(c->isa);
     row[C_SEED].number = (double)c->seed;
-    row[C_ENGINE].text = engines[i].name;
+    row[C_ENGINE].text = bench_output_keep(out, engines[i].name);
     row[C_ROW_NS].number = row_ns * times[i].median_ms;
     row[C_MIN_ROW_NS].number = row_ns * times[i].least_ms;
     row[C_MAX_ROW_NS].number = row_ns * times[i].most_ms;
@@ -195,20 +235,23 @@ static int show_case(const topk_case *c, const bench_engine *engines, const benc
   return status;
 }
 
-static int run_case(const app_options *o, const topk_case *c, bench_engine *engines, bench_output *out) {
+static int run_case(const app_options *o, const topk_case *c, bench_engine *engines, bench_peers *peers, bench_output *out) {
   topk_bench b;
-  bench_times times[2];
-  int n_rounds;
-  int status = bench_open(&b, c);
+  bench_times times[BENCH_MOST_ENGINES];
+  int n_rounds, n_engines = 2;
+  int status = bench_open(&b, o, c);
   engines[0] = (bench_engine){.name = "SFA", .run = run_sfa, .arg = &b};
   engines[1] = (bench_engine){.name = "quickselect", .run = run_quickselect, .arg = &b};
+  if (!status && b.on_gpu) {
+    bench_peers_forget(peers);
+    bench_peers_add(peers, 1, peer_case(c), engines, &n_engines);
+  }
   if (!status)
-    status = bench_time(engines, 2, o->repeats, BENCH_WARM_MS, times, &n_rounds);
-  if (!status && !same_features(&b))
-    status =
-        app_fail("top-k and the quickselect keep different features at head dim %lld, k %lld", (long long)c->head_dim, (long long)c->k);
+    status = bench_time(engines, n_engines, o->repeats, b.on_gpu ? 0 : BENCH_WARM_MS, times, &n_rounds);
   if (!status)
-    status = show_case(c, engines, times, n_rounds, out);
+    status = compare_features(&b);
+  if (!status)
+    status = show_case(&b, engines, n_engines, times, n_rounds, out);
   bench_close(&b);
   return status;
 }
@@ -221,11 +264,13 @@ static int draw(const bench_output *out, const char *path) {
   fprintf(plot, "set style fill solid 0.8\nset boxwidth 0.7\nset grid y\nset ylabel 'ns a row'\nset logscale y\nset yrange [1:*]\nset "
                 "xtics rotate by -30\n"
                 "plot '-' using 1:2:xtic(3) with boxes title 'SFA', '-' using 1:2 with linespoints title 'quickselect'\n");
+  static const char *const sides[] = {"SFA", "quickselect"};
   for (int side = 0; side < 2; side++) {
-    for (int64_t i = side; i < out->n_rows; i += 2) {
+    for (int64_t i = 0, place = 0; i < out->n_rows; i++) {
       const bench_cell *row = out->rows + i * N_COLUMNS;
-      fprintf(plot, "%lld %.6g \"d %.0f k %.0f %s %s\"\n", (long long)(i / 2), row[C_ROW_NS].number, row[C_HEAD_DIM].number,
-              row[C_K].number, row[C_K_DTYPE].text, row[C_ISA].text);
+      if (strcmp(row[C_ENGINE].text, sides[side]) == 0)
+        fprintf(plot, "%lld %.6g \"d %.0f k %.0f %s %s\"\n", (long long)place++, row[C_ROW_NS].number, row[C_HEAD_DIM].number,
+                row[C_K].number, row[C_K_DTYPE].text, row[C_ISA].text);
     }
     fputs("e\n", plot);
   }
@@ -272,17 +317,19 @@ int cmd_bench_topk(const app_options *o) {
       return status;
   }
   bench_output out;
-  bench_engine *engines = calloc(2, sizeof *engines);
+  bench_engine *engines = calloc(BENCH_MOST_ENGINES, sizeof *engines);
   int status = bench_output_open(&out, o, columns, N_COLUMNS);
   if (!status && !engines)
     status = app_fail("out of memory for the rounds");
+  bench_peers *peers = status ? NULL : bench_peers_open(o);
   for (int64_t i = 0; i < n_cases && !status; i++) {
     topk_case c = case_at(o, axes, i);
-    status = run_case(o, &c, engines, &out);
+    status = run_case(o, &c, engines, peers, &out);
   }
   if (!status && o->plot)
     status = draw(&out, o->plot);
   status = bench_output_close(&out, status);
+  bench_peers_close(peers);
   free(engines);
   return status;
 }
