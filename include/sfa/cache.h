@@ -2,6 +2,9 @@
  *
  * One cache serves all layers of a model and any number of sequences; a sequence is a small number (its slot). Forked sequences share
  * full pages; a page is freed with its last user. Byte layout: docs/LAYOUTS.md.
+ *
+ * On a CUDA context pages, page tables and lengths are device memory, and so are k and v of an append, pool, slots, block_table and
+ * cache_seqlens; nothing here waits for the GPU but where a comment says so. A value that cannot be stored is told by sfa_stream_wait.
  */
 #ifndef SFA_CACHE_H
 #define SFA_CACHE_H
@@ -38,10 +41,20 @@ SFA_API sfa_status sfa_cache_append(sfa_cache *cache, int32_t sequence, int32_t 
 SFA_API int64_t sfa_cache_len(const sfa_cache *cache, int32_t sequence, int32_t layer);
 /* Forgets all tokens from new_len on, in every layer. new_len beyond a layer's length leaves that layer as it is. */
 SFA_API sfa_status sfa_cache_truncate(sfa_cache *cache, int32_t sequence, int64_t new_len);
+/* Pages for all tokens up to `len` of a sequence, in every layer, so that appending up to there takes no more memory; truncating gives them
+ * back. SFA_ERROR_MEMORY: some layers may have theirs. */
+SFA_API sfa_status sfa_cache_reserve(sfa_cache *cache, int32_t sequence, int64_t len);
+/* CUDA graphs: a captured sfa_cache_append reads the length and the pages from device memory, so that each run of the graph appends behind
+ * what is there. What was captured is counted when it is captured, for the graph's first run; before every further run reserve its tokens,
+ * and tell the cache of it: n_tokens more in every layer of the sequence. */
+SFA_API sfa_status sfa_cache_advance(sfa_cache *cache, int32_t sequence, int64_t n_tokens);
+/* How often the page tables moved in device memory: a graph that was captured at another number must be captured again. They move when a
+ * sequence outgrows them, doubling; 0 on the CPU, -1 for NULL. */
+SFA_API int64_t sfa_cache_moves(const sfa_cache *cache);
 /* Makes slot `to` (emptied first) a copy of the first prefix_len tokens of slot `from`; full pages are shared, not copied. */
 SFA_API sfa_status sfa_cache_fork(sfa_cache *cache, int32_t from, int32_t to, int64_t prefix_len);
-/* Reads stored keys back as numbers: tokens first .. first + n_tokens - 1 of a kv head. ids [n][K] as in sfa_codes and values [n][K] f32
- * (value times scale); of a dense layer values [n][D], ids is not written. ids may be NULL. */
+/* Reads stored keys back as numbers, into host memory (on a GPU it waits for them): tokens first .. first + n_tokens - 1 of a kv head. ids
+ * [n][K] as in sfa_codes and values [n][K] f32 (value times scale); of a dense layer values [n][D], ids is not written. ids may be NULL. */
 SFA_API sfa_status sfa_cache_read_keys(const sfa_cache *cache, int32_t sequence, int32_t layer, int32_t kv_head, int64_t first,
                                        int64_t n_tokens, void *ids, float *values);
 /* Kept features of a key of this layer, 0: all, dense. -1 for a wrong layer. */
@@ -52,13 +65,14 @@ SFA_API int32_t sfa_cache_k(const sfa_cache *cache, int32_t layer);
 /* Bytes of a page of a layer: docs/LAYOUTS.md. 0 for a wrong layer. */
 SFA_API size_t sfa_cache_page_bytes(const sfa_cache *cache, int32_t layer);
 /* Copies page `index` (tokens 64 index .. 64 index + 63) of a layer of a sequence to image [sfa_cache_page_bytes]. Every byte is defined:
- * the header, rows beyond the sequence's length and unused bytes are 0. */
+ * the header, rows beyond the sequence's length and unused bytes are 0. image is host memory; on a GPU the call waits for it. */
 SFA_API sfa_status sfa_cache_page_save(const sfa_cache *cache, int32_t sequence, int32_t layer, int64_t index, void *image);
 /* Makes an empty layer of a sequence hold `len` tokens that lie in such images: pages [ceil(len / 64)], each 64-byte aligned. The array is
  * copied, the images are used where they are: never written nor freed, so they may be read-only and shared by processes. They must stay
  * until no sequence uses them: after the cache's end, or the truncation of every sequence that has them. Appending, truncating and forking
  * work as ever; a last page that is not full is copied when something is appended to it. The bytes are not looked at: ids that no
- * sfa_cache_page_save made (D or above, or not ascending) give wrong scores, never a fault. */
+ * sfa_cache_page_save made (D or above, or not ascending) give wrong scores, never a fault. On a GPU the images are host memory and copied
+ * into pages of the cache's own: they may go when the call returns. */
 SFA_API sfa_status sfa_cache_map(sfa_cache *cache, int32_t sequence, int32_t layer, int64_t len, const void *const *pages);
 
 /* Bytes of the cache's own pages in use, shared ones counted once; mapped pages are not among them. */

@@ -86,7 +86,8 @@ typedef struct sfa_attention_report {
 
 /* What the plan will do and what it should cost. report.struct_size must be set. Lengths are taken as the plan's largest. */
 SFA_API sfa_status sfa_attention_plan_report(const sfa_attention_plan *plan, sfa_attention_report *report);
-/* "auto", "tiles", "keys", "half-codes", "half-dense", "paper", "postings"; "unknown" for other numbers. */
+/* "auto", "tiles", "keys", "half-codes", "half-dense", "paper", "postings", "bf16", "sp-bf16", "int8", "sp-int8"; "unknown" for other
+ * numbers. */
 SFA_API const char *sfa_policy_name(sfa_policy policy);
 
 #ifdef __cplusplus

@@ -1,9 +1,6 @@
 /* Plan, run, merge: arguments are checked here, the work is the backend's. */
 #include "api/api_attention.h"
 #include "api/api_check.h"
-#include "attn/attn.h"
-#include "attn/attn_cost.h"
-#include "attn/attn_policy.h"
 #include "cache/cache_pages.h"
 
 #include <math.h>
@@ -11,7 +8,7 @@
 #include <string.h>
 
 /* Positions are int32 inside a tile, with room for a tile beyond. */
-static const int64_t longest_sequence = INT32_MAX - 2 * SFA_KEY_TILE;
+static const int64_t longest_sequence = INT32_MAX - 2 * SFA_PAGE_LEN;
 
 /* ---- Plan ---------------------------------------------------------------------------------------------------------------------------- */
 
@@ -67,24 +64,11 @@ static sfa_status check_options(sfa_context *ctx, const sfa_attention_options *g
   }
   SFA_REQUIRE(ctx, o->n_sink_tokens >= 0, "n_sink_tokens is %lld: it must not be negative", (long long)o->n_sink_tokens);
   o->n_sink_tokens = sfa_min64(o->n_sink_tokens, INT32_MAX);
-  SFA_REQUIRE(ctx, (unsigned)o->policy <= SFA_POLICY_POSTINGS, "policy is %d: it must be one of SFA_POLICY_AUTO to SFA_POLICY_POSTINGS",
+  SFA_REQUIRE(ctx, (unsigned)o->policy <= SFA_POLICY_SP_INT8, "policy is %d: it must be one of SFA_POLICY_AUTO to SFA_POLICY_SP_INT8",
               (int)o->policy);
   SFA_REQUIRE(ctx, (unsigned)o->precision <= SFA_PRECISION_HALF,
               "precision is %d: it must be SFA_PRECISION_DEFAULT, SFA_PRECISION_F32 or SFA_PRECISION_HALF", (int)o->precision);
   SFA_REQUIRE(ctx, o->eps >= 0 && o->eps <= 0.5f, "eps is %g: it must be from 0 to 0.5", (double)o->eps);
-  return SFA_OK;
-}
-
-/* The costs that the plan compares with: the caller's, or those in the source. */
-static sfa_status check_costs(sfa_context *ctx, const sfa_costs *given, sfa_isa isa, sfa_costs *costs) {
-  if (given) {
-    SFA_REQUIRE(ctx, given->struct_size == sizeof *given, "costs.struct_size is %zu: this library's is %zu, measure the costs again",
-                given->struct_size, sizeof *given);
-    SFA_REQUIRE(ctx, given->isa == isa, "the costs are of %s, the context uses %s: measure them under it, or pass NULL",
-                sfa_isa_name(given->isa), sfa_isa_name(isa));
-    SFA_REQUIRE(ctx, sfa_attn_costs_usable(given), "an entry of the costs is not a positive time: measure them again, or pass NULL");
-  }
-  *costs = given ? *given : *sfa_attn_costs_of(isa);
   return SFA_OK;
 }
 
@@ -93,18 +77,11 @@ sfa_status sfa_attention_plan_create(sfa_context *ctx, const sfa_attention_optio
     return SFA_ERROR_ARGUMENT;
   SFA_REQUIRE(ctx, plan, "plan is NULL");
   *plan = NULL;
-  sfa_attention_plan filled = {.ctx = ctx, .kernels = sfa_kernel_of(ctx->isa)};
-  char why[SFA_ATTN_WHY_BYTES];
-  if (!filled.kernels)
-    return sfa_fail(ctx, SFA_ERROR_UNSUPPORTED, "this build has no kernels for %s", sfa_isa_name(ctx->isa));
+  sfa_attention_plan filled = {.ctx = ctx};
   SFA_TRY(check_options(ctx, options, &filled.options));
-  SFA_TRY(check_costs(ctx, options->costs, ctx->isa, &filled.costs));
   filled.options.costs = NULL;
-  sfa_attn_plan_shape(&filled);
-  if (!sfa_attn_policy_choose(&filled, why))
-    return sfa_fail(ctx, SFA_ERROR_UNSUPPORTED, "policy %s: %s", sfa_policy_name(options->policy), why);
-  SFA_REQUIRE(ctx, sfa_attn_plan_workspace(&filled), "%d sequences of %lld keys and %d heads do not fit an address",
-              filled.options.n_sequences, (long long)filled.options.max_seqlen_k, filled.options.n_kv_heads);
+  filled.group = filled.options.n_heads / filled.options.n_kv_heads;
+  SFA_TRY(ctx->backend->plan(&filled, options->costs));
   SFA_TRY(sfa_alloc(ctx, sizeof filled, "an attention plan", (void **)plan));
   **plan = filled;
   return SFA_OK;
@@ -122,7 +99,7 @@ size_t sfa_attention_workspace_bytes(const sfa_attention_plan *plan) { return pl
 static sfa_status check_seqlens(sfa_context *ctx, const char *name, const int32_t *cu_seqlens, int32_t n_sequences, int64_t max_seqlen,
                                 int64_t *n_tokens) {
   *n_tokens = n_sequences * max_seqlen;
-  if (!cu_seqlens)
+  if (!cu_seqlens || !sfa_arrays_are_here(ctx))
     return SFA_OK;
   SFA_REQUIRE(ctx, cu_seqlens[0] == 0, "%s[0] is %d: it must be 0", name, cu_seqlens[0]);
   for (int32_t b = 0; b < n_sequences; b++) {
@@ -134,6 +111,11 @@ static sfa_status check_seqlens(sfa_context *ctx, const char *name, const int32_
   return SFA_OK;
 }
 
+/* Rows that codes must have: lengths on a device are not known here. */
+static int64_t known_rows(const sfa_context *ctx, const int32_t *cu_seqlens, int64_t n_rows) {
+  return cu_seqlens && !sfa_arrays_are_here(ctx) ? 0 : n_rows;
+}
+
 static sfa_status check_given_codes(sfa_context *ctx, const char *name, const sfa_codes *codes, int32_t head_dim, int32_t k,
                                     int64_t n_rows) {
   SFA_TRY(sfa_check_codes(ctx, name, codes));
@@ -141,7 +123,7 @@ static sfa_status check_given_codes(sfa_context *ctx, const char *name, const sf
               name, codes->k, codes->head_dim, k, head_dim);
   SFA_REQUIRE(ctx, codes->n_rows >= n_rows, "%s have %lld rows, tokens * heads are %lld", name, (long long)codes->n_rows,
               (long long)n_rows);
-  return sfa_check_code_ids(ctx, name, codes);
+  return sfa_arrays_are_here(ctx) ? sfa_check_code_ids(ctx, name, codes) : SFA_OK;
 }
 
 sfa_status sfa_check_attention_args(const sfa_attention_plan *plan, const sfa_attention_args *args, sfa_attention_args *out) {
@@ -154,14 +136,20 @@ sfa_status sfa_check_attention_args(const sfa_attention_plan *plan, const sfa_at
   int64_t n_tokens;
   SFA_TRY(check_seqlens(ctx, "cu_seqlens_q", args->cu_seqlens_q, o->n_sequences, o->max_seqlen_q, &n_tokens));
   if (args->q_codes)
-    SFA_TRY(check_given_codes(ctx, "q_codes", args->q_codes, o->head_dim, o->k_q, n_tokens * o->n_heads));
+    SFA_TRY(
+        check_given_codes(ctx, "q_codes", args->q_codes, o->head_dim, o->k_q, known_rows(ctx, args->cu_seqlens_q, n_tokens * o->n_heads)));
   else
     SFA_TRY(sfa_check_rows(ctx, "q", &args->q, o->n_heads, o->head_dim, n_tokens ? o->max_seqlen_q : 0, &out->q));
   SFA_REQUIRE(ctx, (args->out && (uintptr_t)args->out % sizeof(float) == 0) || !n_tokens, "out is NULL or not aligned");
   SFA_REQUIRE(ctx, (uintptr_t)args->lse % sizeof(float) == 0 && (uintptr_t)args->dropped % sizeof(float) == 0,
               "lse or dropped is not aligned");
-  SFA_REQUIRE(ctx, args->workspace && (uintptr_t)args->workspace % 64 == 0,
-              "workspace is NULL or not aligned to 64 bytes: it takes sfa_attention_workspace_bytes = %zu bytes", plan->workspace_bytes);
+  return sfa_check_workspace(ctx, args->workspace, "sfa_attention_workspace_bytes", plan->workspace_bytes);
+}
+
+sfa_status sfa_check_workspace(sfa_context *ctx, const void *workspace, const char *name, size_t bytes) {
+  unsigned alignment = sfa_arrays_are_here(ctx) ? 64 : 256;
+  SFA_REQUIRE(ctx, workspace && (uintptr_t)workspace % alignment == 0,
+              "workspace is NULL or not aligned to %u bytes: it takes %s = %zu bytes", alignment, name, bytes);
   return SFA_OK;
 }
 
@@ -176,11 +164,6 @@ sfa_status sfa_check_stored(const sfa_attention_plan *plan, const char *what, in
               "%s stores keys as dtype %d and values as %d, the plan has %d and %d: they must be the same", what, (int)k->dtype,
               (int)v->dtype, (int)o->k_dtype, (int)o->v_dtype);
   return SFA_OK;
-}
-
-void sfa_attention_attend(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_kv_view *views) {
-  sfa_backend_of(plan->ctx)->attend(plan, args, views);
-  sfa_attn_stages_add(plan, args);
 }
 
 sfa_kv_view *sfa_attention_views(const sfa_attention_plan *plan, const sfa_attention_args *args) {
@@ -203,7 +186,8 @@ sfa_status sfa_check_run_args(const sfa_attention_plan *plan, const sfa_attentio
   int64_t n_keys;
   SFA_TRY(check_seqlens(ctx, "cu_seqlens_k", args->cu_seqlens_k, o->n_sequences, o->max_seqlen_k, &n_keys));
   if (args->k_codes) {
-    SFA_TRY(check_given_codes(ctx, "k_codes", args->k_codes, o->head_dim, o->k_k, n_keys * o->n_kv_heads));
+    SFA_TRY(
+        check_given_codes(ctx, "k_codes", args->k_codes, o->head_dim, o->k_k, known_rows(ctx, args->cu_seqlens_k, n_keys * o->n_kv_heads)));
     SFA_REQUIRE(ctx, args->k_codes->dtype == o->k_dtype, "k_codes.dtype is %d, the plan's k_dtype %d: they must be the same",
                 (int)args->k_codes->dtype, (int)o->k_dtype);
   } else {
@@ -221,10 +205,7 @@ sfa_status sfa_attention_run(const sfa_attention_plan *plan, const sfa_attention
     return SFA_ERROR_ARGUMENT;
   sfa_attention_args checked;
   SFA_TRY(sfa_check_run_args(plan, args, &checked));
-  sfa_attn_stages_clear(plan, &checked);
-  SFA_TRY(sfa_attn_prepare(plan, &checked, sfa_attention_views(plan, &checked)));
-  sfa_attention_attend(plan, &checked, sfa_attention_views(plan, &checked));
-  return SFA_OK;
+  return plan->ctx->backend->run(plan, &checked);
 }
 
 sfa_status sfa_attention_run_cached(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_cache *cache, int32_t layer,
@@ -245,53 +226,26 @@ sfa_status sfa_attention_run_cached(const sfa_attention_plan *plan, const sfa_at
               "args.postings is NULL: policy postings reads an index of each sequence");
   for (int32_t b = 0; args->postings && b < o->n_sequences; b++)
     SFA_TRY(sfa_check_postings(args->postings[b], cache, layer));
-  sfa_kv_view *views = sfa_attention_views(plan, &checked);
   for (int32_t b = 0; b < o->n_sequences; b++) {
     SFA_REQUIRE(ctx, sequences[b] >= 0 && sequences[b] < cache->n_sequences, "sequences[%d] is %d: the cache has %d", b, sequences[b],
                 cache->n_sequences);
-    sfa_cache_pages_view(cache, sequences[b], layer, &views[b]);
-    SFA_REQUIRE(ctx, views[b].n_keys <= o->max_seqlen_k,
-                "sequence %d holds %lld tokens, the plan's max_seqlen_k is %lld: make a larger plan", sequences[b],
-                (long long)views[b].n_keys, (long long)o->max_seqlen_k);
+    int64_t len = sfa_cache_table_of(cache, sequences[b], layer)->len;
+    SFA_REQUIRE(ctx, len <= o->max_seqlen_k, "sequence %d holds %lld tokens, the plan's max_seqlen_k is %lld: make a larger plan",
+                sequences[b], (long long)len, (long long)o->max_seqlen_k);
   }
-  sfa_attn_stages_clear(plan, &checked);
-  sfa_attention_attend(plan, &checked, views);
+  if (ctx->backend->attend_tables) {
+    sfa_kv_tables tables;
+    sfa_cache_pages_tables(cache, layer, sequences, &tables);
+    return ctx->backend->attend_tables(plan, &checked, &tables);
+  }
+  sfa_kv_view *views = sfa_attention_views(plan, &checked);
+  for (int32_t b = 0; b < o->n_sequences; b++)
+    sfa_cache_pages_view(cache, sequences[b], layer, &views[b]);
+  ctx->backend->attend(plan, &checked, views);
   return SFA_OK;
 }
 
 /* ---- Merge ----------------------------------------------------------------------------------------------------------------- */
-
-enum { MERGE_ROWS = 64 };
-
-typedef struct merge_job {
-  const sfa_kernels *kernels;
-  int64_t n_rows;
-  int32_t E;
-  float *out_a, *lse_a;
-  const float *out_b, *lse_b;
-} merge_job;
-
-/* A finished row is a state with l = 1 and m = lse. */
-static void merge_item(void *arg, int64_t item, int32_t thread) {
-  (void)thread;
-  const merge_job *job = arg;
-  int64_t first = item * MERGE_ROWS, n = sfa_min64(job->n_rows - first, MERGE_ROWS);
-  float m_a[MERGE_ROWS], l_a[MERGE_ROWS], m_b[MERGE_ROWS] = {0}, l_b[MERGE_ROWS] = {0};
-  for (int64_t i = 0; i < n; i++) {
-    m_a[i] = job->lse_a[first + i] * (float)M_LOG2E;
-    m_b[i] = job->lse_b[first + i] * (float)M_LOG2E;
-    l_a[i] = job->lse_a[first + i] != -INFINITY; /* no keys, no sum */
-    l_b[i] = job->lse_b[first + i] != -INFINITY;
-  }
-  float *out = job->out_a + first * job->E;
-  job->kernels->merge((int32_t)n, job->E, m_a, l_a, out, m_b, l_b, job->out_b + first * job->E);
-  for (int64_t i = 0; i < n; i++) {
-    float divisor = l_a[i] == 0 ? 1 : l_a[i];
-    for (int32_t e = 0; e < job->E; e++)
-      out[i * job->E + e] /= divisor;
-    job->lse_a[first + i] = (float)((double)m_a[i] * M_LN2 + log((double)l_a[i]));
-  }
-}
 
 sfa_status sfa_attention_merge(sfa_context *ctx, int64_t n_rows, int32_t head_dim_v, float *out_a, float *lse_a, const float *out_b,
                                const float *lse_b) {
@@ -300,7 +254,5 @@ sfa_status sfa_attention_merge(sfa_context *ctx, int64_t n_rows, int32_t head_di
   SFA_REQUIRE(ctx, n_rows >= 0, "n_rows is %lld: it must not be negative", (long long)n_rows);
   SFA_TRY(sfa_check_head_dim(ctx, "head_dim_v", head_dim_v));
   SFA_REQUIRE(ctx, (out_a && lse_a && out_b && lse_b) || n_rows == 0, "an array is NULL");
-  merge_job job = {sfa_kernel_of(ctx->isa), n_rows, head_dim_v, out_a, lse_a, out_b, lse_b};
-  sfa_parallel(ctx, (n_rows + MERGE_ROWS - 1) / MERGE_ROWS, merge_item, &job);
-  return SFA_OK;
+  return n_rows ? ctx->backend->merge(ctx, n_rows, head_dim_v, out_a, lse_a, out_b, lse_b) : SFA_OK;
 }

@@ -15,7 +15,7 @@ sfa_status sfa_check_stored(const sfa_attention_plan *plan, const char *what, in
                             const sfa_row_format *v);
 /* The workspace's room for views [B]. */
 sfa_kv_view *sfa_attention_views(const sfa_attention_plan *plan, const sfa_attention_args *args);
-/* Attention over views, with the times of its stages. */
-void sfa_attention_attend(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_kv_view *views);
+/* Memory that a call works in; name: of the function that tells its bytes. */
+sfa_status sfa_check_workspace(sfa_context *ctx, const void *workspace, const char *name, size_t bytes);
 
 #endif

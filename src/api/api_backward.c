@@ -1,7 +1,6 @@
 /* Gradients of attention: arguments are checked here, the work is the backend's. */
 #include "api/api_attention.h"
 #include "api/api_check.h"
-#include "attn/attn_plan.h"
 
 size_t sfa_attention_backward_workspace_bytes(const sfa_attention_plan *plan) {
   return plan ? sfa_backend_of(plan->ctx)->backward_bytes(plan) : 0;
@@ -32,15 +31,15 @@ sfa_status sfa_attention_backward(const sfa_attention_plan *plan, const sfa_atte
   size_t bytes = sfa_attention_backward_workspace_bytes(plan);
   SFA_REQUIRE(ctx, bytes, "the gradients of %d sequences of %lld queries and %lld keys do not fit an address: make the shape smaller",
               o->n_sequences, (long long)o->max_seqlen_q, (long long)o->max_seqlen_k);
-  SFA_REQUIRE(ctx, args->workspace && (uintptr_t)args->workspace % 64 == 0,
-              "workspace is NULL or not aligned to 64 bytes: it takes sfa_attention_backward_workspace_bytes = %zu bytes", bytes);
+  SFA_TRY(sfa_check_workspace(ctx, args->workspace, "sfa_attention_backward_workspace_bytes", bytes));
   sfa_attention_args forward = *args->forward, checked_forward;
   forward.workspace = args->workspace;
   SFA_TRY(sfa_check_run_args(plan, &forward, &checked_forward));
   sfa_attention_grad_args checked = *args;
   checked.forward = &checked_forward;
-  int64_t n_q = forward.cu_seqlens_q ? forward.cu_seqlens_q[o->n_sequences] : o->n_sequences * o->max_seqlen_q;
-  int64_t n_k = forward.cu_seqlens_k ? forward.cu_seqlens_k[o->n_sequences] : o->n_sequences * o->max_seqlen_k;
+  bool here = sfa_arrays_are_here(ctx);
+  int64_t n_q = here && forward.cu_seqlens_q ? forward.cu_seqlens_q[o->n_sequences] : o->n_sequences * o->max_seqlen_q;
+  int64_t n_k = here && forward.cu_seqlens_k ? forward.cu_seqlens_k[o->n_sequences] : o->n_sequences * o->max_seqlen_k;
   SFA_REQUIRE(ctx, is_floats(forward.lse) || !n_q, "forward.lse is NULL or not aligned: the backward needs the lse that run writes");
   SFA_REQUIRE(ctx, is_floats(args->d_out) || !n_q, "d_out is NULL or not aligned to its elements");
   SFA_REQUIRE(ctx, !args->d_lse || is_floats(args->d_lse), "d_lse is not aligned to its elements");

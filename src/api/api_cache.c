@@ -59,10 +59,35 @@ sfa_status sfa_cache_truncate(sfa_cache *cache, int32_t sequence, int64_t new_le
     return SFA_ERROR_ARGUMENT;
   SFA_TRY(sfa_check_cache_sequence(cache->ctx, "sequence", cache, sequence));
   SFA_REQUIRE(cache->ctx, new_len >= 0, "new_len is %lld: it must not be negative", (long long)new_len);
-  for (int32_t layer = 0; layer < cache->n_layers; layer++)
-    sfa_cache_table_cut(cache, layer, sfa_cache_table_of(cache, sequence, layer), new_len);
+  return sfa_cache_pages_truncate(cache, sequence, sfa_min64(new_len, INT32_MAX));
+}
+
+sfa_status sfa_cache_reserve(sfa_cache *cache, int32_t sequence, int64_t len) {
+  if (!cache)
+    return SFA_ERROR_ARGUMENT;
+  SFA_TRY(sfa_check_cache_sequence(cache->ctx, "sequence", cache, sequence));
+  SFA_REQUIRE(cache->ctx, len >= 0 && len <= INT32_MAX, "len is %lld: it must be from 0 to 2^31 - 1", (long long)len);
+  return sfa_cache_pages_reserve(cache, sequence, len);
+}
+
+sfa_status sfa_cache_advance(sfa_cache *cache, int32_t sequence, int64_t n_tokens) {
+  if (!cache)
+    return SFA_ERROR_ARGUMENT;
+  sfa_context *ctx = cache->ctx;
+  SFA_TRY(sfa_check_cache_sequence(ctx, "sequence", cache, sequence));
+  if (sfa_arrays_are_here(ctx))
+    return sfa_fail(ctx, SFA_ERROR_UNSUPPORTED, "sfa_cache_advance is for graphs on a GPU: on the CPU sfa_cache_append does all of it");
+  for (int32_t layer = 0; layer < cache->n_layers; layer++) {
+    const sfa_cache_table *table = sfa_cache_table_of(cache, sequence, layer);
+    SFA_REQUIRE(ctx, n_tokens >= 0 && n_tokens <= table->n_pages * SFA_PAGE_LEN - table->len,
+                "n_tokens is %lld: layer %d of sequence %d has %lld tokens and pages for %lld: reserve them before the graph runs",
+                (long long)n_tokens, layer, sequence, (long long)table->len, (long long)(table->n_pages * SFA_PAGE_LEN));
+  }
+  sfa_cache_pages_advance(cache, sequence, n_tokens);
   return SFA_OK;
 }
+
+int64_t sfa_cache_moves(const sfa_cache *cache) { return cache ? cache->n_moves : -1; }
 
 sfa_status sfa_cache_fork(sfa_cache *cache, int32_t from, int32_t to, int64_t prefix_len) {
   if (!cache)
@@ -91,8 +116,7 @@ sfa_status sfa_cache_page_save(const sfa_cache *cache, int32_t sequence, int32_t
   SFA_REQUIRE(cache->ctx, index >= 0 && index < n_pages, "index is %lld: layer %d of sequence %d has %lld pages", (long long)index, layer,
               sequence, (long long)n_pages);
   SFA_REQUIRE(cache->ctx, image, "image is NULL");
-  sfa_cache_pages_save(cache, sequence, layer, index, image);
-  return SFA_OK;
+  return sfa_cache_pages_save(cache, sequence, layer, index, image);
 }
 
 sfa_status sfa_cache_map(sfa_cache *cache, int32_t sequence, int32_t layer, int64_t len, const void *const *pages) {
@@ -124,8 +148,7 @@ sfa_status sfa_cache_read_keys(const sfa_cache *cache, int32_t sequence, int32_t
               "tokens %lld and the %lld after it: layer %d of sequence %d holds %lld", (long long)first, (long long)n_tokens, layer,
               sequence, (long long)len);
   SFA_REQUIRE(cache->ctx, values, "values is NULL");
-  sfa_cache_pages_read_keys(cache, sequence, layer, kv_head, first, n_tokens, ids, values);
-  return SFA_OK;
+  return sfa_cache_pages_read_keys(cache, sequence, layer, kv_head, first, n_tokens, ids, values);
 }
 
 int32_t sfa_cache_k(const sfa_cache *cache, int32_t layer) {

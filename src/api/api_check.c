@@ -4,6 +4,14 @@
 #include "cache/cache_pages.h"
 #include "code/code.h"
 
+sfa_status sfa_check_here(sfa_context *ctx, const char *what) {
+  return sfa_arrays_are_here(ctx) ? SFA_OK
+                                  : sfa_fail(ctx, SFA_ERROR_UNSUPPORTED,
+                                             "%s: on the CPU only; copy the arrays to the host and use a context with device = "
+                                             "SFA_DEVICE_CPU",
+                                             what);
+}
+
 sfa_status sfa_check_head_dim(sfa_context *ctx, const char *name, int32_t dim) {
   SFA_REQUIRE(ctx, dim >= 8 && dim <= 65536 && dim % 8 == 0, "%s is %d: it must be a multiple of 8 from 8 to 65536 (pad with zeros)", name,
               dim);

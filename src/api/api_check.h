@@ -6,6 +6,8 @@
 
 #include "base/context.h"
 
+/* That the context's arrays are the host's; what: is there for them only. */
+sfa_status sfa_check_here(sfa_context *ctx, const char *what);
 /* A head dimension, number of heads, or the like: "must be a multiple of 8 from 8 to 65536". */
 sfa_status sfa_check_head_dim(sfa_context *ctx, const char *name, int32_t dim);
 /* 0..dim. */

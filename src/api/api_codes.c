@@ -69,6 +69,8 @@ sfa_status sfa_codes_select(sfa_context *ctx, const void *x, sfa_dtype x_dtype, 
   SFA_TRY(sfa_check_codes(ctx, "the codes to fill", codes));
   sfa_rows rows = {.data = x, .dtype = x_dtype, .token_stride = row_stride}, checked;
   SFA_TRY(sfa_check_rows(ctx, "x", &rows, 1, codes->head_dim, codes->n_rows, &checked));
+  if (ctx->backend->select)
+    return codes->n_rows ? ctx->backend->select(ctx, &checked, codes) : SFA_OK;
   select_job job = {
       .ctx = ctx, .backend = sfa_backend_of(ctx), .rows = checked, .format = {codes->head_dim, codes->k, codes->dtype}, .codes = codes};
   job.scratch_bytes = job.backend->encode_scratch_bytes(&job.format, ROWS_AN_ITEM);
@@ -90,7 +92,7 @@ sfa_status sfa_codes_select(sfa_context *ctx, const void *x, sfa_dtype x_dtype, 
 static sfa_status check_export(sfa_context *ctx, const sfa_codes *codes, bool has_outputs) {
   SFA_TRY(sfa_check_codes(ctx, "codes", codes));
   SFA_REQUIRE(ctx, has_outputs, "an output array is NULL");
-  return sfa_check_code_ids(ctx, "codes", codes);
+  return sfa_arrays_are_here(ctx) ? sfa_check_code_ids(ctx, "codes", codes) : SFA_OK;
 }
 
 sfa_status sfa_codes_densify(sfa_context *ctx, const sfa_codes *codes, float *out, int64_t row_stride) {
@@ -99,6 +101,8 @@ sfa_status sfa_codes_densify(sfa_context *ctx, const sfa_codes *codes, float *ou
   SFA_TRY(check_export(ctx, codes, out != NULL));
   SFA_REQUIRE(ctx, row_stride >= codes->head_dim, "row_stride is %lld: rows of %d values would overlap", (long long)row_stride,
               codes->head_dim);
+  if (ctx->backend->densify)
+    return codes->n_rows ? ctx->backend->densify(ctx, codes, out, row_stride) : SFA_OK;
   sfa_code_densify(codes, out, row_stride);
   return SFA_OK;
 }
@@ -106,6 +110,7 @@ sfa_status sfa_codes_densify(sfa_context *ctx, const sfa_codes *codes, float *ou
 sfa_status sfa_codes_to_csr(sfa_context *ctx, const sfa_codes *codes, int64_t *row_ptr, int32_t *col, float *val) {
   if (!ctx)
     return SFA_ERROR_ARGUMENT;
+  SFA_TRY(sfa_check_here(ctx, "compressed rows and columns"));
   SFA_TRY(check_export(ctx, codes, row_ptr && col && val));
   sfa_code_csr(codes, row_ptr, col, val);
   return SFA_OK;
@@ -114,6 +119,7 @@ sfa_status sfa_codes_to_csr(sfa_context *ctx, const sfa_codes *codes, int64_t *r
 sfa_status sfa_codes_to_csc(sfa_context *ctx, const sfa_codes *codes, int64_t *col_ptr, int64_t *row, float *val) {
   if (!ctx)
     return SFA_ERROR_ARGUMENT;
+  SFA_TRY(sfa_check_here(ctx, "compressed rows and columns"));
   SFA_TRY(check_export(ctx, codes, col_ptr && row && val));
   sfa_code_csc(codes, col_ptr, row, val);
   return SFA_OK;

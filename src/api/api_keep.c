@@ -111,6 +111,8 @@ sfa_status sfa_rows_keep(sfa_context *ctx, const sfa_keep_options *options, int6
   SFA_REQUIRE(ctx, token_stride >= (int64_t)n_heads * head_dim, "token_stride is %lld: tokens of %d heads of %d would overlap",
               (long long)token_stride, n_heads, head_dim);
   const sfa_row_format format = {head_dim, options->k, SFA_F32};
+  if (ctx->backend->keep)
+    return n_tokens && n_heads ? ctx->backend->keep(ctx, options, n_tokens, n_heads, head_dim, x, token_stride) : SFA_OK;
   keep_job job = {.ctx = ctx, .options = options, .n_rows = n_tokens * n_heads, .n_heads = n_heads, .head_dim = head_dim, .x = x};
   job.token_stride = token_stride;
   job.sizes_bytes = sfa_align64(KEEP_ROWS * (size_t)head_dim * sizeof(float));

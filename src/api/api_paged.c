@@ -1,7 +1,6 @@
 /* Public functions on pages in the caller's memory. */
 #include "api/api_attention.h"
 #include "api/api_check.h"
-#include "attn/attn.h"
 #include "cache/cache_pages.h"
 
 static sfa_status check_page_options(sfa_context *ctx, const sfa_page_options *o) {
@@ -44,14 +43,14 @@ sfa_status sfa_pages_store(sfa_context *ctx, const sfa_page_options *options, vo
   SFA_REQUIRE(ctx, (slots && k && v) || !n_tokens, "slots, k or v is NULL");
   if (!n_tokens)
     return SFA_OK;
-  for (int64_t i = 0; i < n_tokens; i++)
+  for (int64_t i = 0; sfa_arrays_are_here(ctx) && i < n_tokens; i++)
     SFA_REQUIRE(ctx, slots[i] < n_pages * SFA_PAGE_LEN, "slots[%lld] is %lld: the pool's %lld pages have %lld", (long long)i,
                 (long long)slots[i], (long long)n_pages, (long long)(n_pages * SFA_PAGE_LEN));
   sfa_rows k_checked, v_checked;
   SFA_TRY(sfa_check_rows(ctx, "k", k, options->n_kv_heads, options->head_dim, n_tokens, &k_checked));
   SFA_TRY(
       sfa_check_values(ctx, v, options->n_kv_heads, options->head_dim_v ? options->head_dim_v : options->head_dim, n_tokens, &v_checked));
-  return sfa_cache_paged_store(ctx, options, pool, n_tokens, slots, &k_checked, &v_checked);
+  return sfa_cache_paged_store(ctx, options, pool, n_pages, n_tokens, slots, &k_checked, &v_checked);
 }
 
 /* The views of a plan's sequences, their page tables in the workspace. */
@@ -92,9 +91,21 @@ sfa_status sfa_attention_run_paged(const sfa_attention_plan *plan, const sfa_att
   SFA_REQUIRE(ctx, kv->cache_seqlens && kv->max_pages >= 0 && (kv->block_table || !kv->max_pages), "cache_seqlens or block_table is NULL");
   sfa_cache_layer_lay_out(&kv->page, &layer);
   SFA_TRY(sfa_check_stored(plan, "the page", kv->page.n_kv_heads, &layer.k, &layer.v));
+  if (ctx->backend->attend_tables) {
+    sfa_kv_view view;
+    sfa_cache_layer_view(&layer, 0, NULL, &view);
+    sfa_kv_tables tables = {.k = view.k,
+                            .v = view.v,
+                            .table_stride = kv->max_pages,
+                            .lens = kv->cache_seqlens,
+                            .pool = kv->pool,
+                            .page_bytes = layer.page_bytes,
+                            .n_pages = kv->n_pages,
+                            .block_table = kv->block_table};
+    return ctx->backend->attend_tables(plan, &checked, &tables);
+  }
   sfa_kv_view *views = sfa_attention_views(plan, &checked);
   SFA_TRY(paged_views(plan, &checked, kv, &layer, views));
-  sfa_attn_stages_clear(plan, &checked);
-  sfa_attention_attend(plan, &checked, views);
+  ctx->backend->attend(plan, &checked, views);
   return SFA_OK;
 }

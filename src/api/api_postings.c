@@ -14,6 +14,7 @@ sfa_status sfa_postings_create(const sfa_cache *cache, int32_t layer, sfa_postin
     return SFA_ERROR_ARGUMENT;
   SFA_REQUIRE(cache->ctx, postings, "postings is NULL");
   *postings = NULL;
+  SFA_TRY(sfa_check_here(cache->ctx, "an index of postings"));
   SFA_TRY(sfa_check_cache_layer(cache->ctx, cache, layer));
   const sfa_row_format *k = &cache->layers[layer].k;
   if (!sfa_attn_postings_fit(k))
@@ -55,6 +56,7 @@ sfa_status sfa_check_postings(const sfa_postings *postings, const sfa_cache *cac
 /* Checks a search; *n_keys is what it covers. */
 static sfa_status check_search(const sfa_cache *cache, const sfa_search *search, int64_t *n_keys) {
   sfa_context *ctx = cache->ctx;
+  SFA_TRY(sfa_check_here(ctx, "scores of a cache's keys"));
   SFA_REQUIRE(ctx, search, "search is NULL");
   SFA_REQUIRE(ctx, search->struct_size == sizeof *search, "search.struct_size is %zu: set it to sizeof(sfa_search) = %zu",
               search->struct_size, sizeof *search);

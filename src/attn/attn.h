@@ -8,8 +8,11 @@
  * SFA_ERROR_RANGE: a value that the storage type cannot hold. */
 sfa_status sfa_attn_prepare(const sfa_attention_plan *plan, const sfa_attention_args *args, sfa_kv_view *views);
 
-/* The policy of the plan. Contract: sfa_backend.attend. */
+/* The policy of the plan. Contracts: sfa_backend.run, attend, merge. */
+sfa_status sfa_attn_run(const sfa_attention_plan *plan, const sfa_attention_args *args);
 void sfa_attn_attend(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_kv_view *views);
+sfa_status sfa_attn_merge(sfa_context *ctx, int64_t n_rows, int32_t head_dim_v, float *out_a, float *lse_a, const float *out_b,
+                          const float *lse_b);
 /* SFA_POLICY_TILES: many rows, an item all keys of a few blocks; few rows over many keys, an item a span, joined afterwards. */
 void sfa_attn_tiles(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_kv_view *views);
 void sfa_attn_prefill(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_kv_view *views);

@@ -15,35 +15,10 @@ enum {
   SFA_ENCODE_ROWS = 256 /* rows of an item where dense keys or values are coded first */
 };
 
-struct sfa_attention_plan {
-  sfa_context *ctx;
-  const sfa_kernels *kernels;
-  sfa_attention_options options; /* defaults filled in; k_q and k_k as given; costs is NULL, they are here: */
-  sfa_costs costs;
-
-  sfa_policy policy; /* never AUTO */
-  bool densify;      /* TILES scores codes as dense rows: where that is cheaper; the same bits */
-  bool densify_once; /* f32 codes of this call's keys are written out when they are made; otherwise each item does it, tile by tile */
-  char reason[224];  /* why: one line */
-
-  int32_t group;                     /* H / G: query heads that share a kv head */
-  int32_t width;                     /* W: query rows of a block. Row r of a kv head is token r / group, head r % group of the group */
-  int32_t n_strips;                  /* blocks that an item takes through the keys together: a tile is loaded once for all */
-  int64_t n_blocks;                  /* blocks of max_seqlen_q tokens */
-  int64_t n_spans;                   /* spans of max_seqlen_k keys */
-  bool split;                        /* items are (block, span), joined afterwards; else n_strips blocks with all their spans */
-  float query_scale;                 /* goes into Qt: scores come out in units of log2, or divided by softcap */
-  sfa_row_format k_format, v_format; /* that run defines its result on. k = 0: dense */
-  bool encode_k, encode_v;           /* dense f32 arguments must be stored first */
-
-  /* Offsets into the workspace. */
-  size_t views, parts, scratch;
-  size_t part_bytes, scratch_bytes;                              /* of one part, of one thread */
-  size_t way_memory;                                             /* what the policy wants beside these: attn_policy.h */
-  size_t page_tables;                                            /* [B][pages of max_seqlen_k] pointers, for pages in the caller's memory */
-  size_t k_dense, k_ids, k_values, k_scales, v_values, v_scales; /* last: calls that need none never touch the memory */
-  size_t workspace_bytes;
-};
+/* Contract: sfa_backend.plan. */
+sfa_status sfa_attn_plan_fill(sfa_attention_plan *plan, const sfa_costs *costs);
+/* Contract: sfa_backend.predict. */
+void sfa_attn_report_times(const sfa_attention_plan *plan, sfa_attention_report *report);
 
 /* From ctx, kernels, options and costs, which must be checked: group to encode_v. Then comes the choice of the policy (attn_policy.h), then
  * the workspace. */

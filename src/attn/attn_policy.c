@@ -9,6 +9,13 @@
 
 #include <stdio.h>
 
+static bool needs_gpu(const sfa_attention_plan *plan, char why[SFA_ATTN_WHY_BYTES]) {
+  (void)plan;
+  snprintf(why, SFA_ATTN_WHY_BYTES,
+           "it runs on the tensor cores of a GPU: make the context with device = SFA_DEVICE_CUDA, or choose SFA_POLICY_AUTO");
+  return false;
+}
+
 static const sfa_attn_way ways[] = {
     [SFA_POLICY_AUTO] = {.name = "auto"},
     [SFA_POLICY_TILES] = {"tiles", NULL, NULL, sfa_attn_tiles},
@@ -17,6 +24,10 @@ static const sfa_attn_way ways[] = {
     [SFA_POLICY_HALF_DENSE] = {"half-dense", sfa_attn_half_dense_fits, sfa_attn_half_workspace_bytes, sfa_attn_half},
     [SFA_POLICY_PAPER] = {"paper", sfa_attn_paper_fits, NULL, sfa_attn_tiles},
     [SFA_POLICY_POSTINGS] = {"postings", sfa_attn_keys_postings_fit, sfa_attn_keys_workspace, sfa_attn_keys},
+    [SFA_POLICY_BF16] = {.name = "bf16", .fits = needs_gpu},
+    [SFA_POLICY_SP_BF16] = {.name = "sp-bf16", .fits = needs_gpu},
+    [SFA_POLICY_INT8] = {.name = "int8", .fits = needs_gpu},
+    [SFA_POLICY_SP_INT8] = {.name = "sp-int8", .fits = needs_gpu},
 };
 enum { N_WAYS = sizeof ways / sizeof *ways };
 
@@ -29,7 +40,7 @@ const char *sfa_policy_name(sfa_policy policy) { return sfa_attn_way_of(policy)-
 
 static bool fits(const sfa_attention_plan *plan, sfa_policy policy, char why[SFA_ATTN_WHY_BYTES]) {
   const sfa_attn_way *way = sfa_attn_way_of(policy);
-  if (way->run)
+  if (way->run || way->fits)
     return !way->fits || way->fits(plan, why);
   snprintf(why, SFA_ATTN_WHY_BYTES, "this build cannot: choose SFA_POLICY_AUTO");
   return false;
@@ -120,14 +131,86 @@ bool sfa_attn_policy_choose(sfa_attention_plan *plan, char why[SFA_ATTN_WHY_BYTE
   return true;
 }
 
+/* ---- The whole plan ---------------------------------------------------------------------------------------------------------- */
+
+/* The costs that the plan compares with: the caller's, or those in the source. */
+static sfa_status check_costs(sfa_context *ctx, const sfa_costs *given, sfa_isa isa, sfa_costs *costs) {
+  if (given) {
+    SFA_REQUIRE(ctx, given->struct_size == sizeof *given, "costs.struct_size is %zu: this library's is %zu, measure the costs again",
+                given->struct_size, sizeof *given);
+    SFA_REQUIRE(ctx, given->isa == isa, "the costs are of %s, the context uses %s: measure them under it, or pass NULL",
+                sfa_isa_name(given->isa), sfa_isa_name(isa));
+    SFA_REQUIRE(ctx, sfa_attn_costs_usable(given), "an entry of the costs is not a positive time: measure them again, or pass NULL");
+  }
+  *costs = given ? *given : *sfa_attn_costs_of(isa);
+  return SFA_OK;
+}
+
+sfa_status sfa_attn_plan_fill(sfa_attention_plan *plan, const sfa_costs *costs) {
+  sfa_context *ctx = plan->ctx;
+  const sfa_attention_options *o = &plan->options;
+  char why[SFA_ATTN_WHY_BYTES];
+  plan->kernels = sfa_kernel_of(ctx->isa);
+  if (!plan->kernels)
+    return sfa_fail(ctx, SFA_ERROR_UNSUPPORTED, "this build has no kernels for %s", sfa_isa_name(ctx->isa));
+  SFA_TRY(check_costs(ctx, costs, ctx->isa, &plan->costs));
+  sfa_attn_plan_shape(plan);
+  if (!sfa_attn_policy_choose(plan, why))
+    return sfa_fail(ctx, SFA_ERROR_UNSUPPORTED, "policy %s: %s", sfa_policy_name(o->policy), why);
+  SFA_REQUIRE(ctx, sfa_attn_plan_workspace(plan), "%d sequences of %lld keys and %d heads do not fit an address", o->n_sequences,
+              (long long)o->max_seqlen_k, o->n_kv_heads);
+  return SFA_OK;
+}
+
+/* The plan of the same call with dense rows, as far as the prediction looks at it; *ns what AUTO would come to. */
+static double dense_prediction(const sfa_attention_plan *plan) {
+  sfa_attention_plan dense = *plan;
+  char why[SFA_ATTN_WHY_BYTES];
+  sfa_attn_times times;
+  dense.options.policy = SFA_POLICY_AUTO;
+  dense.options.k_q = dense.options.k_k = 0;
+  sfa_attn_plan_shape(&dense);
+  sfa_attn_policy_choose(&dense, why); /* AUTO always finds one */
+  sfa_attn_predict(&dense, dense.policy, false, &times);
+  return sfa_attn_times_total(&times);
+}
+
+void sfa_attn_report_times(const sfa_attention_plan *plan, sfa_attention_report *report) {
+  sfa_attn_times t;
+  sfa_attn_predict(plan, plan->policy, plan->densify, &t);
+  report->topk_ns = t.topk;
+  report->pack_ns = t.pack;
+  report->score_ns = t.score;
+  report->softmax_ns = t.softmax;
+  report->value_ns = t.value;
+  report->call_ns = t.call;
+  report->dense_ns = dense_prediction(plan);
+  report->dense_wins = report->dense_ns < sfa_attn_times_total(&t);
+}
+
 /* ---- Running it -------------------------------------------------------------------------------------------------------------- */
 
 /* A plan without from_cache may meet a cache or pages of other types than it was made for: what is stored in f32 there is not rounded. */
-void sfa_attn_attend(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_kv_view *views) {
+static void attend(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_kv_view *views) {
   const sfa_attention_options *o = &plan->options;
   bool too_short =
       is_half(plan->policy) && o->policy == SFA_POLICY_AUTO && !admits_half(o, views[0].k.format.dtype, views[0].v.format.dtype);
   (too_short ? sfa_attn_tiles : ways[plan->policy].run)(plan, args, views);
+}
+
+void sfa_attn_attend(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_kv_view *views) {
+  sfa_attn_stages_clear(plan, args);
+  attend(plan, args, views);
+  sfa_attn_stages_add(plan, args);
+}
+
+sfa_status sfa_attn_run(const sfa_attention_plan *plan, const sfa_attention_args *args) {
+  sfa_kv_view *views = (sfa_kv_view *)(void *)((unsigned char *)args->workspace + plan->views);
+  sfa_attn_stages_clear(plan, args);
+  SFA_TRY(sfa_attn_prepare(plan, args, views));
+  attend(plan, args, views);
+  sfa_attn_stages_add(plan, args);
+  return SFA_OK;
 }
 
 void sfa_attn_tiles(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_kv_view *views) {

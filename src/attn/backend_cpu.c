@@ -51,6 +51,10 @@ const sfa_backend sfa_backend_cpu = {
     .encode_scratch_bytes = sfa_code_scratch_bytes,
     .encode = encode_rows,
     .attend = sfa_attn_attend,
+    .plan = sfa_attn_plan_fill,
+    .predict = sfa_attn_report_times,
+    .run = sfa_attn_run,
+    .merge = sfa_attn_merge,
     .backward_bytes = sfa_attn_backward_workspace_bytes,
     .backward = sfa_attn_backward,
 };

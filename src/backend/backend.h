@@ -8,6 +8,7 @@
 
 #include <sfa/attention.h>
 #include <sfa/backward.h>
+#include <sfa/plan.h>
 
 #include "base/context.h"
 #include "base/dtype.h"
@@ -83,13 +84,85 @@ static inline const unsigned char *sfa_kv_at(const sfa_kv_view *view, const sfa_
          (size_t)tile * stream->tile_bytes;
 }
 
+/* The stored keys and values of B sequences as a backend with memory of its own reads them, all but the sides in that memory: from the
+ * tables of a cache, or from pages of the caller's and a block table. */
+typedef struct sfa_kv_tables {
+  sfa_kv_side k, v;     /* streams without base */
+  int64_t table_stride; /* entries of a sequence's table */
+  const int32_t *lens;  /* tokens of a sequence */
+  /* A cache: table and length number sequences[b] (host) are those of sequence b. */
+  unsigned char *const *pages; /* [n_sequences][table_stride] */
+  const int32_t *sequences;
+  /* Or a pool: page block_table[b][i] of it is page i of sequence b. */
+  const unsigned char *pool;
+  size_t page_bytes;
+  int64_t n_pages;
+  const int32_t *block_table; /* [B][table_stride] */
+} sfa_kv_tables;
+
+/* Tokens of k and v to be coded and stored behind those of a sequence, or each in a slot of its own. */
+typedef struct sfa_kv_append {
+  int32_t n_kv_heads;
+  const sfa_kv_side *k_side, *v_side; /* streams without base */
+  int64_t n_tokens;
+  const sfa_rows *k, *v;
+  /* A cache: the sequence's table, and its length, which grows. */
+  unsigned char *const *pages;
+  int64_t max_pages;
+  int32_t *len;
+  /* Or a pool: token i goes to row slots[i] % 64 of page slots[i] / 64; slots beyond the pool are left out. */
+  unsigned char *pool;
+  size_t page_bytes;
+  int64_t n_pages;
+  const int64_t *slots;
+} sfa_kv_append;
+
+/* ---- A plan ---------------------------------------------------------------------------------------------------------------- */
+
+enum { SFA_GPU_PARTS = 16 };
+
+struct sfa_attention_plan {
+  sfa_context *ctx;
+  sfa_attention_options options;     /* defaults filled in; k_q and k_k as given; costs is NULL, they are below */
+  sfa_policy policy;                 /* never AUTO */
+  char reason[224];                  /* why: one line */
+  int32_t group;                     /* H / G: query heads that share a kv head */
+  sfa_row_format k_format, v_format; /* that run defines its result on. k = 0: dense */
+  bool encode_k, encode_v;           /* dense arguments must be stored first */
+  size_t workspace_bytes;
+
+  /* Of the CPU (src/attn). */
+  const struct sfa_kernels *kernels;
+  sfa_costs costs;
+  bool densify;      /* TILES scores codes as dense rows: where that is cheaper; the same bits */
+  bool densify_once; /* f32 codes of this call's keys are written out when they are made; otherwise each item does it, tile by tile */
+  int32_t width;     /* W: query rows of a block. Row r of a kv head is token r / group, head r % group of the group */
+  int32_t n_strips;  /* blocks that an item takes through the keys together: a tile is loaded once for all */
+  int64_t n_blocks;  /* blocks of max_seqlen_q tokens */
+  int64_t n_spans;   /* spans of max_seqlen_k keys */
+  bool split;        /* items are (block, span), joined afterwards; else n_strips blocks with all their spans */
+  float query_scale; /* goes into Qt: scores come out in units of log2, or divided by softcap */
+  /* Offsets into the workspace. */
+  size_t views, parts, scratch;
+  size_t part_bytes, scratch_bytes;                              /* of one part, of one thread */
+  size_t way_memory;                                             /* what the policy wants beside these: attn_policy.h */
+  size_t page_tables;                                            /* [B][pages of max_seqlen_k] pointers, for pages in the caller's memory */
+  size_t k_dense, k_ids, k_values, k_scales, v_values, v_scales; /* last: calls that need none never touch the memory */
+
+  /* Of a GPU (src/cuda): offsets into the workspace by part; of the parts that a plan has not, that of the next. */
+  size_t gpu_parts[SFA_GPU_PARTS];
+};
+
 /* ---- The backend ---------------------------------------------------------------------------------------------------------- */
 
+/* A backend codes rows in the caller's threads (encode), or is given whole arrays (select, densify, keep, append) and tables
+ * (attend_tables, set_tables, set_lens): it has the functions of one of the two groups, those of the other are NULL. */
 typedef struct sfa_backend {
   const char *name;
 
   /* Memory that the backend computes on, and the order of work on it: sfa/stream.h. alloc sets *out to NULL and the error text on failure;
-   * free takes NULL; copy takes memory of the device and of the host on either side. */
+   * free takes NULL; copy takes memory of the device and of the host on either side. slab_bytes: what a cache takes of it at a time, at
+   * least; 0: single pages. */
   sfa_status (*memory_alloc)(sfa_context *ctx, size_t bytes, const char *what, void **out);
   void (*memory_free)(sfa_context *ctx, void *memory);
   sfa_status (*memory_copy)(sfa_context *ctx, void *to, const void *from, size_t bytes);
@@ -97,25 +170,50 @@ typedef struct sfa_backend {
   sfa_status (*stream_set)(sfa_context *ctx, void *stream);
   void *(*stream_of)(const sfa_context *ctx);
   sfa_status (*stream_wait)(sfa_context *ctx);
+  size_t slab_bytes;
 
-  /* Dense rows x [n][dim] to the stored format: rope, top-k, rounding. Serial, so that callers share out rows.
+  /* Fills in a plan with ctx and checked options: the choice of the policy, the workspace. costs: those of the caller, or NULL. */
+  sfa_status (*plan)(sfa_attention_plan *plan, const sfa_costs *costs);
+  /* The predicted times of a report; NULL: nothing is predicted. */
+  void (*predict)(const sfa_attention_plan *plan, sfa_attention_report *report);
+
+  /* Attention of checked arguments, keys and values among them. */
+  sfa_status (*run)(const sfa_attention_plan *plan, const sfa_attention_args *args);
+  /* Gradients of a call with checked arguments, args->forward included; *args has its defaults filled in. SFA_ERROR_RANGE: a key or value
+   * that the storage type cannot hold. backward_bytes: of args->workspace, 0 if they do not fit an address. */
+  size_t (*backward_bytes)(const sfa_attention_plan *plan);
+  sfa_status (*backward)(const sfa_attention_plan *plan, const sfa_attention_grad_args *args);
+  /* sfa_attention_merge. */
+  sfa_status (*merge)(sfa_context *ctx, int64_t n_rows, int32_t head_dim_v, float *out_a, float *lse_a, const float *out_b,
+                      const float *lse_b);
+
+  /* Row by row. encode: dense rows x [n][dim] to the stored format: rope, top-k, rounding. Serial, so that callers share out rows.
    * scratch: encode_scratch_bytes. stage_ns [SFA_STAGE_COUNT] or NULL: time added. Returns 0, or 1 + the first row with a finite value
    * beyond f16's range where the format is SFA_I8, SFA_I4 or SFA_F16. */
   size_t (*encode_scratch_bytes)(const sfa_row_format *format, int64_t n_rows);
   int64_t (*encode)(const sfa_context *ctx, int64_t n_rows, const sfa_row_source *x, const sfa_row_format *format, const sfa_row_store *out,
                     void *scratch, int64_t *stage_ns);
-
   /* Attention of checked arguments over views [B], in the way of the plan's policy. */
   void (*attend)(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_kv_view *views);
-  /* Gradients of a call with checked arguments, args->forward included; *args has its defaults filled in. SFA_ERROR_RANGE: a key or value
-   * that the storage type cannot hold. backward_bytes: of args->workspace, 0 if they do not fit an address. */
-  size_t (*backward_bytes)(const sfa_attention_plan *plan);
-  sfa_status (*backward)(const sfa_attention_plan *plan, const sfa_attention_grad_args *args);
+
+  /* Whole arrays, in the backend's memory, enqueued. select: codes of rows x [n][1][D]; densify: back. */
+  sfa_status (*select)(sfa_context *ctx, const sfa_rows *x, const sfa_codes *codes);
+  sfa_status (*densify)(sfa_context *ctx, const sfa_codes *codes, float *out, int64_t row_stride);
+  sfa_status (*keep)(sfa_context *ctx, const sfa_keep_options *options, int64_t n_tokens, int32_t n_heads, int32_t head_dim, float *x,
+                     int64_t token_stride);
+  sfa_status (*append)(sfa_context *ctx, const sfa_kv_append *job);
+  sfa_status (*attend_tables)(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_kv_tables *tables);
+  /* Page pointers of the host become entries to[0 .. n - 1] of a table; int32 numbers lens[i * stride], i < n, become len, or stay where
+   * they are less and only_less is set. */
+  sfa_status (*set_table)(sfa_context *ctx, unsigned char **to, int64_t n, unsigned char *const *pages);
+  sfa_status (*set_lens)(sfa_context *ctx, int32_t *lens, int64_t stride, int64_t n, int64_t len, bool only_less);
 } sfa_backend;
 
 extern const sfa_backend sfa_backend_cpu, sfa_backend_cuda;
 
 /* The backend of a context. */
 static inline const sfa_backend *sfa_backend_of(const sfa_context *ctx) { return ctx->backend; }
+/* Whether the arrays of a call are the host's: then they can be looked at. */
+static inline bool sfa_arrays_are_here(const sfa_context *ctx) { return ctx->cuda == NULL; }
 
 #endif

@@ -52,61 +52,68 @@ static void append_item(void *arg, int64_t item, int32_t thread) {
     atomic_fetch_add(&job->bad_tokens, 1);
 }
 
-/* Pages for the table entries [first, end), which are unused; on failure none is taken. */
-static sfa_status take_pages(sfa_cache *cache, int32_t layer, unsigned char **pages, int64_t first, int64_t end) {
-  for (int64_t p = first; p < end; p++) {
-    sfa_status status = sfa_cache_page_take(cache, layer, &pages[p]);
-    if (status != SFA_OK) {
-      while (--p >= first)
-        sfa_cache_page_release(cache, layer, pages[p]);
-      return status;
-    }
-  }
-  return SFA_OK;
+/* In the caller's threads. */
+static sfa_status append_rows(sfa_cache *cache, int32_t layer, const sfa_cache_table *table, int64_t n_tokens, const sfa_rows *k,
+                              const sfa_rows *v) {
+  append_job job = {cache, &cache->layers[layer], table->pages, k, v, table->len, table->len + n_tokens, 0};
+  int64_t n_touched = sfa_page_count(job.new_len) - table->len / SFA_PAGE_LEN;
+  sfa_parallel(cache->ctx, n_touched * cache->n_kv_heads, append_item, &job);
+  if (!atomic_load(&job.bad_tokens))
+    return SFA_OK;
+  return sfa_fail(cache->ctx, SFA_ERROR_RANGE,
+                  "layer %d, tokens %lld..%lld: a key or value beyond 65504, which neither f16 nor a row scale can hold: scale "
+                  "the input, or make the cache with k_dtype and v_dtype bf16 or f32",
+                  layer, (long long)table->len, (long long)(job.new_len - 1));
+}
+
+/* By a backend that reads tables and lengths in its own memory, and finds there where the tokens go. */
+static sfa_status append_arrays(sfa_cache *cache, int32_t sequence, int32_t layer, int64_t n_tokens, const sfa_rows *k, const sfa_rows *v) {
+  sfa_kv_view view;
+  int64_t number = (int64_t)layer * cache->n_sequences + sequence;
+  sfa_cache_layer_view(&cache->layers[layer], 0, NULL, &view);
+  sfa_kv_append job = {.n_kv_heads = cache->n_kv_heads,
+                       .k_side = &view.k,
+                       .v_side = &view.v,
+                       .n_tokens = n_tokens,
+                       .k = k,
+                       .v = v,
+                       .pages = cache->device_pages + number * cache->device_stride,
+                       .max_pages = cache->device_stride,
+                       .len = cache->device_lens + number};
+  return cache->backend->append(cache->ctx, &job);
+}
+
+/* n_tokens more are there. */
+static void count_tokens(sfa_cache *cache, sfa_cache_table *table, int64_t n_tokens) {
+  cache->n_stamps++;
+  for (int64_t p = table->len / SFA_PAGE_LEN; p < sfa_page_count(table->len + n_tokens); p++)
+    table->stamps[p] = cache->n_stamps;
+  table->len += n_tokens;
 }
 
 sfa_status sfa_cache_pages_append(sfa_cache *cache, int32_t sequence, int32_t layer, int64_t n_tokens, const sfa_rows *k,
                                   const sfa_rows *v) {
   sfa_cache_table *table = sfa_cache_table_of(cache, sequence, layer);
-  int64_t old_pages = sfa_page_count(table->len), new_pages = sfa_page_count(table->len + n_tokens);
-  SFA_TRY(sfa_cache_table_reserve(cache, table, new_pages));
-  SFA_TRY(take_pages(cache, layer, table->pages, old_pages, new_pages));
-  sfa_status status = SFA_OK;
-  /* The last page has room but is mapped, or has other users as well: from here on this table has its own copy. */
-  unsigned char **last = &table->pages[old_pages - (old_pages > 0)];
-  bool mapped = table->n_mapped == old_pages;
-  if (table->len % SFA_PAGE_LEN && (mapped || ((sfa_page *)(void *)*last)->n_users > 1)) {
-    unsigned char *copy;
-    status = sfa_cache_page_take(cache, layer, &copy);
-    if (status == SFA_OK) {
-      cache->backend->memory_copy(cache->ctx, copy + SFA_PAGE_HEADER, *last + SFA_PAGE_HEADER,
-                                  cache->layers[layer].page_bytes - SFA_PAGE_HEADER);
-      if (mapped)
-        table->n_mapped--;
-      else
-        sfa_cache_page_release(cache, layer, *last);
-      *last = copy;
-    }
-  }
-  if (status == SFA_OK) {
-    append_job job = {cache, &cache->layers[layer], table->pages, k, v, table->len, table->len + n_tokens, 0};
-    int64_t n_touched = new_pages - table->len / SFA_PAGE_LEN;
-    sfa_parallel(cache->ctx, n_touched * cache->n_kv_heads, append_item, &job);
-    if (atomic_load(&job.bad_tokens))
-      status = sfa_fail(cache->ctx, SFA_ERROR_RANGE,
-                        "layer %d, tokens %lld..%lld: a key or value beyond 65504, which neither f16 nor a row scale can hold: scale "
-                        "the input, or make the cache with k_dtype and v_dtype bf16 or f32",
-                        layer, (long long)table->len, (long long)(table->len + n_tokens - 1));
-  }
-  if (status == SFA_OK) {
-    cache->n_stamps++;
-    for (int64_t p = table->len / SFA_PAGE_LEN; p < new_pages; p++)
-      table->stamps[p] = cache->n_stamps;
-    table->len += n_tokens;
-  } else
-    for (int64_t p = old_pages; p < new_pages; p++)
-      sfa_cache_page_release(cache, layer, table->pages[p]);
+  int64_t held = table->n_pages;
+  SFA_TRY(sfa_cache_table_grow(cache, sequence, layer, table->len + n_tokens));
+  sfa_status status =
+      cache->backend->append ? append_arrays(cache, sequence, layer, n_tokens, k, v) : append_rows(cache, layer, table, n_tokens, k, v);
+  if (status == SFA_OK)
+    count_tokens(cache, table, n_tokens);
+  else
+    sfa_cache_table_shrink(cache, layer, table, held);
   return status;
+}
+
+sfa_status sfa_cache_pages_reserve(sfa_cache *cache, int32_t sequence, int64_t len) {
+  for (int32_t layer = 0; layer < cache->n_layers; layer++)
+    SFA_TRY(sfa_cache_table_grow(cache, sequence, layer, len));
+  return SFA_OK;
+}
+
+void sfa_cache_pages_advance(sfa_cache *cache, int32_t sequence, int64_t n_tokens) {
+  for (int32_t layer = 0; layer < cache->n_layers; layer++)
+    count_tokens(cache, sfa_cache_table_of(cache, sequence, layer), n_tokens);
 }
 
 /* ---- View ---------------------------------------------------------------------------------------------------------------------------- */
@@ -130,4 +137,16 @@ void sfa_cache_pages_view(const sfa_cache *cache, int32_t sequence, int32_t laye
   const sfa_cache_table *table = sfa_cache_table_of(cache, sequence, layer);
   sfa_cache_layer_view(&cache->layers[layer], table->len, (const unsigned char *const *)table->pages, view);
   view->stamps = table->stamps;
+}
+
+void sfa_cache_pages_tables(const sfa_cache *cache, int32_t layer, const int32_t *sequences, sfa_kv_tables *tables) {
+  sfa_kv_view view;
+  sfa_cache_layer_view(&cache->layers[layer], 0, NULL, &view);
+  int64_t first = (int64_t)layer * cache->n_sequences;
+  *tables = (sfa_kv_tables){.k = view.k,
+                            .v = view.v,
+                            .table_stride = cache->device_stride,
+                            .lens = cache->device_lens + first,
+                            .pages = cache->device_pages + first * cache->device_stride,
+                            .sequences = sequences};
 }

@@ -31,10 +31,25 @@ static void store_item(void *arg, int64_t item, int32_t thread) {
   }
 }
 
-sfa_status sfa_cache_paged_store(sfa_context *ctx, const sfa_page_options *options, unsigned char *pool, int64_t n_tokens,
+sfa_status sfa_cache_paged_store(sfa_context *ctx, const sfa_page_options *options, unsigned char *pool, int64_t n_pages, int64_t n_tokens,
                                  const int64_t *slots, const sfa_rows *k, const sfa_rows *v) {
   store_job job = {.ctx = ctx, .n_kv_heads = options->n_kv_heads, .pool = pool, .n_tokens = n_tokens, .slots = slots, .k = k, .v = v};
   sfa_cache_layer_lay_out(options, &job.layer);
+  if (ctx->backend->append) {
+    sfa_kv_view view;
+    sfa_cache_layer_view(&job.layer, 0, NULL, &view);
+    sfa_kv_append append = {.n_kv_heads = options->n_kv_heads,
+                            .k_side = &view.k,
+                            .v_side = &view.v,
+                            .n_tokens = n_tokens,
+                            .k = k,
+                            .v = v,
+                            .pool = pool,
+                            .page_bytes = job.layer.page_bytes,
+                            .n_pages = n_pages,
+                            .slots = slots};
+    return ctx->backend->append(ctx, &append);
+  }
   job.scratch_bytes = sfa_cache_layer_scratch(sfa_backend_of(ctx), &job.layer);
   SFA_TRY(sfa_alloc(ctx, job.scratch_bytes * (size_t)ctx->n_threads, "scratch for storing pages", (void **)&job.scratch));
   sfa_parallel(ctx, (n_tokens + SFA_PAGE_LEN - 1) / SFA_PAGE_LEN * options->n_kv_heads, store_item, &job);

@@ -8,12 +8,22 @@
 
 enum { SFA_PAGE_LEN = 64 }; /* tokens: one key tile of attention */
 
-/* A page begins with this; the heads' blocks follow at SFA_PAGE_HEADER. */
+/* A page of the cache's own: its bytes are in the backend's memory, what is known about it here. The bytes begin with SFA_PAGE_HEADER that
+ * nobody reads; the heads' blocks follow. */
 typedef struct sfa_page {
+  unsigned char *memory;
   int64_t n_users;       /* tables that name it; 0: on a free list */
   struct sfa_page *next; /* of the free list */
 } sfa_page;
 enum { SFA_PAGE_HEADER = 64 };
+
+/* Pages that were taken from the backend together. */
+typedef struct sfa_slab {
+  struct sfa_slab *next;
+  unsigned char *memory; /* [n_pages] */
+  int64_t n_pages;
+  sfa_page pages[];
+} sfa_slab;
 
 /* What pages of a layer look like: for each kv head ids [64][K], values [64][K or D], scales [64], v [64][E], v scales [64], each
  * aligned to 64 bytes. */
@@ -23,15 +33,18 @@ typedef struct sfa_cache_layer {
   size_t head_bytes, page_bytes;
   int32_t pool; /* the first layer with pages of this size: its free list serves them all */
   sfa_page *free_pages;
+  sfa_slab *slabs;
 } sfa_cache_layer;
 
-/* The pages of one layer of one sequence. Mapped pages are somebody else's memory: never written (so they have no users) nor freed. They
+/* The pages of one layer of one sequence. Mapped pages are somebody else's memory: never written nor freed, they have no owner. They
  * come first, because what is appended goes into pages of the cache; a mapped last page that has room is copied before that. */
 typedef struct sfa_cache_table {
-  unsigned char **pages; /* [capacity], the first ceil(len / 64) in use */
+  unsigned char **pages; /* [capacity], the first n_pages in use */
+  sfa_page **owners;     /* [capacity] what is known of each; NULL where it is mapped */
   uint64_t *stamps;      /* [capacity] number of the append that last wrote into the page. Pages only change from the end on, so that a
                           * page's stamp tells its content and that of all pages before it, whichever tables share them */
   int64_t n_mapped;      /* of the pages, from the first */
+  int64_t n_pages;       /* those of len tokens, and what was reserved */
   int64_t capacity;
   int64_t len;
 } sfa_cache_table;
@@ -46,6 +59,12 @@ struct sfa_cache {
   size_t scratch_bytes;
   size_t bytes;      /* of pages with users */
   uint64_t n_stamps; /* given so far */
+
+  /* Of a backend that reads tables in its own memory: the same there, changed in the order of the work that reads them. */
+  unsigned char **device_pages; /* [n_layers][n_sequences][device_stride] */
+  int64_t device_stride;
+  int32_t *device_lens; /* [n_layers][n_sequences] */
+  int64_t n_moves;      /* how often device_pages moved */
 };
 
 static inline sfa_cache_table *sfa_cache_table_of(const sfa_cache *cache, int32_t sequence, int32_t layer) {
@@ -64,12 +83,13 @@ bool sfa_cache_rows_write(sfa_context *ctx, const sfa_cache_layer *layer, unsign
 /* `len` tokens in pages of this layout, as attention reads them. */
 void sfa_cache_layer_view(const sfa_cache_layer *layer, int64_t len, const unsigned char *const *pages, sfa_kv_view *view);
 
-/* A page with one user, from the free list or the backend's memory. */
-sfa_status sfa_cache_page_take(sfa_cache *cache, int32_t layer, unsigned char **page);
-/* One user less; the last one puts it on the free list. */
-void sfa_cache_page_release(sfa_cache *cache, int32_t layer, unsigned char *page);
-/* Room for n_pages entries. */
+/* Room for n_pages entries in a table, and in those of the backend. */
 sfa_status sfa_cache_table_reserve(sfa_cache *cache, sfa_cache_table *table, int64_t n_pages);
+/* Pages of its own for all tokens up to `len`, the last one that there is among them where it has room but is shared or mapped. On failure
+ * the table is as before. */
+sfa_status sfa_cache_table_grow(sfa_cache *cache, int32_t sequence, int32_t layer, int64_t len);
+/* Forgets all pages from number n_pages on, reserved ones too; none of them may hold tokens. */
+void sfa_cache_table_shrink(sfa_cache *cache, int32_t layer, sfa_cache_table *table, int64_t n_pages);
 /* Shortens a table to new_len tokens. */
 void sfa_cache_table_cut(sfa_cache *cache, int32_t layer, sfa_cache_table *table, int64_t new_len);
 
@@ -79,18 +99,25 @@ void sfa_cache_pages_destroy(sfa_cache *cache);
 sfa_status sfa_cache_pages_append(sfa_cache *cache, int32_t sequence, int32_t layer, int64_t n_tokens, const sfa_rows *k,
                                   const sfa_rows *v);
 /* sfa_pages_store with checked arguments; slots may be anything. */
-sfa_status sfa_cache_paged_store(sfa_context *ctx, const sfa_page_options *options, unsigned char *pool, int64_t n_tokens,
+sfa_status sfa_cache_paged_store(sfa_context *ctx, const sfa_page_options *options, unsigned char *pool, int64_t n_pages, int64_t n_tokens,
                                  const int64_t *slots, const sfa_rows *k, const sfa_rows *v);
 sfa_status sfa_cache_pages_fork(sfa_cache *cache, int32_t from, int32_t to, int64_t prefix_len);
 /* Makes an empty table of a layer `len` tokens of mapped pages. */
 sfa_status sfa_cache_pages_map(sfa_cache *cache, int32_t sequence, int32_t layer, int64_t len, const void *const *pages);
 /* Page `index` of a table with zeros where it is undefined. */
-void sfa_cache_pages_save(const sfa_cache *cache, int32_t sequence, int32_t layer, int64_t index, void *image);
+sfa_status sfa_cache_pages_save(const sfa_cache *cache, int32_t sequence, int32_t layer, int64_t index, void *image);
 /* The keys and values of a layer of a sequence, as attention reads them; valid until the cache changes. */
 void sfa_cache_pages_view(const sfa_cache *cache, int32_t sequence, int32_t layer, sfa_kv_view *view);
+/* The same of sequences [B] for a backend that reads tables in its own memory. */
+void sfa_cache_pages_tables(const sfa_cache *cache, int32_t layer, const int32_t *sequences, sfa_kv_tables *tables);
+/* Contracts: sfa_cache_reserve, sfa_cache_advance. */
+sfa_status sfa_cache_pages_reserve(sfa_cache *cache, int32_t sequence, int64_t len);
+void sfa_cache_pages_advance(sfa_cache *cache, int32_t sequence, int64_t n_tokens);
+/* Shortens a sequence in every layer. */
+sfa_status sfa_cache_pages_truncate(sfa_cache *cache, int32_t sequence, int64_t new_len);
 
 /* sfa_cache_read_keys of checked arguments. */
-void sfa_cache_pages_read_keys(const sfa_cache *cache, int32_t sequence, int32_t layer, int32_t kv_head, int64_t first, int64_t n_tokens,
-                               void *ids, float *values);
+sfa_status sfa_cache_pages_read_keys(const sfa_cache *cache, int32_t sequence, int32_t layer, int32_t kv_head, int64_t first,
+                                     int64_t n_tokens, void *ids, float *values);
 
 #endif

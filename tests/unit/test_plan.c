@@ -196,8 +196,12 @@ static void refusals(void **state) {
     refuse(ctx, &o, SFA_ERROR_UNSUPPORTED, "SFA_PRECISION_F32");
     o.precision = SFA_PRECISION_DEFAULT;
   }
-  o.policy = (sfa_policy)7;
-  refuse(ctx, &o, SFA_ERROR_ARGUMENT, "policy is 7");
+  for (int policy = SFA_POLICY_BF16; policy <= SFA_POLICY_SP_INT8; policy++) {
+    o.policy = (sfa_policy)policy;
+    refuse(ctx, &o, SFA_ERROR_UNSUPPORTED, "SFA_DEVICE_CUDA");
+  }
+  o.policy = (sfa_policy)(SFA_POLICY_SP_INT8 + 1);
+  refuse(ctx, &o, SFA_ERROR_ARGUMENT, "policy is 11");
   o.policy = (sfa_policy)-1;
   refuse(ctx, &o, SFA_ERROR_ARGUMENT, "policy is -1");
   o.policy = SFA_POLICY_AUTO;
@@ -281,8 +285,9 @@ static void reports(void **state) {
   assert_int_equal((size_t)report.workspace_bytes, sfa_attention_workspace_bytes(plan));
   assert_non_null(strstr(report.reason, "ms predicted"));
   sfa_attention_plan_destroy(plan);
-  static const char *const names[] = {"auto", "tiles", "keys", "half-codes", "half-dense", "paper", "postings", "unknown"};
-  for (int policy = 0; policy < 8; policy++)
+  static const char *const names[] = {"auto",     "tiles", "keys",    "half-codes", "half-dense", "paper",
+                                      "postings", "bf16",  "sp-bf16", "int8",       "sp-int8",    "unknown"};
+  for (int policy = 0; policy < 12; policy++)
     assert_string_equal(sfa_policy_name((sfa_policy)policy), names[policy]);
   assert_string_equal(sfa_policy_name((sfa_policy)-1), "unknown");
   sfa_context_destroy(ctx);
