@@ -15,16 +15,16 @@
 
 #include "train/checkpoint.h"
 
-static char dir[TRAIN_PATH_BYTES];
+static char dir[TEMP_PATH_BYTES];
 static int64_t n_kills = 20;
 
-static void path_in(char out[TRAIN_PATH_BYTES], const char *folder, const char *name) {
-  assert_true(snprintf(out, TRAIN_PATH_BYTES, "%s/%s/%s", dir, folder, name) < TRAIN_PATH_BYTES);
+static void path_in(char out[TEMP_PATH_BYTES], const char *folder, const char *name) {
+  assert_true(snprintf(out, TEMP_PATH_BYTES, "%s/%s/%s", dir, folder, name) < TEMP_PATH_BYTES);
 }
 
 /* In a process of its own, with one thread: what a child of fork may do. */
 static sfa_status train(const char *out) {
-  char data_path[TRAIN_PATH_BYTES], out_path[TRAIN_PATH_BYTES];
+  char data_path[TEMP_PATH_BYTES], out_path[TEMP_PATH_BYTES];
   path_in(data_path, ".", "data");
   path_in(out_path, out, "");
   const char *const recipes[] = {tiny_model,
@@ -90,15 +90,15 @@ static int64_t newest_step(sfa_context *ctx, const char *folder) {
 }
 
 static void check_result(void) {
-  char whole[TRAIN_PATH_BYTES], killed[TRAIN_PATH_BYTES];
+  char whole[TEMP_PATH_BYTES], killed[TEMP_PATH_BYTES];
   path_in(whole, "whole", "model/model.safetensors");
   path_in(killed, "killed", "model/model.safetensors");
-  assert_true(train_same_files(whole, killed));
+  assert_true(same_files(whole, killed));
 }
 
 static void test_kills(void **state) {
   (void)state;
-  char data[TRAIN_PATH_BYTES], folder[TRAIN_PATH_BYTES], killed[TRAIN_PATH_BYTES];
+  char data[TEMP_PATH_BYTES], folder[TEMP_PATH_BYTES], killed[TEMP_PATH_BYTES];
   sfa_context *ctx = new_context(1, SFA_ISA_DEFAULT);
   sfa_rng rng = {(uint64_t)time(NULL)};
   print_message("seed %llu\n", (unsigned long long)rng.state);
@@ -113,7 +113,7 @@ static void test_kills(void **state) {
   for (int64_t i = 0; i < n_kills;) {
     if (run_and_kill("killed", whole * sfa_rng_uniform(&rng))) {
       check_result(); /* it was faster; again from the start */
-      train_remove_dir(killed);
+      remove_tree(killed);
       n_finished++;
       step = -1;
       continue;
@@ -142,6 +142,6 @@ int main(int argc, char **argv) {
   if (!mkdtemp(dir))
     return 1;
   int failed = cmocka_run_group_tests(tests, NULL, NULL);
-  train_remove_dir(dir);
+  remove_tree(dir);
   return failed;
 }

@@ -89,35 +89,43 @@ static inline int64_t range(const int32_t *cu_seqlens, int64_t max_seqlen, int32
   return cu_seqlens ? cu_seqlens[b] : b * max_seqlen;
 }
 
+/* Sequence b of a call whose arguments are f32; *q0, *k0: its first tokens. */
+static inline oracle_problem oracle_of(const sfa_attention_options *o, const sfa_attention_args *a, int32_t b, int64_t *q0, int64_t *k0) {
+  int64_t T, S;
+  *q0 = range(a->cu_seqlens_q, o->max_seqlen_q, b, &T);
+  *k0 = range(a->cu_seqlens_k, o->max_seqlen_k, b, &S);
+  return (oracle_problem){.n_queries = (int)T,
+                          .n_keys = (int)S,
+                          .n_heads = o->n_heads,
+                          .n_kv_heads = o->n_kv_heads,
+                          .head_dim = o->head_dim,
+                          .head_dim_v = o->head_dim_v,
+                          .k_q = o->k_q,
+                          .k_k = o->k_k,
+                          .k_storage = storage_of(o->k_dtype),
+                          .v_storage = storage_of(o->v_dtype),
+                          .softmax_scale = o->softmax_scale,
+                          .softcap = o->softcap,
+                          .causal = o->causal,
+                          .has_window = o->has_window,
+                          .window_left = o->window_size[0],
+                          .window_right = o->window_size[1],
+                          .n_sink_tokens = o->n_sink_tokens,
+                          .sink_logit = a->sink_logit,
+                          .alibi_slopes = a->alibi_slopes,
+                          .q = (const float *)a->q.data + *q0 * o->n_heads * o->head_dim,
+                          .k = (const float *)a->k.data + *k0 * o->n_kv_heads * o->head_dim,
+                          .v = (const float *)a->v.data + *k0 * o->n_kv_heads * o->head_dim_v};
+}
+
 /* Largest |error| of out and lse against the maths in double. */
 static inline void measure(const call *c, double *out_error, double *lse_error) {
-  const sfa_attention_options *o = &c->o;
-  int32_t H = o->n_heads, G = o->n_kv_heads, D = o->head_dim, E = o->head_dim_v;
+  const int32_t H = c->o.n_heads, E = c->o.head_dim_v;
   *out_error = *lse_error = 0;
-  for (int32_t b = 0; b < o->n_sequences; b++) {
-    int64_t T, S, q0 = range(c->a.cu_seqlens_q, o->max_seqlen_q, b, &T), k0 = range(c->a.cu_seqlens_k, o->max_seqlen_k, b, &S);
-    oracle_problem problem = {.n_queries = (int)T,
-                              .n_keys = (int)S,
-                              .n_heads = H,
-                              .n_kv_heads = G,
-                              .head_dim = D,
-                              .head_dim_v = E,
-                              .k_q = o->k_q,
-                              .k_k = o->k_k,
-                              .k_storage = storage_of(o->k_dtype),
-                              .v_storage = storage_of(o->v_dtype),
-                              .softmax_scale = o->softmax_scale,
-                              .softcap = o->softcap,
-                              .causal = o->causal,
-                              .has_window = o->has_window,
-                              .window_left = o->window_size[0],
-                              .window_right = o->window_size[1],
-                              .n_sink_tokens = o->n_sink_tokens,
-                              .sink_logit = c->a.sink_logit,
-                              .alibi_slopes = c->a.alibi_slopes,
-                              .q = (const float *)c->a.q.data + q0 * H * D,
-                              .k = (const float *)c->a.k.data + k0 * G * D,
-                              .v = (const float *)c->a.v.data + k0 * G * E};
+  for (int32_t b = 0; b < c->o.n_sequences; b++) {
+    int64_t q0, k0;
+    const oracle_problem problem = oracle_of(&c->o, &c->a, b, &q0, &k0);
+    const int64_t T = problem.n_queries;
     double *out = memory((size_t)at_least_1(T * H * E) * sizeof *out), *lse = memory((size_t)at_least_1(T * H) * sizeof *lse);
     oracle_attention_f64(&problem, out, lse);
     for (int64_t i = 0; i < T * H * E; i++) {

@@ -77,43 +77,16 @@ static void expect_close(const char *shape, const char *what, int64_t n, const f
     fail_msg("%s: error of %s %g of %g, of naive code %g", shape, what, error, scale, naive_error);
 }
 
-static oracle_problem problem_of(const call *c, int32_t b, int64_t *q0, int64_t *k0) {
-  const sfa_attention_options *o = &c->o;
-  int64_t T, S;
-  *q0 = range(c->a.cu_seqlens_q, o->max_seqlen_q, b, &T);
-  *k0 = range(c->a.cu_seqlens_k, o->max_seqlen_k, b, &S);
-  return (oracle_problem){.n_queries = (int)T,
-                          .n_keys = (int)S,
-                          .n_heads = o->n_heads,
-                          .n_kv_heads = o->n_kv_heads,
-                          .head_dim = o->head_dim,
-                          .head_dim_v = o->head_dim_v,
-                          .k_q = o->k_q,
-                          .k_k = o->k_k,
-                          .k_storage = storage_of(o->k_dtype),
-                          .v_storage = storage_of(o->v_dtype),
-                          .softmax_scale = o->softmax_scale,
-                          .softcap = o->softcap,
-                          .causal = o->causal,
-                          .has_window = o->has_window,
-                          .window_left = o->window_size[0],
-                          .window_right = o->window_size[1],
-                          .n_sink_tokens = o->n_sink_tokens,
-                          .sink_logit = c->a.sink_logit,
-                          .alibi_slopes = c->a.alibi_slopes,
-                          .q = c->q + *q0 * o->n_heads * o->head_dim,
-                          .k = c->k + *k0 * o->n_kv_heads * o->head_dim,
-                          .v = c->v + *k0 * o->n_kv_heads * o->head_dim_v};
-}
-
 static void expect_gradients(const char *shape, const grad_call *g) {
   const sfa_attention_options *o = &g->c.o;
   int64_t H = o->n_heads, G = o->n_kv_heads, D = o->head_dim, E = o->head_dim_v;
+  sfa_attention_args rows = g->c.a; /* in f32, whatever the call takes */
+  rows.q.data = g->c.q, rows.k.data = g->c.k, rows.v.data = g->c.v;
   double sink[16] = {0};
   float naive_sink[16] = {0};
   for (int32_t b = 0; b < o->n_sequences; b++) {
     int64_t q0, k0;
-    oracle_problem p = problem_of(&g->c, b, &q0, &k0);
+    oracle_problem p = oracle_of(o, &rows, b, &q0, &k0);
     size_t n_q = (size_t)(p.n_queries * H * D), n_k = (size_t)(p.n_keys * G * D), n_v = (size_t)(p.n_keys * G * E);
     double sinks[16], *truth = memory((n_q + n_k + n_v) * sizeof *truth);
     float naive_sinks[16], *naive = memory((n_q + n_k + n_v) * sizeof *naive);

@@ -12,25 +12,19 @@
 #define GOLDEN SFA_TEST_DATA "/golden/tokenizer/"
 
 static sfa_context *ctx;
-static char dir[TEMP_DIR_BYTES];
 
 static int group_setup(void **state) {
-  (void)state;
-  char path[512];
   size_t bytes;
-  make_temp_dir(dir);
+  temp_begin(state);
   char *text = read_whole(GOLDEN "pieces-llama/tokenizer.json", &bytes);
-  snprintf(path, sizeof path, "%s/tokenizer.json", dir);
-  write_whole(path, text, bytes);
+  write_whole(in_temp("tokenizer.json"), text, bytes);
   free(text);
   return sfa_context_create(NULL, &ctx) == SFA_OK ? 0 : 1;
 }
 
 static int group_teardown(void **state) {
-  (void)state;
-  remove_dir(dir);
   sfa_context_destroy(ctx);
-  return 0;
+  return temp_end(state);
 }
 
 /* A tokenizer with <s> and </s>, and this template. */
@@ -41,12 +35,12 @@ static sfa_tokenizer *with_template(const char *chat_template) {
   if (chat_template)
     cJSON_AddStringToObject(config, "chat_template", chat_template);
   char *text = cJSON_PrintUnformatted(config), path[512];
-  snprintf(path, sizeof path, "%s/tokenizer_config.json", dir);
+  snprintf(path, sizeof path, "%s/tokenizer_config.json", temp_dir);
   write_whole(path, text, strlen(text));
   free(text);
   cJSON_Delete(config);
   sfa_tokenizer *t;
-  if (sfa_tokenizer_open(ctx, dir, &t) != SFA_OK)
+  if (sfa_tokenizer_open(ctx, temp_dir, &t) != SFA_OK)
     fail_msg("%s", sfa_context_error(ctx));
   return t;
 }

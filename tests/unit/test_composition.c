@@ -36,28 +36,11 @@ static int digit(int *rest, int radix) {
   return d;
 }
 
-static oracle_problem oracle_of(const problem *p, int b) {
-  const sfa_attention_options *o = &p->o;
-  return (oracle_problem){.n_queries = (int)o->max_seqlen_q,
-                          .n_keys = p->cu_k[b + 1] - p->cu_k[b],
-                          .n_heads = H,
-                          .n_kv_heads = o->n_kv_heads,
-                          .head_dim = o->head_dim,
-                          .head_dim_v = E,
-                          .k_q = o->k_q,
-                          .k_k = o->k_k,
-                          .k_storage = storage_of(o->k_dtype),
-                          .v_storage = storage_of(o->v_dtype),
-                          .softmax_scale = o->softmax_scale,
-                          .causal = o->causal,
-                          .has_window = o->has_window,
-                          .window_left = o->window_size[0],
-                          .window_right = o->window_size[1],
-                          .n_sink_tokens = o->n_sink_tokens,
-                          .sink_logit = p->has_sinks ? p->sinks : NULL,
-                          .q = p->q + b * o->max_seqlen_q * H * o->head_dim,
-                          .k = p->k + (int64_t)p->cu_k[b] * o->n_kv_heads * o->head_dim,
-                          .v = p->v + (int64_t)p->cu_k[b] * o->n_kv_heads * E};
+static oracle_problem sequence(const problem *p, int b) {
+  const sfa_attention_args a = {
+      .q.data = p->q, .k.data = p->k, .v.data = p->v, .cu_seqlens_k = p->cu_k, .sink_logit = p->has_sinks ? p->sinks : NULL};
+  int64_t q0, k0;
+  return oracle_of(&p->o, &a, b, &q0, &k0);
 }
 
 /* The definition, and from naive code in f32, in the two most different of its natural orders, how well f32 can do: docs/NUMERICS.md. */
@@ -68,13 +51,13 @@ static void solve(problem *p) {
   p->out = memory((size_t)n * sizeof *p->out);
   p->lse = memory((size_t)rows * sizeof *p->lse);
   for (int b = 0; b < N_SEQUENCES; b++) {
-    oracle_problem truth = oracle_of(p, b);
+    oracle_problem truth = sequence(p, b);
     oracle_attention_f64(&truth, p->out + b * rows_b * E, p->lse + b * rows_b);
   }
   for (int order = 0; order < 2; order++) {
     double sum = 0;
     for (int b = 0; b < N_SEQUENCES; b++) {
-      oracle_problem naive = oracle_of(p, b);
+      oracle_problem naive = sequence(p, b);
       naive.scale_first = order;
       naive.features_backwards = order;
       oracle_attention_f32(&naive, out + b * rows_b * E, lse + b * rows_b);

@@ -9,22 +9,12 @@
 #include "model/learn.h"
 #include "train_files.h"
 
-static char dir[TRAIN_DIR_BYTES];
-
-static const char *in_dir(const char *name) {
-  static char paths[8][TRAIN_PATH_BYTES];
-  static int next;
-  char *path = paths[next++ % 8];
-  snprintf(path, TRAIN_PATH_BYTES, "%s/%s", dir, name);
-  return path;
-}
-
 /* Trains a new model, or `model` further. */
 static void train(const char *out, const char *model, const char *recipe) {
   sfa_context *ctx = new_context(1, SFA_ISA_DEFAULT);
-  const char *const recipes[] = {model ? "{}" : tiny_model, recipe}, *const data[] = {in_dir("data")};
+  const char *const recipes[] = {model ? "{}" : tiny_model, recipe}, *const data[] = {in_temp("data")};
   const sfa_train_options options = {
-      .struct_size = sizeof options, .recipes = recipes, .n_recipes = 2, .model = model, .data = data, .n_data = 1, .out = in_dir(out)};
+      .struct_size = sizeof options, .recipes = recipes, .n_recipes = 2, .model = model, .data = data, .n_data = 1, .out = in_temp(out)};
   sfa_train *t;
   if (sfa_train_open(ctx, &options, &t) != SFA_OK || sfa_train_run(t) != SFA_OK)
     fail_msg("%s", sfa_context_error(ctx));
@@ -33,18 +23,11 @@ static void train(const char *out, const char *model, const char *recipe) {
 }
 
 static int setup(void **state) {
-  (void)state;
-  train_make_dir(dir);
+  temp_begin(state);
   sfa_context *ctx = new_context(1, SFA_ISA_DEFAULT);
-  train_make_shards(ctx, in_dir("data"), 1, 3000);
+  train_make_shards(ctx, in_temp("data"), 1, 3000);
   sfa_context_destroy(ctx);
   train("dense", NULL, "{\"steps\": 60}");
-  return 0;
-}
-
-static int teardown(void **state) {
-  (void)state;
-  train_remove_dir(dir);
   return 0;
 }
 
@@ -77,7 +60,7 @@ static void heads_of(const char *model, int32_t k, float out[LAYERS][N * MODEL_D
 static double distance(const char *model) {
   static float dense[LAYERS][N * MODEL_DIM], sparse[LAYERS][N * MODEL_DIM];
   double total = 0;
-  heads_of(in_dir("dense/model"), 0, dense);
+  heads_of(in_temp("dense/model"), 0, dense);
   heads_of(model, 4, sparse);
   for (int layer = 0; layer < LAYERS; layer++) {
     double apart = 0, size = 0;
@@ -96,9 +79,9 @@ static double distance(const char *model) {
 
 static void test_heads_come_nearer(void **state) {
   (void)state;
-  const char *dense = in_dir("dense/model");
+  const char *dense = in_temp("dense/model");
   train("heads", dense, "{" CONVERSION ", \"loss_weight\": 0, \"head_weight\": 1}");
-  assert_true(distance(in_dir("heads/model")) < 0.7 * distance(in_dir("dense/model")));
+  assert_true(distance(in_temp("heads/model")) < 0.7 * distance(in_temp("dense/model")));
 }
 
 static void logits_of(const char *model, const char *adapter, float logits[TRAIN_VOCAB]) {
@@ -123,18 +106,18 @@ static void logits_of(const char *model, const char *adapter, float logits[TRAIN
 
 static int64_t file_bytes(const char *path) {
   size_t bytes;
-  free(train_read_file(path, &bytes));
+  free(read_whole(path, &bytes));
   return (int64_t)bytes;
 }
 
 static void test_adapter(void **state) {
   (void)state;
   float whole[TRAIN_VOCAB], laid_over[TRAIN_VOCAB];
-  train("qk", in_dir("dense/model"), "{" CONVERSION ", \"train\": \"qk\", \"teacher_weight\": 1, \"temperature\": 2}");
-  logits_of(in_dir("qk/model"), NULL, whole);
-  logits_of(in_dir("dense/model"), in_dir("qk/adapter"), laid_over);
+  train("qk", in_temp("dense/model"), "{" CONVERSION ", \"train\": \"qk\", \"teacher_weight\": 1, \"temperature\": 2}");
+  logits_of(in_temp("qk/model"), NULL, whole);
+  logits_of(in_temp("dense/model"), in_temp("qk/adapter"), laid_over);
   assert_memory_equal(whole, laid_over, sizeof whole);
-  assert_true(file_bytes(in_dir("qk/adapter/adapter.safetensors")) < file_bytes(in_dir("qk/model/model.safetensors")) / 2);
+  assert_true(file_bytes(in_temp("qk/adapter/adapter.safetensors")) < file_bytes(in_temp("qk/model/model.safetensors")) / 2);
 }
 
 static void expect_refused(const char *model, const char *adapter, const char *text) {
@@ -153,18 +136,18 @@ static void test_wrong_adapters(void **state) {
         "{\"steps\": 1, \"model\": {\"model_type\": \"llama\", \"hidden_size\": 64, \"intermediate_size\": 48, \"num_hidden_layers\": 2, "
         "\"num_attention_heads\": 4, \"num_key_value_heads\": 2, \"head_dim\": 16, \"max_position_embeddings\": 64, \"rms_norm_eps\": "
         "1e-5, \"rope_theta\": 10000, \"hidden_act\": \"silu\"}}");
-  train("part", in_dir("dense/model"), "{" CONVERSION ", \"steps\": 1, \"train\": \"qk\"}");
-  expect_refused(in_dir("wide/model"), in_dir("part/adapter"), "another model");
-  expect_refused(in_dir("dense/model"), in_dir("dense/model"), "adapter.safetensors");
-  expect_refused(SFA_TEST_DATA "/golden/models/stories260K/stories260K.bin", in_dir("part/adapter"), "directories");
+  train("part", in_temp("dense/model"), "{" CONVERSION ", \"steps\": 1, \"train\": \"qk\"}");
+  expect_refused(in_temp("wide/model"), in_temp("part/adapter"), "another model");
+  expect_refused(in_temp("dense/model"), in_temp("dense/model"), "adapter.safetensors");
+  expect_refused(SFA_TEST_DATA "/golden/models/stories260K/stories260K.bin", in_temp("part/adapter"), "directories");
 }
 
 static void test_teacher_wants_a_model(void **state) {
   (void)state;
   sfa_context *ctx = new_context(1, SFA_ISA_DEFAULT);
-  const char *const recipes[] = {tiny_model, "{\"head_weight\": 1}"}, *const data[] = {in_dir("data")};
+  const char *const recipes[] = {tiny_model, "{\"head_weight\": 1}"}, *const data[] = {in_temp("data")};
   const sfa_train_options options = {
-      .struct_size = sizeof options, .recipes = recipes, .n_recipes = 2, .data = data, .n_data = 1, .out = in_dir("new")};
+      .struct_size = sizeof options, .recipes = recipes, .n_recipes = 2, .data = data, .n_data = 1, .out = in_temp("new")};
   sfa_train *t;
   assert_int_equal(sfa_train_open(ctx, &options, &t), SFA_ERROR_ARGUMENT);
   assert_non_null(strstr(sfa_context_error(ctx), "teacher"));
@@ -176,10 +159,10 @@ static void test_teacher_wants_a_model(void **state) {
 static void test_sensitivity(void **state) {
   (void)state;
   sfa_context *ctx = new_context(2, SFA_ISA_DEFAULT);
-  const char *const data[] = {in_dir("data")};
+  const char *const data[] = {in_temp("data")};
   const int32_t tried[] = {1, 8, 16};
   const sfa_sensitivity_options options = {
-      .struct_size = sizeof options, .model = in_dir("dense/model"), .data = data, .n_data = 1, .window_len = 32, .k = tried, .n_k = 3};
+      .struct_size = sizeof options, .model = in_temp("dense/model"), .data = data, .n_data = 1, .window_len = 32, .k = tried, .n_k = 3};
   sfa_sensitivity *s;
   assert_int_equal(sfa_sensitivity_measure(ctx, &options, &s), SFA_OK);
   assert_int_equal(s->n_layers, LAYERS);
@@ -245,5 +228,5 @@ int main(void) {
       cmocka_unit_test(test_heads_come_nearer),     cmocka_unit_test(test_adapter),     cmocka_unit_test(test_wrong_adapters),
       cmocka_unit_test(test_teacher_wants_a_model), cmocka_unit_test(test_sensitivity), cmocka_unit_test(test_allocation),
   };
-  return cmocka_run_group_tests(tests, setup, teardown);
+  return cmocka_run_group_tests(tests, setup, temp_end);
 }

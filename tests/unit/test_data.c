@@ -17,33 +17,16 @@
 #define TEXTS SFA_TEST_DATA "/golden/texts/"
 #define BPE SFA_TEST_DATA "/golden/bpe_train/"
 
-static char dir[TEMP_DIR_BYTES];
 static sfa_context *ctx;
 
-/* A path in the test's folder; four may be in use at once. */
-static const char *path_of(const char *name) {
-  static char paths[4][128];
-  static int next;
-  next = (next + 1) % 4;
-  snprintf(paths[next], sizeof paths[next], "%s/%s", dir, name);
-  return paths[next];
-}
-
 static int begin(void **state) {
-  (void)state;
-  make_temp_dir(dir);
   ctx = new_context(1, SFA_ISA_DEFAULT);
-  return 0;
+  return temp_begin(state);
 }
 
 static int end(void **state) {
-  (void)state;
-  remove_dir(path_of("tokenizer"));
-  remove_dir(path_of("folder/inner"));
-  remove_dir(path_of("folder"));
-  remove_dir(dir);
   sfa_context_destroy(ctx);
-  return 0;
+  return temp_end(state);
 }
 
 /* ---- Documents --------------------------------------------------------------------------------------------------------------------- */
@@ -111,29 +94,29 @@ static void forms(void **state) {
   if (has_library(TEXTS "docs.txt.xz"))
     assert_documents(TEXTS "docs.txt.xz", NULL, DOCUMENTS);
   static const char two[] = "a\nSTOP\n\nSTOP\nb"; /* a document may be an empty line */
-  write_whole(path_of("two.txt"), two, strlen(two));
-  assert_documents(path_of("two.txt"), "STOP", "a\n\1\n\1b\1");
-  assert_documents(path_of("two.txt"), "", "a\nSTOP\n\nSTOP\nb\1");
-  write_whole(path_of("ends.txt"), "STOP\na\nSTOP", 11);
-  assert_documents(path_of("ends.txt"), "STOP", "a\n\1");
-  write_whole(path_of("empty.txt"), "", 0);
-  assert_documents(path_of("empty.txt"), NULL, "");
+  write_whole(in_temp("two.txt"), two, strlen(two));
+  assert_documents(in_temp("two.txt"), "STOP", "a\n\1\n\1b\1");
+  assert_documents(in_temp("two.txt"), "", "a\nSTOP\n\nSTOP\nb\1");
+  write_whole(in_temp("ends.txt"), "STOP\na\nSTOP", 11);
+  assert_documents(in_temp("ends.txt"), "STOP", "a\n\1");
+  write_whole(in_temp("empty.txt"), "", 0);
+  assert_documents(in_temp("empty.txt"), NULL, "");
 }
 
 static void folders(void **state) {
   (void)state;
-  assert_int_equal(mkdir(path_of("folder"), 0777) | mkdir(path_of("folder/inner"), 0777), 0);
-  write_whole(path_of("folder/b.txt"), "b", 1);
-  write_whole(path_of("folder/a.MD"), "a", 1);
-  write_whole(path_of("folder/.hidden.txt"), "no", 2);
-  write_whole(path_of("folder/table.tsv"), "no", 2);
-  write_whole(path_of("folder/c.jsonl"), "{\"text\":\"c\"}\n", 13);
-  write_whole(path_of("folder/inner/z.txt"), "z", 1);
-  assert_documents(path_of("folder"), NULL, "a\1b\1c\1z\1");
-  assert_error(path_of("nowhere"), SFA_ERROR_IO, "nowhere");
-  remove_dir(path_of("folder/inner"));
-  assert_int_equal(mkdir(path_of("folder/inner"), 0777), 0);
-  assert_error(path_of("folder/inner"), SFA_ERROR_IO, "holds no text");
+  assert_int_equal(mkdir(in_temp("folder"), 0777) | mkdir(in_temp("folder/inner"), 0777), 0);
+  write_whole(in_temp("folder/b.txt"), "b", 1);
+  write_whole(in_temp("folder/a.MD"), "a", 1);
+  write_whole(in_temp("folder/.hidden.txt"), "no", 2);
+  write_whole(in_temp("folder/table.tsv"), "no", 2);
+  write_whole(in_temp("folder/c.jsonl"), "{\"text\":\"c\"}\n", 13);
+  write_whole(in_temp("folder/inner/z.txt"), "z", 1);
+  assert_documents(in_temp("folder"), NULL, "a\1b\1c\1z\1");
+  assert_error(in_temp("nowhere"), SFA_ERROR_IO, "nowhere");
+  remove_tree(in_temp("folder/inner"));
+  assert_int_equal(mkdir(in_temp("folder/inner"), 0777), 0);
+  assert_error(in_temp("folder/inner"), SFA_ERROR_IO, "holds no text");
 }
 
 /* However small the pieces: together they are the documents, and none ends within a character. */
@@ -173,13 +156,13 @@ static void damaged_files(void **state) {
     char *whole = read_whole(path, &bytes);
     const char *first_end = memmem(whole + 6, bytes - 6, whole, 6); /* where the second of the joined files begins */
     for (size_t n = 6; n < bytes; n++) {
-      write_whole(path_of("cut"), whole, n);
+      write_whole(in_temp("cut"), whole, n);
       if (whole + n != first_end)
-        assert_error(path_of("cut"), SFA_ERROR_FORMAT, "damaged or cut short");
+        assert_error(in_temp("cut"), SFA_ERROR_FORMAT, "damaged or cut short");
     }
     whole[bytes / 4] ^= 0x55;
-    write_whole(path_of("cut"), whole, bytes);
-    assert_error(path_of("cut"), SFA_ERROR_FORMAT, "damaged or cut short");
+    write_whole(in_temp("cut"), whole, bytes);
+    assert_error(in_temp("cut"), SFA_ERROR_FORMAT, "damaged or cut short");
     free(whole);
   }
   static const struct {
@@ -189,8 +172,8 @@ static void damaged_files(void **state) {
               {"{\"body\": \"b\"}", "no text \"text\""},
               {"[1]", "not an object"}};
   for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
-    write_whole(path_of("bad.jsonl"), rows[i].row, strlen(rows[i].row));
-    assert_error(path_of("bad.jsonl"), SFA_ERROR_FORMAT, rows[i].error);
+    write_whole(in_temp("bad.jsonl"), rows[i].row, strlen(rows[i].row));
+    assert_error(in_temp("bad.jsonl"), SFA_ERROR_FORMAT, rows[i].error);
   }
   const char *path = TEXTS "docs.txt";
   sfa_text_inputs inputs = inputs_of(&path, 1);
@@ -219,9 +202,9 @@ static void train(sfa_context *with, const char *input, const char *folder, int3
 static void reference_merges(void **state) {
   (void)state;
   sfa_tokenizer_train_result result;
-  train(ctx, BPE "corpus.en", path_of("tokenizer"), 500, 0, &result);
+  train(ctx, BPE "corpus.en", in_temp("tokenizer"), 500, 0, &result);
   assert_int_equal(result.vocab_size, 500);
-  char *ours = read_whole(path_of("tokenizer/tokenizer.json"), NULL), *lines = read_whole(BPE "merges.txt", NULL), *rest = lines;
+  char *ours = read_whole(in_temp("tokenizer/tokenizer.json"), NULL), *lines = read_whole(BPE "merges.txt", NULL), *rest = lines;
   char *reference = read_whole(BPE "vocab.json", NULL);
   cJSON *root = cJSON_Parse(ours), *vocab = cJSON_Parse(reference);
   const cJSON *model = cJSON_GetObjectItemCaseSensitive(root, "model"), *item;
@@ -251,8 +234,8 @@ static void round_trip(void **state) {
   (void)state;
   sfa_tokenizer_train_result result;
   sfa_tokenizer *t;
-  train(ctx, BPE "corpus.en", path_of("tokenizer"), 400, 0, &result);
-  if (sfa_tokenizer_open(ctx, path_of("tokenizer"), &t) != SFA_OK)
+  train(ctx, BPE "corpus.en", in_temp("tokenizer"), 400, 0, &result);
+  if (sfa_tokenizer_open(ctx, in_temp("tokenizer"), &t) != SFA_OK)
     fail_msg("%s", sfa_context_error(ctx));
   assert_int_equal(sfa_tokenizer_vocab_size(t), 400);
   assert_int_equal(sfa_tokenizer_bos(t), 0);
@@ -315,25 +298,25 @@ static void train_arguments(void **state) {
   sfa_text_inputs inputs = inputs_of(&path, 1);
   sfa_tokenizer_train_result result;
   sfa_tokenizer_train_options options = {.struct_size = sizeof options, .vocab_size = 256};
-  assert_int_equal(sfa_tokenizer_train(ctx, &inputs, &options, path_of("tokenizer"), &result), SFA_ERROR_ARGUMENT);
+  assert_int_equal(sfa_tokenizer_train(ctx, &inputs, &options, in_temp("tokenizer"), &result), SFA_ERROR_ARGUMENT);
   options.vocab_size = 300;
   options.special = twice;
   options.n_special = 2;
-  assert_int_equal(sfa_tokenizer_train(ctx, &inputs, &options, path_of("tokenizer"), &result), SFA_ERROR_ARGUMENT);
+  assert_int_equal(sfa_tokenizer_train(ctx, &inputs, &options, in_temp("tokenizer"), &result), SFA_ERROR_ARGUMENT);
   options.n_special = 1;
   options.vocab_size = 1000; /* more than the text has pairs for */
-  assert_int_equal(sfa_tokenizer_train(ctx, &inputs, &options, path_of("tokenizer"), &result), SFA_OK);
+  assert_int_equal(sfa_tokenizer_train(ctx, &inputs, &options, in_temp("tokenizer"), &result), SFA_OK);
   assert_true(result.vocab_size < 1000 && result.vocab_size > 257);
-  write_whole(path_of("empty.txt"), "", 0);
-  path = path_of("empty.txt");
-  assert_int_equal(sfa_tokenizer_train(ctx, &inputs, &options, path_of("tokenizer"), &result), SFA_ERROR_ARGUMENT);
+  write_whole(in_temp("empty.txt"), "", 0);
+  path = in_temp("empty.txt");
+  assert_int_equal(sfa_tokenizer_train(ctx, &inputs, &options, in_temp("tokenizer"), &result), SFA_ERROR_ARGUMENT);
 }
 
 /* ---- Shards ----------------------------------------------------------------------------------------------------- */
 
 static sfa_status write_shards(sfa_context *with, const char *input, const sfa_data_options *changes, sfa_data_result *result) {
   sfa_tokenizer *t;
-  assert_int_equal(sfa_tokenizer_open(with, path_of("tokenizer"), &t), SFA_OK);
+  assert_int_equal(sfa_tokenizer_open(with, in_temp("tokenizer"), &t), SFA_OK);
   sfa_text_inputs inputs = inputs_of(&input, 1);
   sfa_data_options options = *changes;
   options.struct_size = sizeof options;
@@ -346,7 +329,7 @@ static sfa_status write_shards(sfa_context *with, const char *input, const sfa_d
 static void assert_shard_text(const char *set, const char *expected) {
   sfa_shards *shards;
   sfa_tokenizer *t;
-  assert_int_equal(sfa_tokenizer_open(ctx, path_of("tokenizer"), &t), SFA_OK);
+  assert_int_equal(sfa_tokenizer_open(ctx, in_temp("tokenizer"), &t), SFA_OK);
   if (sfa_shards_open(ctx, &set, 1, &shards) != SFA_OK)
     fail_msg("%s", sfa_context_error(ctx));
   assert_int_equal(sfa_shards_verify(shards), SFA_OK);
@@ -374,10 +357,10 @@ static void shards_of_texts(void **state) {
   (void)state;
   sfa_tokenizer_train_result trained;
   sfa_data_result result;
-  train(ctx, BPE "corpus.en", path_of("tokenizer"), 300, 0, &trained);
+  train(ctx, BPE "corpus.en", in_temp("tokenizer"), 300, 0, &trained);
   char set[128], held[128];
-  snprintf(set, sizeof set, "%s", path_of("set"));
-  snprintf(held, sizeof held, "%s", path_of("held"));
+  snprintf(set, sizeof set, "%s", in_temp("set"));
+  snprintf(held, sizeof held, "%s", in_temp("held"));
   sfa_data_options options = {.train = set, .shard_len = 1};
   assert_int_equal(write_shards(ctx, TEXTS "docs.txt", &options, &result), SFA_OK);
   assert_int_equal(result.all.n_documents, 4);
@@ -394,8 +377,8 @@ static void shards_of_texts(void **state) {
   options.end_token = "<nothing>";
   assert_int_equal(write_shards(ctx, TEXTS "docs.txt", &options, &result), SFA_ERROR_ARGUMENT);
   options.end_token = NULL;
-  write_whole(path_of("bad.jsonl"), "{", 1);
-  assert_int_equal(write_shards(ctx, path_of("bad.jsonl"), &options, &result), SFA_ERROR_FORMAT);
+  write_whole(in_temp("bad.jsonl"), "{", 1);
+  assert_int_equal(write_shards(ctx, in_temp("bad.jsonl"), &options, &result), SFA_ERROR_FORMAT);
   assert_non_null(strstr(sfa_context_error(ctx), "bad.jsonl, line 1"));
 }
 
@@ -410,7 +393,7 @@ static void threads_change_nothing(void **state) {
   enum { COPIES = 30 };
   size_t bytes;
   char *corpus = read_whole(BPE "corpus.en", &bytes);
-  FILE *file = fopen(path_of("large.txt"), "wb");
+  FILE *file = fopen(in_temp("large.txt"), "wb");
   assert_non_null(file);
   for (int i = 0; i < COPIES; i++) { /* the lengths differ; the first is cut into pieces */
     for (int j = 0; j < (i ? 1 : 10); j++)
@@ -424,19 +407,19 @@ static void threads_change_nothing(void **state) {
   size_t json_bytes[2], shard_bytes[2];
   for (int i = 0; i < 2; i++) {
     sfa_context *with = new_context(i ? 3 : 1, SFA_ISA_DEFAULT);
-    train(with, path_of("large.txt"), path_of("tokenizer"), 600, i ? 0 : 1 << 20, &trained[i]);
-    json[i] = read_whole(path_of("tokenizer/tokenizer.json"), &json_bytes[i]);
+    train(with, in_temp("large.txt"), in_temp("tokenizer"), 600, i ? 0 : 1 << 20, &trained[i]);
+    json[i] = read_whole(in_temp("tokenizer/tokenizer.json"), &json_bytes[i]);
     sfa_data_result result;
     char set[128];
-    snprintf(set, sizeof set, "%s", path_of("large"));
+    snprintf(set, sizeof set, "%s", in_temp("large"));
     sfa_data_options options = {.train = set, .memory_bytes = i ? 0 : 1};
-    assert_int_equal(write_shards(with, path_of("large.txt"), &options, &result), SFA_OK);
+    assert_int_equal(write_shards(with, in_temp("large.txt"), &options, &result), SFA_OK);
     assert_int_equal(result.all.n_documents, COPIES);
-    shard[i] = read_whole(path_of("large_00000.shard"), &shard_bytes[i]);
+    shard[i] = read_whole(in_temp("large_00000.shard"), &shard_bytes[i]);
     sfa_data_progress seen = {0};
     options.progress = stop_at_once;
     options.progress_user = &seen;
-    assert_int_equal(write_shards(with, path_of("large.txt"), &options, &result), SFA_ERROR_CANCELLED);
+    assert_int_equal(write_shards(with, in_temp("large.txt"), &options, &result), SFA_ERROR_CANCELLED);
     assert_true(seen.n_documents > 0 && seen.n_tokens > 0 && seen.bytes_total > 0);
     sfa_context_destroy(with);
   }

@@ -14,30 +14,16 @@
 
 #define MODEL SFA_TEST_DATA "/golden/models/stories260K/stories260K.bin"
 
-static char dir[TEMP_DIR_BYTES];
 static sfa_context *ctx;
 
-/* A path in the test's folder; three may be in use at once. */
-static const char *path_of(const char *name) {
-  static char paths[3][128];
-  static int next;
-  next = (next + 1) % 3;
-  snprintf(paths[next], sizeof paths[next], "%s/%s", dir, name);
-  return paths[next];
-}
-
 static int begin(void **state) {
-  (void)state;
-  make_temp_dir(dir);
-  sfa_context_options options = {.struct_size = sizeof options, .n_threads = 1};
-  return sfa_context_create(&options, &ctx) != SFA_OK;
+  ctx = new_context(1, SFA_ISA_DEFAULT);
+  return temp_begin(state);
 }
 
 static int end(void **state) {
-  (void)state;
-  remove_dir(dir);
   sfa_context_destroy(ctx);
-  return 0;
+  return temp_end(state);
 }
 
 /* ---- A file without a model ---------------------------------------------------------------------------------------------------------- */
@@ -168,7 +154,7 @@ static buffer load(const char *path) {
 static void commits_go_on(void **state) {
   (void)state;
   static const int64_t lens[] = {1, 63, 64, 65, 65, 130, 1000, 1049, 1050, MOST};
-  const char *path = path_of("grows");
+  const char *path = in_temp("grows");
   sfa_index *readers[10];
   for (int i = 0; i < 10; i++) {
     assert_int_equal(commit_to(path, lens[i]), SFA_OK);
@@ -194,7 +180,7 @@ static void commits_go_on(void **state) {
 
 static void cut_anywhere(void **state) {
   (void)state;
-  const char *whole = path_of("whole"), *cut = path_of("cut");
+  const char *whole = in_temp("whole"), *cut = in_temp("cut");
   assert_int_equal(commit_to(whole, 70), SFA_OK);
   assert_int_equal(commit_to(whole, 140), SFA_OK);
   for (int large = 0; large < 2; large++) {
@@ -224,7 +210,7 @@ static void cut_anywhere(void **state) {
 /* A byte is damaged: an error, or a state that was committed and is whole. Never another one. */
 static void flipped_anywhere(void **state) {
   (void)state;
-  const char *path = path_of("flipped");
+  const char *path = in_temp("flipped");
   int refused = 0, older = 0, unharmed = 0;
   assert_int_equal(commit_to(path, 70), SFA_OK);
   assert_int_equal(commit_to(path, 140), SFA_OK);
@@ -261,7 +247,7 @@ static void flipped_anywhere(void **state) {
 
 static void other_files_are_refused(void **state) {
   (void)state;
-  const char *path = path_of("other");
+  const char *path = in_temp("other");
   buffer b = {0};
   buffer_save(&b, path);
   expect_refusal(path, SFA_ERROR_FORMAT, "it is empty");
@@ -275,10 +261,10 @@ static void other_files_are_refused(void **state) {
   buffer_free(&after);
   buffer_free(&b);
 
-  expect_refusal(dir, SFA_ERROR_IO, "not a regular file");
-  assert_int_equal(commit_to(dir, 10), SFA_ERROR_IO);
-  expect_refusal(path_of("nothing"), SFA_ERROR_IO, "No such file");
-  assert_int_equal(commit_to(path_of("no/such/folder"), 10), SFA_ERROR_IO);
+  expect_refusal(temp_dir, SFA_ERROR_IO, "not a regular file");
+  assert_int_equal(commit_to(temp_dir, 10), SFA_ERROR_IO);
+  expect_refusal(in_temp("nothing"), SFA_ERROR_IO, "No such file");
+  assert_int_equal(commit_to(in_temp("no/such/folder"), 10), SFA_ERROR_IO);
 
   remove(path);
   assert_int_equal(commit_to(path, 10), SFA_OK);
@@ -315,7 +301,7 @@ static void other_files_are_refused(void **state) {
 
 static void settings_must_match(void **state) {
   (void)state;
-  const char *path = path_of("settings");
+  const char *path = in_temp("settings");
   sfa_index_layer_entry other_layers[N_LAYERS];
   assert_int_equal(commit_to(path, 10), SFA_OK);
   static const char *const texts[] = {"another model, made-up model",
@@ -348,7 +334,7 @@ static void settings_must_match(void **state) {
 
 static void two_writers(void **state) {
   (void)state;
-  const char *path = path_of("locked");
+  const char *path = in_temp("locked");
   sfa_index_writer *first, *second;
   assert_int_equal(sfa_index_writer_open(ctx, path, &first), SFA_OK);
   assert_int_equal(sfa_index_writer_open(ctx, path, &second), SFA_ERROR_IO);
@@ -371,7 +357,7 @@ static void two_writers(void **state) {
   expect_state(path, 300);
 
   /* A file that got no commit goes with its writer. */
-  path = path_of("unwritten");
+  path = in_temp("unwritten");
   assert_int_equal(sfa_index_writer_open(ctx, path, &first), SFA_OK);
   assert_int_equal(commit_with(first, &settings, 0), SFA_ERROR_ARGUMENT);
   sfa_index_writer_close(first);
@@ -380,10 +366,10 @@ static void two_writers(void **state) {
 
 static void read_only_file(void **state) {
   (void)state;
-  const char *path = path_of("read_only");
+  const char *path = in_temp("read_only");
   assert_int_equal(commit_to(path, 100), SFA_OK);
   assert_int_equal(chmod(path, 0444), 0);
-  assert_int_equal(chmod(dir, 0755), 0);
+  assert_int_equal(chmod(temp_dir, 0755), 0);
   if (geteuid() == 0) /* may write everywhere: be nobody for a while */
     assert_int_equal(seteuid(65534), 0);
   sfa_status status = commit_to(path, 200);
@@ -399,7 +385,7 @@ static void read_only_file(void **state) {
 static void full_disk(void **state) {
   (void)state;
   for (int first_commit = 0; first_commit < 2; first_commit++) {
-    const char *path = path_of("full"), *grown = path_of("grown");
+    const char *path = in_temp("full"), *grown = in_temp("grown");
     const int64_t n_tokens = first_commit ? 100 : 300;
     buffer before = {0}, now;
     remove(path);
@@ -492,7 +478,7 @@ static void kill_writers(const char *path, int n_kills, int most_us) {
 
 static void killed_writers(void **state) {
   (void)state;
-  kill_writers(path_of("killed"), 20, 4000);
+  kill_writers(in_temp("killed"), 20, 4000);
 }
 
 /* ---- Sessions ------------------------------------------------------------------------------------------------------------------------ */
@@ -551,7 +537,7 @@ static void loaded_sessions_go_on_alike(void **state) {
   sfa_model *model = open_model(MODEL);
   for (int c = 0; c < N_CHOICES; c++)
     for (int i = 0; i < 3; i++) {
-      const char *path = path_of("session");
+      const char *path = in_temp("session");
       sfa_session_options options = session_options(&choices[c]);
       sfa_session *whole, *loaded, *again;
       remove(path);
@@ -602,7 +588,7 @@ static void way_of_saving_leaves_the_pages(void **state) {
   sfa_model *model = open_model(MODEL);
   sfa_session_options options = session_options(&choices[1]);
   sfa_session *session;
-  const char *once = path_of("once"), *often = path_of("often");
+  const char *once = in_temp("once"), *often = in_temp("often");
   assert_int_equal(sfa_session_create(model, &options, &session), SFA_OK);
   for (int i = 0; i < 100; i++) {
     read_on(session, i, i + 1, NULL);
@@ -626,7 +612,7 @@ static void other_sessions_are_refused(void **state) {
   sfa_model *model = open_model(MODEL);
   sfa_session_options options = session_options(&choices[1]);
   sfa_session *session, *other;
-  const char *path = path_of("refused");
+  const char *path = in_temp("refused");
   assert_int_equal(sfa_session_create(model, &options, &session), SFA_OK);
   assert_int_equal(save(session, path, NULL, 0), SFA_ERROR_ARGUMENT); /* nothing to save */
   assert_int_equal(access(path, F_OK), -1);
@@ -666,7 +652,7 @@ static void other_sessions_are_refused(void **state) {
   assert_int_equal(sfa_session_append(other, text, 1, NULL), SFA_ERROR_RANGE);
   sfa_session_destroy(other);
   options.context_len = 0;
-  assert_int_equal(sfa_session_load(model, &options, path_of("nothing"), &other), SFA_ERROR_IO);
+  assert_int_equal(sfa_session_load(model, &options, in_temp("nothing"), &other), SFA_ERROR_IO);
   assert_int_equal(sfa_session_load(model, &options, "", &other), SFA_ERROR_ARGUMENT);
   assert_int_equal(sfa_session_create(model, &options, &other), SFA_OK);
   read_on(other, 0, 60, NULL);
@@ -680,7 +666,7 @@ static void other_sessions_are_refused(void **state) {
 
   /* A model of the same shape with one weight changed. */
   buffer b = load(MODEL);
-  const char *other_path = path_of("model.bin");
+  const char *other_path = in_temp("model.bin");
   b.data[28] ^= 1; /* the first of the embedding */
   buffer_save(&b, other_path);
   buffer_free(&b);
@@ -704,7 +690,7 @@ static void refused_memory_is_an_error(void **state) {
   sfa_model *model = open_model(MODEL);
   sfa_session_options options = session_options(&choices[3]);
   sfa_session *session, *loaded;
-  const char *path = path_of("memory");
+  const char *path = in_temp("memory");
   assert_int_equal(sfa_session_create(model, &options, &session), SFA_OK);
   int len = 0, failed = 0;
   for (int step = 0; step < 2; step++) {

@@ -2,6 +2,8 @@
  * for any threads, instruction set and with checkpointing; conversion's losses by central differences; arguments that are wrong. */
 #include "unit_tools.h"
 
+#include "temp_files.h"
+
 #include "file/save.h"
 #include "file/weights_write.h"
 #include "model/learn.h"
@@ -517,12 +519,12 @@ static void assert_same_logits(sfa_context *ctx, const char *folder, sfa_learner
 
 static void wide(void **state) {
   (void)state;
-  char folder[] = "/tmp/sfa_learn_XXXXXX", path[128];
+  char folder[TEMP_DIR_BYTES];
   const sfa_learn_options options = {.max_tokens = N_TOKENS};
   sfa_context *ctx = new_context(2, SFA_ISA_DEFAULT);
   sfa_weights *weights;
   sfa_learner *learner;
-  assert_non_null(mkdtemp(folder));
+  make_temp_dir(folder);
   write_wide_zeros(ctx, folder);
   assert_int_equal(sfa_weights_open(ctx, folder, &weights), SFA_OK);
   if (sfa_learner_create(ctx, weights, &options, &learner) != SFA_OK)
@@ -543,12 +545,7 @@ static void wide(void **state) {
   assert_same_logits(ctx, folder, learner, 8);
   sfa_learner_destroy(learner);
   sfa_context_destroy(ctx);
-  static const char *const files[] = {"config.json", "model.safetensors"};
-  for (int i = 0; i < 2; i++) {
-    snprintf(path, sizeof path, "%s/%s", folder, files[i]);
-    assert_int_equal(unlink(path), 0);
-  }
-  assert_int_equal(rmdir(folder), 0);
+  remove_tree(folder);
 }
 
 /* ---- Use -------------------------------------------------------------------------------------------------------------------------- */

@@ -1,12 +1,12 @@
 /* Loaded models: logits of every family against Hugging Face transformers (tools/make_model_golden.py), same bits however a text is cut
  * and whatever runs it, choices of attention, files that are wrong. */
+#include "unit_tools.h"
+
 #include <math.h>
-#include <stdio.h>
-#include <unistd.h>
 
 #include "base/half.h"
 #include "model/model_parts.h"
-#include "unit_tools.h"
+#include "temp_files.h"
 
 #define MODELS SFA_TEST_DATA "/golden/models/"
 
@@ -473,15 +473,14 @@ static void quantised_rows(void **state) {
 /* ---- Wrong files ------------------------------------------------------------------------------------------------------------------- */
 
 /* A directory with a golden model's tensors and its config.json with one text replaced. */
-static void write_variant(const char *folder, const char *from, const char *to, char directory[64]) {
+static void write_variant(const char *folder, const char *from, const char *to, char directory[TEMP_DIR_BYTES]) {
   char source[512], path[512];
   size_t bytes;
   snprintf(source, sizeof source, MODELS "%s", folder);
   char *config = read_file(source, "config.json", &bytes), *at = strstr(config, from);
   if (!at)
     fail_msg("%s/config.json does not hold %s", folder, from);
-  snprintf(directory, 64, "/tmp/sfa_test_model_XXXXXX");
-  assert_non_null(mkdtemp(directory));
+  make_temp_dir(directory);
   snprintf(path, sizeof path, "%s/config.json", directory);
   FILE *file = fopen(path, "wb");
   fprintf(file, "%.*s%s%s", (int)(at - config), config, to, at + strlen(from));
@@ -490,15 +489,6 @@ static void write_variant(const char *folder, const char *from, const char *to, 
   snprintf(source, sizeof source, MODELS "%s/model.safetensors", folder);
   assert_int_equal(symlink(source, path), 0);
   free(config);
-}
-
-static void remove_variant(const char *directory) {
-  char path[512];
-  snprintf(path, sizeof path, "%s/config.json", directory);
-  unlink(path);
-  snprintf(path, sizeof path, "%s/model.safetensors", directory);
-  unlink(path);
-  rmdir(directory);
 }
 
 static void wrong_files(void **state) {
@@ -544,11 +534,11 @@ static void wrong_files(void **state) {
   };
   sfa_context *ctx = context_of(SFA_ISA_DEFAULT, 1);
   for (size_t i = 0; i < sizeof wrongs / sizeof *wrongs; i++) {
-    char directory[64];
+    char directory[TEMP_DIR_BYTES];
     sfa_model *model = (sfa_model *)ctx;
     write_variant(wrongs[i].folder, wrongs[i].from, wrongs[i].to, directory);
     sfa_status status = open_model(ctx, directory, SFA_WEIGHTS_AUTO, &model);
-    remove_variant(directory);
+    remove_tree(directory);
     const char *error = sfa_context_error(ctx);
     if (status != wrongs[i].status || !strstr(error, wrongs[i].says[0]) || !strstr(error, wrongs[i].says[1]))
       fail_msg("%s -> %s: %s, %s", wrongs[i].from, wrongs[i].to, sfa_status_name(status), error);
@@ -560,7 +550,7 @@ static void wrong_files(void **state) {
 /* What a file asks for is what a choice without numbers gives. */
 static void file_asks_for_sparsity(void **state) {
   (void)state;
-  char directory[64];
+  char directory[TEMP_DIR_BYTES];
   sfa_context *ctx = context_of(SFA_ISA_DEFAULT, 1);
   sfa_model *model;
   sfa_model_info info;
@@ -580,7 +570,7 @@ static void file_asks_for_sparsity(void **state) {
   assert_int_equal(sfa_model_resolve(model, &choice, k, k_q, &k_sparse, &k_dense, &v), SFA_OK);
   assert_true(k[0] == 3 && k[1] == 0 && k[2] == 3 && k_q[0] == 5 && k_q[1] == 0);
   sfa_model_destroy(model);
-  remove_variant(directory);
+  remove_tree(directory);
   sfa_context_destroy(ctx);
 }
 
@@ -612,7 +602,7 @@ static sfa_status see_rows(void *user, const sfa_probe *probe) {
 }
 
 static void see_model(const char *sparsity, bool sparse, seen_rows *seen) {
-  char directory[64], config[256];
+  char directory[TEMP_DIR_BYTES], config[256];
   snprintf(config, sizeof config, "{\"sparse_attention_config\": %s,", sparsity);
   write_variant("llama", "{", config, directory);
   sfa_context *ctx = context_of(SFA_ISA_DEFAULT, 2);
@@ -633,7 +623,7 @@ static void see_model(const char *sparsity, bool sparse, seen_rows *seen) {
   free(hidden);
   sfa_forward_destroy(forward);
   sfa_model_destroy(model);
-  remove_variant(directory);
+  remove_tree(directory);
   sfa_context_destroy(ctx);
 }
 

@@ -1,10 +1,6 @@
 /* Token shards: what the writer took the reader gives, over the borders of blocks and files; a file that was cut, changed or exchanged is a
  * clear error; a writer that fails leaves what was there. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-
-#include <cmocka.h>
+#include "unit_tools.h"
 
 #include <signal.h>
 #include <sys/resource.h>
@@ -15,30 +11,16 @@
 #include "text_files.h"
 #include "weights_files.h"
 
-static char dir[TEMP_DIR_BYTES];
 static sfa_context *ctx;
 
-/* A path in the test's folder; three may be in use at once. */
-static const char *path_of(const char *name) {
-  static char paths[3][128];
-  static int next;
-  next = (next + 1) % 3;
-  snprintf(paths[next], sizeof paths[next], "%s/%s", dir, name);
-  return paths[next];
-}
-
 static int begin(void **state) {
-  (void)state;
-  make_temp_dir(dir);
-  sfa_context_options options = {.struct_size = sizeof options, .n_threads = 1};
-  return sfa_context_create(&options, &ctx) != SFA_OK;
+  ctx = new_context(1, SFA_ISA_DEFAULT);
+  return temp_begin(state);
 }
 
 static int end(void **state) {
-  (void)state;
-  remove_dir(dir);
   sfa_context_destroy(ctx);
-  return 0;
+  return temp_end(state);
 }
 
 /* ---- Made-up documents --------------------------------------------------------------------------------------------------------------- */
@@ -108,8 +90,8 @@ static void test_read(void **state) {
   enum { DOC_LEN = 30011, N_DOCUMENTS = 10 };
   for (size_t v = 0; v < sizeof vocab_sizes / sizeof *vocab_sizes; v++) {
     sfa_shard_settings settings = {.vocab_size = vocab_sizes[v], .end_token = END, .tokenizer = 77 + v, .shard_len = 3 * DOC_LEN};
-    assert_int_equal(write_set(path_of("read"), settings, N_DOCUMENTS, DOC_LEN), SFA_OK);
-    sfa_shards *shards = open_one(path_of("read"));
+    assert_int_equal(write_set(in_temp("read"), settings, N_DOCUMENTS, DOC_LEN), SFA_OK);
+    sfa_shards *shards = open_one(in_temp("read"));
     sfa_shards_info info;
     sfa_shards_describe(shards, &info);
     assert_int_equal(info.n_shards, 4);
@@ -134,8 +116,8 @@ static void test_read(void **state) {
   }
   /* A file alone, and files in another order: rows of their own tokens. */
   char second[128];
-  snprintf(second, sizeof second, "%s", path_of("read_00001.shard"));
-  const char *paths[] = {second, path_of("read")};
+  snprintf(second, sizeof second, "%s", in_temp("read_00001.shard"));
+  const char *paths[] = {second, in_temp("read")};
   sfa_shards *shards;
   assert_int_equal(sfa_shards_open(ctx, paths, 2, &shards), SFA_OK);
   assert_int_equal(sfa_shards_n_tokens(shards), (3 + N_DOCUMENTS) * DOC_LEN);
@@ -151,17 +133,17 @@ static const sfa_shard_settings small = {.vocab_size = 500, .end_token = END, .t
 /* Each length that is not the file's own is refused at once. */
 static void test_truncated(void **state) {
   (void)state;
-  assert_int_equal(write_set(path_of("cut"), small, 5, 7), SFA_OK);
+  assert_int_equal(write_set(in_temp("cut"), small, 5, 7), SFA_OK);
   size_t bytes;
-  uint8_t *whole = (uint8_t *)read_whole(path_of("cut_00000.shard"), &bytes);
+  uint8_t *whole = (uint8_t *)read_whole(in_temp("cut_00000.shard"), &bytes);
   uint8_t *longer = calloc(bytes + 8, 1);
   assert_non_null(longer);
   memcpy(longer, whole, bytes);
   for (size_t n = 0; n <= bytes + 8; n++) {
     if (n == bytes)
       continue;
-    write_whole(path_of("short.shard"), (char *)longer, n);
-    assert_refused(path_of("short.shard"), SFA_ERROR_FORMAT, "short.shard");
+    write_whole(in_temp("short.shard"), (char *)longer, n);
+    assert_refused(in_temp("short.shard"), SFA_ERROR_FORMAT, "short.shard");
   }
   free(longer);
   free(whole);
@@ -170,15 +152,15 @@ static void test_truncated(void **state) {
 /* Each byte of header and list is covered by a checksum; a changed id shows when it is read. */
 static void test_changed(void **state) {
   (void)state;
-  assert_int_equal(write_set(path_of("changed"), small, 5, 7), SFA_OK);
+  assert_int_equal(write_set(in_temp("changed"), small, 5, 7), SFA_OK);
   size_t bytes;
-  uint8_t *file = (uint8_t *)read_whole(path_of("changed_00000.shard"), &bytes);
+  uint8_t *file = (uint8_t *)read_whole(in_temp("changed_00000.shard"), &bytes);
   size_t ids_end = sizeof(sfa_shard_header) + 35 * 2, sums_at = (ids_end + 7) / 8 * 8;
   for (size_t at = 0; at < bytes; at++) {
     file[at] ^= 0x10;
-    write_whole(path_of("bad.shard"), (char *)file, bytes);
+    write_whole(in_temp("bad.shard"), (char *)file, bytes);
     file[at] ^= 0x10;
-    const char *path = path_of("bad.shard");
+    const char *path = in_temp("bad.shard");
     sfa_shards *shards;
     sfa_status status = sfa_shards_open(ctx, &path, 1, &shards);
     if (at < sizeof(sfa_shard_header) || at >= sums_at) {
@@ -201,9 +183,9 @@ static void test_changed(void **state) {
 /* Numbers that cannot be, under checksums that are right. */
 static void test_absurd(void **state) {
   (void)state;
-  assert_int_equal(write_set(path_of("absurd"), small, 5, 7), SFA_OK);
+  assert_int_equal(write_set(in_temp("absurd"), small, 5, 7), SFA_OK);
   size_t bytes;
-  uint8_t *file = (uint8_t *)read_whole(path_of("absurd_00000.shard"), &bytes);
+  uint8_t *file = (uint8_t *)read_whole(in_temp("absurd_00000.shard"), &bytes);
   sfa_shard_header right, h;
   memcpy(&right, file, sizeof right);
 #define CASE(member, value)                                                                                                                \
@@ -212,8 +194,8 @@ static void test_absurd(void **state) {
     h.member = value;                                                                                                                      \
     h.checksum = sfa_hash_bytes(0, &h, sizeof h - sizeof h.checksum);                                                                      \
     memcpy(file, &h, sizeof h);                                                                                                            \
-    write_whole(path_of("absurd.shard"), (char *)file, bytes);                                                                             \
-    const char *path = path_of("absurd.shard");                                                                                            \
+    write_whole(in_temp("absurd.shard"), (char *)file, bytes);                                                                             \
+    const char *path = in_temp("absurd.shard");                                                                                            \
     sfa_shards *shards;                                                                                                                    \
     assert_int_not_equal(sfa_shards_open(ctx, &path, 1, &shards), SFA_OK);                                                                 \
     assert_non_null(strstr(sfa_context_error(ctx), "absurd.shard"));                                                                       \
@@ -244,8 +226,8 @@ static void test_absurd(void **state) {
   h.block_sums = sfa_hash_bytes(0, &sum, 8);
   h.checksum = sfa_hash_bytes(0, &h, sizeof h - sizeof h.checksum);
   memcpy(file, &h, sizeof h);
-  write_whole(path_of("absurd.shard"), (char *)file, bytes);
-  sfa_shards *shards = open_one(path_of("absurd.shard"));
+  write_whole(in_temp("absurd.shard"), (char *)file, bytes);
+  sfa_shards *shards = open_one(in_temp("absurd.shard"));
   int32_t ids[35];
   assert_int_equal(sfa_shards_read(shards, 0, 30, ids), SFA_OK);
   assert_int_equal(sfa_shards_read(shards, 0, 31, ids), SFA_ERROR_FORMAT);
@@ -260,21 +242,21 @@ static void test_sets(void **state) {
   (void)state;
   sfa_shard_settings settings = small;
   settings.shard_len = 7;
-  assert_int_equal(write_set(path_of("set"), settings, 3, 7), SFA_OK);
-  assert_int_equal(write_set(path_of("other"), settings, 3, 8), SFA_OK);
-  assert_int_equal(rename(path_of("other_00001.shard"), path_of("set_00001.shard")), 0);
-  assert_refused(path_of("set"), SFA_ERROR_FORMAT, "set_00001.shard: does not follow");
-  assert_int_equal(unlink(path_of("set_00001.shard")), 0);
-  assert_refused(path_of("set"), SFA_ERROR_IO, "set_00001.shard");
-  assert_int_equal(rename(path_of("set_00002.shard"), path_of("set_00000.shard")), 0);
-  assert_refused(path_of("set"), SFA_ERROR_FORMAT, "not the first of a set");
-  assert_refused(path_of("nothing"), SFA_ERROR_IO, "nothing_00000.shard");
-  assert_refused(dir, SFA_ERROR_IO, dir);
+  assert_int_equal(write_set(in_temp("set"), settings, 3, 7), SFA_OK);
+  assert_int_equal(write_set(in_temp("other"), settings, 3, 8), SFA_OK);
+  assert_int_equal(rename(in_temp("other_00001.shard"), in_temp("set_00001.shard")), 0);
+  assert_refused(in_temp("set"), SFA_ERROR_FORMAT, "set_00001.shard: does not follow");
+  assert_int_equal(unlink(in_temp("set_00001.shard")), 0);
+  assert_refused(in_temp("set"), SFA_ERROR_IO, "set_00001.shard");
+  assert_int_equal(rename(in_temp("set_00002.shard"), in_temp("set_00000.shard")), 0);
+  assert_refused(in_temp("set"), SFA_ERROR_FORMAT, "not the first of a set");
+  assert_refused(in_temp("nothing"), SFA_ERROR_IO, "nothing_00000.shard");
+  assert_refused(temp_dir, SFA_ERROR_IO, temp_dir);
 
   settings.tokenizer = 6;
-  assert_int_equal(write_set(path_of("six"), settings, 1, 7), SFA_OK);
-  assert_int_equal(write_set(path_of("five"), small, 1, 7), SFA_OK);
-  const char *paths[] = {path_of("five"), path_of("six")};
+  assert_int_equal(write_set(in_temp("six"), settings, 1, 7), SFA_OK);
+  assert_int_equal(write_set(in_temp("five"), small, 1, 7), SFA_OK);
+  const char *paths[] = {in_temp("five"), in_temp("six")};
   sfa_shards *shards;
   assert_int_equal(sfa_shards_open(ctx, paths, 2, &shards), SFA_ERROR_ARGUMENT);
   assert_non_null(strstr(sfa_context_error(ctx), "different tokenizers"));
@@ -290,14 +272,14 @@ static void test_sets(void **state) {
 /* What fails before the commit leaves the files that were there, and no others. */
 static void test_failed_writer(void **state) {
   (void)state;
-  assert_int_equal(write_set(path_of("kept"), small, 5, 7), SFA_OK);
+  assert_int_equal(write_set(in_temp("kept"), small, 5, 7), SFA_OK);
   size_t bytes, now;
-  char *before = read_whole(path_of("kept_00000.shard"), &bytes), *after;
+  char *before = read_whole(in_temp("kept_00000.shard"), &bytes), *after;
   sfa_shard_settings settings = small;
 
   settings.vocab_size = 4; /* ids of 5 and more are too large for it */
   sfa_shard_writer *writer;
-  assert_int_equal(sfa_shard_writer_open(ctx, path_of("kept"), &settings, &writer), SFA_OK);
+  assert_int_equal(sfa_shard_writer_open(ctx, in_temp("kept"), &settings, &writer), SFA_OK);
   assert_int_equal(sfa_shard_writer_commit(writer), SFA_ERROR_ARGUMENT); /* no document yet */
   assert_int_equal(sfa_shard_writer_add(writer, &(int32_t){4}, 1), SFA_ERROR_ARGUMENT);
   assert_int_equal(sfa_shard_writer_add(writer, &(int32_t){-1}, 1), SFA_ERROR_ARGUMENT);
@@ -308,20 +290,20 @@ static void test_failed_writer(void **state) {
   none.rlim_max = old.rlim_max;
   signal(SIGXFSZ, SIG_IGN);
   assert_int_equal(setrlimit(RLIMIT_FSIZE, &none), 0);
-  sfa_status status = write_set(path_of("kept"), small, 5000, 7);
+  sfa_status status = write_set(in_temp("kept"), small, 5000, 7);
   assert_int_equal(setrlimit(RLIMIT_FSIZE, &old), 0);
   assert_int_equal(status, SFA_ERROR_IO);
   assert_non_null(strstr(sfa_context_error(ctx), "make room"));
 
-  assert_int_equal(sfa_shard_writer_open(ctx, path_of("no/such/folder"), &small, &writer), SFA_ERROR_IO);
+  assert_int_equal(sfa_shard_writer_open(ctx, in_temp("no/such/folder"), &small, &writer), SFA_ERROR_IO);
   assert_null(writer);
   settings = small;
   settings.end_token = 500;
-  assert_int_equal(sfa_shard_writer_open(ctx, path_of("kept"), &settings, &writer), SFA_ERROR_ARGUMENT);
+  assert_int_equal(sfa_shard_writer_open(ctx, in_temp("kept"), &settings, &writer), SFA_ERROR_ARGUMENT);
 
   struct stat info;
-  assert_int_not_equal(stat(path_of("kept_00000.shard.tmp"), &info), 0);
-  after = read_whole(path_of("kept_00000.shard"), &now);
+  assert_int_not_equal(stat(in_temp("kept_00000.shard.tmp"), &info), 0);
+  after = read_whole(in_temp("kept_00000.shard"), &now);
   assert_int_equal(now, bytes);
   assert_memory_equal(after, before, bytes);
   free(before);

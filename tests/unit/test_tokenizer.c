@@ -13,25 +13,15 @@
 #define STORIES SFA_TEST_DATA "/golden/models/stories260K/tok512.bin"
 
 static sfa_context *ctx;
-static char dir[TEMP_DIR_BYTES];
 
 static int group_setup(void **state) {
-  (void)state;
-  make_temp_dir(dir);
+  temp_begin(state);
   return sfa_context_create(NULL, &ctx) == SFA_OK ? 0 : 1;
 }
 
 static int group_teardown(void **state) {
-  (void)state;
-  remove_dir(dir);
   sfa_context_destroy(ctx);
-  return 0;
-}
-
-static char *at(const char *name) {
-  static char path[512];
-  snprintf(path, sizeof path, "%s/%s", dir, name);
-  return path;
+  return temp_end(state);
 }
 
 static sfa_tokenizer *open_tokenizer(const char *path) {
@@ -201,15 +191,15 @@ static void files_beside(void **state) {
   (void)state;
   size_t bytes;
   char *text = read_whole(GOLDEN "pieces-llama/tokenizer.json", &bytes);
-  write_whole(at("tokenizer.json"), text, bytes);
+  write_whole(in_temp("tokenizer.json"), text, bytes);
   free(text);
   static const char config[] =
       "{\"bos_token\":{\"content\":\"<s>\"},\"eos_token\":\"</s>\",\"add_bos_token\":false,\"add_eos_token\":true,"
       "\"chat_template\":[{\"name\":\"tool\",\"template\":\"x\"},{\"name\":\"default\",\"template\":\"<|im_start|><|im_end|>\"}]}";
-  write_whole(at("tokenizer_config.json"), config, strlen(config));
+  write_whole(in_temp("tokenizer_config.json"), config, strlen(config));
   static const char generation[] = "{\"eos_token_id\":[2,300,999999]}";
-  write_whole(at("generation_config.json"), generation, strlen(generation));
-  sfa_tokenizer *t = open_tokenizer(dir);
+  write_whole(in_temp("generation_config.json"), generation, strlen(generation));
+  sfa_tokenizer *t = open_tokenizer(temp_dir);
   assert_int_equal(sfa_tokenizer_bos(t), 1);
   assert_true(sfa_tokenizer_is_end(t, 2) && sfa_tokenizer_is_end(t, 300) && !sfa_tokenizer_is_end(t, 301));
   assert_true(sfa_tokenizer_has_chat(t));
@@ -220,14 +210,14 @@ static void files_beside(void **state) {
   assert_int_equal(ids[0], 2);
   sfa_free_ids(ctx, ids);
   sfa_tokenizer_close(t);
-  write_whole(at("chat_template.jinja"), "[INST]", 6); /* goes before the one in the configuration, and is of no family */
-  t = open_tokenizer(at("tokenizer.json"));
+  write_whole(in_temp("chat_template.jinja"), "[INST]", 6); /* goes before the one in the configuration, and is of no family */
+  t = open_tokenizer(in_temp("tokenizer.json"));
   assert_false(sfa_tokenizer_has_chat(t));
   sfa_tokenizer_close(t);
-  remove(at("chat_template.jinja"));
-  remove(at("generation_config.json"));
-  remove(at("tokenizer_config.json"));
-  remove(at("tokenizer.json"));
+  remove(in_temp("chat_template.jinja"));
+  remove(in_temp("generation_config.json"));
+  remove(in_temp("tokenizer_config.json"));
+  remove(in_temp("tokenizer.json"));
 }
 
 /* ---- Texts ------------------------------------------------------------------------------------------------------------------------- */
@@ -263,8 +253,8 @@ static void arguments(void **state) {
   int32_t *ids;
   size_t n;
   assert_int_equal(sfa_tokenizer_open(ctx, NULL, &t), SFA_ERROR_ARGUMENT);
-  assert_int_equal(sfa_tokenizer_open(ctx, at("nothing here"), &t), SFA_ERROR_IO);
-  assert_int_equal(sfa_tokenizer_open(ctx, dir, &t), SFA_ERROR_IO);
+  assert_int_equal(sfa_tokenizer_open(ctx, in_temp("nothing here"), &t), SFA_ERROR_IO);
+  assert_int_equal(sfa_tokenizer_open(ctx, temp_dir, &t), SFA_ERROR_IO);
   assert_null(t);
   t = open_tokenizer(STORIES);
   assert_int_equal(sfa_tokenizer_encode(t, NULL, 3, 0, &ids, &n), SFA_ERROR_ARGUMENT);
@@ -335,17 +325,17 @@ static void damaged_json(void **state) {
        "77"},
   };
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-    write_whole(at("t.json"), cases[i].json, strlen(cases[i].json));
-    refuse(at("t.json"), cases[i].status, cases[i].word);
+    write_whole(in_temp("t.json"), cases[i].json, strlen(cases[i].json));
+    refuse(in_temp("t.json"), cases[i].status, cases[i].word);
   }
   static const char good[] = "{\"model\":{" AB "}}"; /* what the damaged ones are near to */
-  write_whole(at("t.json"), good, strlen(good));
-  sfa_tokenizer *t = open_tokenizer(at("t.json"));
+  write_whole(in_temp("t.json"), good, strlen(good));
+  sfa_tokenizer *t = open_tokenizer(in_temp("t.json"));
   cJSON *ids = cJSON_Parse("[2,0,2]");
   check_ids(t, "abzaab", 6, 0, ids, "good"); /* z is no token, and there is none for the unknown */
   cJSON_Delete(ids);
   sfa_tokenizer_close(t);
-  remove(at("t.json"));
+  remove(in_temp("t.json"));
 }
 
 /* A token that no merge makes is found all the same, if the file says so and the whole word is that token. */
@@ -356,14 +346,14 @@ static void whole_words(void **state) {
     char json[200];
     int len =
         snprintf(json, sizeof json, "{\"model\":{\"ignore_merges\":%s,\"vocab\":{\"a\":0,\"b\":1,\"aba\":2},\"merges\":[]}}", flags[i]);
-    write_whole(at("t.json"), json, (size_t)len);
-    sfa_tokenizer *t = open_tokenizer(at("t.json"));
+    write_whole(in_temp("t.json"), json, (size_t)len);
+    sfa_tokenizer *t = open_tokenizer(in_temp("t.json"));
     cJSON *ids = cJSON_Parse(expected[i]);
     check_ids(t, "aba", 3, 0, ids, "whole words");
     cJSON_Delete(ids);
     sfa_tokenizer_close(t);
   }
-  remove(at("t.json"));
+  remove(in_temp("t.json"));
 }
 
 /* A pattern whose matching explodes ends in an error, not in hours. */
@@ -371,8 +361,8 @@ static void exploding_pattern(void **state) {
   (void)state;
   static const char json[] =
       "{\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"(?:a|a|aa)+$\"},\"behavior\":\"Isolated\"},\"model\":{" AB "}}";
-  write_whole(at("t.json"), json, strlen(json));
-  sfa_tokenizer *t = open_tokenizer(at("t.json"));
+  write_whole(in_temp("t.json"), json, strlen(json));
+  sfa_tokenizer *t = open_tokenizer(in_temp("t.json"));
   char text[61];
   memset(text, 'a', sizeof text);
   text[60] = 'b';
@@ -381,7 +371,7 @@ static void exploding_pattern(void **state) {
   assert_int_equal(sfa_tokenizer_encode(t, text, sizeof text, 0, &ids, &n), SFA_ERROR_UNSUPPORTED);
   assert_null(ids);
   sfa_tokenizer_close(t);
-  remove(at("t.json"));
+  remove(in_temp("t.json"));
 }
 
 static void put_texts(buffer *b, const char *key, const char *const *texts, size_t n) {
@@ -416,7 +406,7 @@ static void write_gguf(const struct gguf_change *c) {
   if (!c->no_merges)
     put_texts(&b, "tokenizer.ggml.merges", (const char *const[]){c->merge ? c->merge : "a b"}, 1);
   put_padding(&b, 32);
-  buffer_save(&b, at("t.gguf"));
+  buffer_save(&b, in_temp("t.gguf"));
   buffer_free(&b);
 }
 
@@ -437,13 +427,13 @@ static void damaged_gguf(void **state) {
   };
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
     write_gguf(&cases[i].change);
-    refuse(at("t.gguf"), cases[i].status, cases[i].word);
+    refuse(in_temp("t.gguf"), cases[i].status, cases[i].word);
   }
   write_gguf(&(struct gguf_change){0});
-  sfa_tokenizer *t = open_tokenizer(at("t.gguf"));
+  sfa_tokenizer *t = open_tokenizer(in_temp("t.gguf"));
   assert_int_equal(sfa_tokenizer_bos(t), 0);
   sfa_tokenizer_close(t);
-  remove(at("t.gguf"));
+  remove(in_temp("t.gguf"));
 }
 
 /* Cut anywhere: a whole number of tokens is a smaller vocabulary, everything else is an error. */
@@ -453,16 +443,16 @@ static void damaged_llama2c(void **state) {
   char *whole = read_whole(STORIES, &bytes);
   int n_opened = 0;
   for (size_t len = 0; len < bytes; len++) {
-    write_whole(at("t.bin"), whole, len);
+    write_whole(in_temp("t.bin"), whole, len);
     sfa_tokenizer *t;
-    sfa_status status = sfa_tokenizer_open(ctx, at("t.bin"), &t);
+    sfa_status status = sfa_tokenizer_open(ctx, in_temp("t.bin"), &t);
     n_opened += status == SFA_OK;
     assert_true(status == SFA_OK || (status == SFA_ERROR_FORMAT && *sfa_context_error(ctx)));
     sfa_tokenizer_close(t);
   }
   assert_in_range(n_opened, 1, 511);
   free(whole);
-  remove(at("t.bin"));
+  remove(in_temp("t.bin"));
 }
 
 /* ---- The whole vocabularies, where they are at hand ------------------------------------------------------------------------ */
@@ -527,15 +517,15 @@ static void whole_vocabularies(void **state) {
     sfa_tokenizer_close(t);
   }
   char command[2048];
-  snprintf(command, sizeof command, "xz -dc '%s/tokenizers/qwen3/tokenizer.json.xz' > '%s'", data, at("tokenizer.json"));
+  snprintf(command, sizeof command, "xz -dc '%s/tokenizers/qwen3/tokenizer.json.xz' > '%s'", data, in_temp("tokenizer.json"));
   assert_int_equal(system(command), 0);
-  t = open_tokenizer(at("tokenizer.json"));
+  t = open_tokenizer(in_temp("tokenizer.json"));
   snprintf(path, sizeof path, "%s/tokenizers/qwen3/test_vectors.jsonl", data);
   assert_int_equal(each_line(path, check_vector, &(struct golden){t, "qwen3"}), 37);
   snprintf(path, sizeof path, "%s/tokenizers/llamacpp_vocab/ggml-vocab-qwen2.gguf", data);
   assert_int_equal(check_cases(t, path), 47);
   sfa_tokenizer_close(t);
-  remove(at("tokenizer.json"));
+  remove(in_temp("tokenizer.json"));
 }
 
 int main(void) {

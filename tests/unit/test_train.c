@@ -11,30 +11,13 @@
 
 #include "train_files.h"
 
-static char dir[TRAIN_DIR_BYTES];
-
-static const char *in_dir(const char *name) {
-  static char paths[8][TRAIN_PATH_BYTES];
-  static int next;
-  char *path = paths[next++ % 8];
-  snprintf(path, TRAIN_PATH_BYTES, "%s/%s", dir, name);
-  return path;
-}
-
 static int setup(void **state) {
-  (void)state;
-  train_make_dir(dir);
+  temp_begin(state);
   sfa_context *ctx = new_context(1, SFA_ISA_DEFAULT);
-  train_make_shards(ctx, in_dir("data"), 1, 3000);
-  train_make_shards(ctx, in_dir("other"), 2, 2000);
-  train_make_shards(ctx, in_dir("held"), 3, 1000);
+  train_make_shards(ctx, in_temp("data"), 1, 3000);
+  train_make_shards(ctx, in_temp("other"), 2, 2000);
+  train_make_shards(ctx, in_temp("held"), 3, 1000);
   sfa_context_destroy(ctx);
-  return 0;
-}
-
-static int teardown(void **state) {
-  (void)state;
-  train_remove_dir(dir);
   return 0;
 }
 
@@ -63,7 +46,7 @@ static int watch(void *user, const sfa_train_progress *p) {
 static sfa_status train(const char *out, run *r) {
   sfa_context *ctx = new_context(r->n_threads ? r->n_threads : 1, SFA_ISA_DEFAULT);
   const char *const recipes[] = {r->model ? "{\"steps\": 3, \"sequence_len\": 16}" : tiny_model, r->over ? r->over : "{}"};
-  const char *const data[] = {in_dir(r->data ? r->data : "data")}, *const held[] = {in_dir("held")};
+  const char *const data[] = {in_temp(r->data ? r->data : "data")}, *const held[] = {in_temp("held")};
   const sfa_train_options options = {.struct_size = sizeof options,
                                      .recipes = recipes,
                                      .n_recipes = 2,
@@ -72,7 +55,7 @@ static sfa_status train(const char *out, run *r) {
                                      .n_data = 1,
                                      .validation = held,
                                      .n_validation = 1,
-                                     .out = in_dir(out),
+                                     .out = in_temp(out),
                                      .resume = r->resume,
                                      .progress = watch,
                                      .progress_user = r};
@@ -94,18 +77,18 @@ static void expect_text(const run *r, const char *text) {
 }
 
 static bool same_models(const char *a, const char *b) {
-  char x[TRAIN_PATH_BYTES], y[TRAIN_PATH_BYTES];
-  snprintf(x, sizeof x, "%s/%s/model/model.safetensors", dir, a);
-  snprintf(y, sizeof y, "%s/%s/model/model.safetensors", dir, b);
-  return train_same_files(x, y);
+  char x[TEMP_PATH_BYTES], y[TEMP_PATH_BYTES];
+  snprintf(x, sizeof x, "%s/%s/model/model.safetensors", temp_dir, a);
+  snprintf(y, sizeof y, "%s/%s/model/model.safetensors", temp_dir, b);
+  return same_files(x, y);
 }
 
 /* The log without its speeds. */
 static char *read_log(const char *out) {
-  char path[TRAIN_PATH_BYTES];
+  char path[TEMP_PATH_BYTES];
   size_t bytes, n = 0;
-  snprintf(path, sizeof path, "%s/%s/log.jsonl", dir, out);
-  char *text = (char *)train_read_file(path, &bytes);
+  snprintf(path, sizeof path, "%s/%s/log.jsonl", temp_dir, out);
+  char *text = read_whole(path, &bytes);
   assert_non_null(text);
   for (size_t i = 0; i < bytes; i++) {
     if (strncmp(text + i, ",\"tokens_per_s\"", 15) == 0)
@@ -133,14 +116,14 @@ static void test_learns(void **state) {
   sfa_context *ctx = new_context(1, SFA_ISA_DEFAULT);
   sfa_model *model;
   sfa_model_info info;
-  assert_int_equal(sfa_model_open(ctx, in_dir("sfa/model"), NULL, &model), SFA_OK);
+  assert_int_equal(sfa_model_open(ctx, in_temp("sfa/model"), NULL, &model), SFA_OK);
   sfa_model_describe(model, &info);
   assert_int_equal(info.sfa_k, 4);
   assert_int_equal(info.vocab_size, TRAIN_VOCAB);
   sfa_model_close(model);
   sfa_context_destroy(ctx);
   /* And it can be trained further. */
-  run further = {.model = in_dir("dense/model")};
+  run further = {.model = in_temp("dense/model")};
   assert_int_equal(train("further", &further), SFA_OK);
   assert_true(further.first_loss < dense.first_loss - 0.3);
 }
@@ -176,9 +159,9 @@ static void test_resume(void **state) {
 }
 
 static int n_checkpoints(const char *out) {
-  char path[TRAIN_PATH_BYTES];
+  char path[TEMP_PATH_BYTES];
   int n = 0;
-  snprintf(path, sizeof path, "%s/%s/checkpoints", dir, out);
+  snprintf(path, sizeof path, "%s/%s/checkpoints", temp_dir, out);
   DIR *list = opendir(path);
   for (struct dirent *file = list ? readdir(list) : NULL; file; file = readdir(list))
     n += file->d_name[0] != '.';
@@ -214,22 +197,22 @@ static void test_damaged_checkpoint(void **state) {
   assert_int_equal(train("undamaged", &whole), SFA_OK);
   run first = {.stop_after = 9};
   assert_int_equal(train("damaged", &first), SFA_ERROR_CANCELLED);
-  char path[TRAIN_PATH_BYTES];
+  char path[TEMP_PATH_BYTES];
   size_t bytes;
-  snprintf(path, sizeof path, "%s", in_dir("damaged/checkpoints/step-000000000009.sfa"));
-  uint8_t *data = train_read_file(path, &bytes);
+  snprintf(path, sizeof path, "%s", in_temp("damaged/checkpoints/step-000000000009.sfa"));
+  char *data = read_whole(path, &bytes);
   assert_non_null(data);
   for (size_t i = 0; i < 40; i++) {
     const size_t at = i < 20 ? i * 7 : (bytes - 9) / 20 * (i - 19);
     data[at] ^= 0x10;
-    train_write_file(path, data, bytes);
+    write_whole(path, data, bytes);
     data[at] ^= 0x10;
     run r = {.resume = true};
     if (at < 128 || data[at] || at >= 1 << 13) { /* zeros between pieces are in no sum */
       assert_int_not_equal(train("damaged", &r), SFA_OK);
       expect_text(&r, "step-000000000009.sfa");
     }
-    train_write_file(path, data, bytes / 40 * i);
+    write_whole(path, data, bytes / 40 * i);
     assert_int_equal(train("damaged", &r), SFA_ERROR_FORMAT);
     expect_text(&r, "move it away");
   }
@@ -245,12 +228,12 @@ static void test_damaged_checkpoint(void **state) {
 static void test_damaged_shard(void **state) {
   (void)state;
   sfa_context *ctx = new_context(1, SFA_ISA_DEFAULT);
-  train_make_shards(ctx, in_dir("bad"), 1, 3000);
+  train_make_shards(ctx, in_temp("bad"), 1, 3000);
   sfa_context_destroy(ctx);
   size_t bytes;
-  uint8_t *data = train_read_file(in_dir("bad_00000.shard"), &bytes);
+  char *data = read_whole(in_temp("bad_00000.shard"), &bytes);
   data[bytes / 2] ^= 1;
-  train_write_file(in_dir("bad_00000.shard"), data, bytes);
+  write_whole(in_temp("bad_00000.shard"), data, bytes);
   free(data);
   run r = {.data = "bad"};
   assert_int_equal(train("shard", &r), SFA_ERROR_FORMAT);
@@ -285,7 +268,7 @@ static void test_full_disk(void **state) {
   int result;
   assert_int_equal(waitpid(child, &result, 0), child);
   assert_int_equal(result, 0);
-  assert_int_equal(access(in_dir("full/checkpoints/step-000000000006.sfa"), R_OK), 0);
+  assert_int_equal(access(in_temp("full/checkpoints/step-000000000006.sfa"), R_OK), 0);
   run rest = {.resume = true};
   assert_int_equal(train("full", &rest), SFA_OK);
   assert_int_equal(rest.n_steps, 6);
@@ -295,9 +278,9 @@ static void test_full_disk(void **state) {
 /* Every call of the allocator fails once: a text, nothing left behind. */
 static void test_memory(void **state) {
   (void)state;
-  char data_path[TRAIN_PATH_BYTES], out[TRAIN_PATH_BYTES];
-  snprintf(data_path, sizeof data_path, "%s/data", dir);
-  snprintf(out, sizeof out, "%s/memory", dir);
+  char data_path[TEMP_PATH_BYTES], out[TEMP_PATH_BYTES];
+  snprintf(data_path, sizeof data_path, "%s/data", temp_dir);
+  snprintf(out, sizeof out, "%s/memory", temp_dir);
   const char *const recipes[] = {tiny_model, "{\"steps\": 1}"}, *const data[] = {data_path};
   int64_t refuse = 1;
   for (sfa_status status = SFA_ERROR_MEMORY; status != SFA_OK; refuse += refuse < 60 ? 1 : 13) {
@@ -361,21 +344,21 @@ static void test_gguf(void **state) {
       {"gpt2", "\"n_embd\": 32, \"n_layer\": 2, \"n_head\": 2, \"n_positions\": 64", "{\"k\": 8}"},
   };
   for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
-    char over[900], out[16], from[TRAIN_PATH_BYTES], to[TRAIN_PATH_BYTES];
+    char over[900], out[16], from[TEMP_PATH_BYTES], to[TEMP_PATH_BYTES];
     float wanted[N], seen[N];
     snprintf(over, sizeof over, "{\"model\": {\"model_type\": \"%s\", %s, %s}, \"sparse_attention_config\": %s, \"steps\": 4}",
              models[i].type, llama, models[i].members, models[i].sparse);
     snprintf(out, sizeof out, "gguf%zu", i);
-    snprintf(from, sizeof from, "%s/%s/model", dir, out);
-    snprintf(to, sizeof to, "%s/%s.gguf", dir, out);
+    snprintf(from, sizeof from, "%s/%s/model", temp_dir, out);
+    snprintf(to, sizeof to, "%s/%s.gguf", temp_dir, out);
     run r = {.over = over};
     if (train(out, &r) != SFA_OK)
       fail_msg("%s: %s", models[i].type, r.error);
     sfa_context *ctx = new_context(1, SFA_ISA_DEFAULT);
     if (sfa_model_export_gguf(ctx, from, to, SFA_F32) != SFA_OK)
       fail_msg("%s: %s", models[i].type, sfa_context_error(ctx));
-    assert_int_equal(sfa_model_export_gguf(ctx, from, in_dir("nowhere/x.gguf"), SFA_F32), SFA_ERROR_IO);
-    assert_int_equal(sfa_model_export_gguf(ctx, to, in_dir("x.gguf"), SFA_F32), SFA_ERROR_ARGUMENT);
+    assert_int_equal(sfa_model_export_gguf(ctx, from, in_temp("nowhere/x.gguf"), SFA_F32), SFA_ERROR_IO);
+    assert_int_equal(sfa_model_export_gguf(ctx, to, in_temp("x.gguf"), SFA_F32), SFA_ERROR_ARGUMENT);
     assert_int_equal(sfa_model_export_gguf(ctx, from, to, SFA_I8), SFA_ERROR_ARGUMENT);
     sfa_context_destroy(ctx);
     score(from, wanted, N);
@@ -416,5 +399,5 @@ int main(void) {
       cmocka_unit_test(test_full_disk),     cmocka_unit_test(test_memory),
       cmocka_unit_test(test_gguf),          cmocka_unit_test(test_wrong_options),
   };
-  return cmocka_run_group_tests(tests, setup, teardown);
+  return cmocka_run_group_tests(tests, setup, temp_end);
 }

@@ -171,10 +171,8 @@ static void test_shuffle(void **state) {
 static void test_batches(void **state) {
   (void)state;
   enum { LEN = 10, N = 1234 };
-  char dir[TRAIN_DIR_BYTES], path[TRAIN_PATH_BYTES];
   sfa_context *ctx = new_context(1, SFA_ISA_DEFAULT);
-  train_make_dir(dir);
-  snprintf(path, sizeof path, "%s/t", dir);
+  const char *path = in_temp("t");
   train_make_shards(ctx, path, 3, N - 1); /* and the end of the document */
   const char *const paths[] = {path};
   sfa_batches b;
@@ -198,39 +196,35 @@ static void test_batches(void **state) {
   sfa_batches_close(&b);
   assert_int_equal(sfa_batches_open(ctx, "training", paths, 1, N, &b), SFA_ERROR_ARGUMENT);
   assert_non_null(strstr(sfa_context_error(ctx), "sequence_len"));
-  train_remove_dir(dir);
   sfa_context_destroy(ctx);
 }
 
 /* What lies behind the step of a checkpoint goes, and half a line. */
 static void test_log(void **state) {
   (void)state;
-  char dir[TRAIN_DIR_BYTES], path[TRAIN_PATH_BYTES];
   static const char lines[] = "{\"step\":2,\"a\":1}\n{\"step\":4,\"a\":1}\n{\"step\":4,\"b\":1}\n{\"step\":10,\"a\":1}\n{\"st";
   static const struct {
     int64_t step;
     size_t lines;
   } cases[] = {{0, 0}, {1, 0}, {2, 1}, {4, 3}, {9, 3}, {10, 4}, {99, 4}};
   sfa_context *ctx = new_context(1, SFA_ISA_DEFAULT);
-  train_make_dir(dir);
-  snprintf(path, sizeof path, "%s/log", dir);
+  const char *path = in_temp("log");
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
     sfa_train_log log;
-    train_write_file(path, lines, sizeof lines - 1);
+    write_whole(path, lines, sizeof lines - 1);
     assert_int_equal(sfa_train_log_open(ctx, path, cases[i].step, &log), SFA_OK);
     cJSON *line = cJSON_CreateObject();
     cJSON_AddNumberToObject(line, "step", 5);
     assert_int_equal(sfa_train_log_add(&log, line), SFA_OK);
     sfa_train_log_close(&log);
     size_t bytes, n = 0;
-    uint8_t *text = train_read_file(path, &bytes);
+    char *text = read_whole(path, &bytes);
     for (size_t j = 0; j < bytes; j++)
       n += text[j] == '\n';
     assert_int_equal(n, cases[i].lines + 1);
     assert_memory_equal(text + bytes - 11, "{\"step\":5}\n", 11);
     free(text);
   }
-  train_remove_dir(dir);
   sfa_context_destroy(ctx);
 }
 
@@ -241,5 +235,5 @@ int main(void) {
       cmocka_unit_test(test_sparsity),       cmocka_unit_test(test_shuffle),
       cmocka_unit_test(test_batches),        cmocka_unit_test(test_log),
   };
-  return cmocka_run_group_tests(tests, NULL, NULL);
+  return cmocka_run_group_tests(tests, temp_begin, temp_end);
 }

@@ -13,15 +13,8 @@
 #include "weights_files.h"
 
 static sfa_context *ctx;
-static char dir[TEMP_DIR_BYTES];
 
-static char *at(const char *name) {
-  static char path[512];
-  snprintf(path, sizeof path, "%s/%s", dir, name);
-  return path;
-}
-
-static void write_file(const char *name, const buffer *b) { buffer_save(b, at(name)); }
+static void write_file(const char *name, const buffer *b) { buffer_save(b, in_temp(name)); }
 
 static void write_text(const char *name, const char *text) {
   buffer b = {0};
@@ -30,7 +23,7 @@ static void write_text(const char *name, const char *text) {
   buffer_free(&b);
 }
 
-static void drop(const char *name) { remove(at(name)); }
+static void drop(const char *name) { remove(in_temp(name)); }
 
 static sfa_weights *open_good(const char *path) {
   sfa_weights *weights;
@@ -46,7 +39,7 @@ static void open_bad(const char *path, sfa_status want, const char *reason) {
   sfa_status status = sfa_weights_open(ctx, path, &weights);
   assert_null(weights);
   const char *text = sfa_context_error(ctx);
-  if (status != want || !strstr(text, reason) || !strstr(text, dir))
+  if (status != want || !strstr(text, reason) || !strstr(text, temp_dir))
     fail_msg("want %s with \"%s\", got %s: %s", sfa_status_name(want), reason, sfa_status_name(status), status ? text : "");
 }
 
@@ -91,7 +84,7 @@ static void test_gguf_reads_back(void **state) {
     buffer b = {0};
     make_gguf(&b, version);
     write_file("a.gguf", &b);
-    sfa_weights *w = open_good(at("a.gguf"));
+    sfa_weights *w = open_good(in_temp("a.gguf"));
     assert_string_equal(sfa_weights_format(w), "gguf");
     assert_int_equal(sfa_weights_bytes(w), (int64_t)b.bytes);
     assert_int_equal(sfa_weights_count(w), 3);
@@ -225,7 +218,7 @@ static void test_gguf_refuses(void **state) {
   const sfa_status bad = SFA_ERROR_FORMAT, no = SFA_ERROR_UNSUPPORTED;
   const gguf_case good = {.count = 32, .dims = {32, 4}};
   write_case(&good);
-  sfa_weights_close(open_good(at("case.gguf")));
+  sfa_weights_close(open_good(in_temp("case.gguf")));
 #define CASE(r, s, ...)                                                                                                                    \
   { .reason = r, .status = s, .count = 32, .dims = {32, 4}, __VA_ARGS__ }
 #pragma GCC diagnostic push
@@ -278,7 +271,7 @@ static void test_gguf_refuses(void **state) {
 #pragma GCC diagnostic pop
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
     write_case(&cases[i]);
-    open_bad(at("case.gguf"), cases[i].status, cases[i].reason);
+    open_bad(in_temp("case.gguf"), cases[i].status, cases[i].reason);
   }
 }
 
@@ -290,7 +283,7 @@ static void test_llama2c_reads_back(void **state) {
     buffer b = {0};
     make_llama2c(&b, shared);
     write_file("any.name", &b);
-    sfa_weights *w = open_good(at("any.name"));
+    sfa_weights *w = open_good(in_temp("any.name"));
     assert_string_equal(sfa_weights_format(w), "llama2.c");
     assert_int_equal(sfa_weights_count(w), 2 * 9 + 2 + !shared);
     /* Dim 8, hidden 12, 2 layers, 4 heads, 2 KV heads, vocabulary 6, 5 positions; the file holds 0, 1, 2, ... */
@@ -339,7 +332,7 @@ static void test_llama2c_reads_back(void **state) {
 
     put_zeros(&b, 4); /* one float too many */
     write_file("any.name", &b);
-    open_bad(at("any.name"), SFA_ERROR_FORMAT, "neither GGUF nor a llama2.c model");
+    open_bad(in_temp("any.name"), SFA_ERROR_FORMAT, "neither GGUF nor a llama2.c model");
     buffer_free(&b);
   }
   /* Sizes whose product wraps around to a small file. */
@@ -355,7 +348,7 @@ static void test_llama2c_reads_back(void **state) {
     put(&b, absurd[i], sizeof absurd[i]);
     put_zeros(&b, 100);
     write_file("any.name", &b);
-    open_bad(at("any.name"), SFA_ERROR_FORMAT, "neither GGUF nor a llama2.c model");
+    open_bad(in_temp("any.name"), SFA_ERROR_FORMAT, "neither GGUF nor a llama2.c model");
     buffer_free(&b);
   }
 }
@@ -380,7 +373,7 @@ static void test_safetensors_reads_back(void **state) {
   make_safetensors(&b);
   write_file("model.safetensors", &b);
   write_text("config.json", config);
-  sfa_weights *w = open_good(dir);
+  sfa_weights *w = open_good(temp_dir);
   assert_string_equal(sfa_weights_format(w), "safetensors");
   assert_int_equal(sfa_weights_bytes(w), (int64_t)b.bytes);
   assert_int_equal(sfa_weights_count(w), 4);
@@ -416,7 +409,7 @@ static void test_safetensors_reads_back(void **state) {
   write_text("tokenizer_config.json", "{\"model_max_length\": 2048, \"added_tokens_decoder\": {\"0\": {\"content\": \"<s>\"}}}");
   write_text("generation_config.json", "{\"eos_token_id\": 7}");
   char with_slash[80];
-  snprintf(with_slash, sizeof with_slash, "%s/", dir);
+  snprintf(with_slash, sizeof with_slash, "%s/", temp_dir);
   w = open_good(with_slash);
   assert_float_equal(number(w, "tokenizer_config/model_max_length"), 2048, 0);
   assert_string_equal(string(w, "tokenizer_config/added_tokens_decoder.0.content"), "<s>");
@@ -431,7 +424,7 @@ static void test_safetensors_parts(void **state) {
   (void)state;
   drop("model.safetensors");
   write_text("config.json", config);
-  open_bad(dir, SFA_ERROR_IO, "neither model.safetensors nor");
+  open_bad(temp_dir, SFA_ERROR_IO, "neither model.safetensors nor");
   write_safetensors("one.safetensors",
                     "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]},"
                     "\"b\":{\"dtype\":\"F16\",\"shape\":[2],\"data_offsets\":[8,12]}}",
@@ -441,29 +434,29 @@ static void test_safetensors_parts(void **state) {
   write_text(
       index,
       "{\"metadata\":{\"total_size\":16},\"weight_map\":{\"a\":\"one.safetensors\",\"c\":\"two.safetensors\",\"b\":\"one.safetensors\"}}");
-  sfa_weights *w = open_good(dir);
+  sfa_weights *w = open_good(temp_dir);
   assert_int_equal(sfa_weights_count(w), 3);
   assert_non_null(sfa_weights_find(w, "b"));
   assert_int_equal(sfa_weights_find(w, "c")->shape[0], 2);
   sfa_weights_close(w);
 
   write_text(index, "{\"weight_map\":{\"d\":\"one.safetensors\"}}");
-  open_bad(dir, SFA_ERROR_FORMAT, "tensor d is not in one.safetensors");
+  open_bad(temp_dir, SFA_ERROR_FORMAT, "tensor d is not in one.safetensors");
   write_text(index, "{\"weight_map\":{\"a\":\"three.safetensors\"}}");
-  open_bad(dir, SFA_ERROR_IO, "three.safetensors");
+  open_bad(temp_dir, SFA_ERROR_IO, "three.safetensors");
   write_text(index, "{\"weight_map\":{\"a\":\"../one.safetensors\"}}");
-  open_bad(dir, SFA_ERROR_FORMAT, "not the name of a file beside it");
+  open_bad(temp_dir, SFA_ERROR_FORMAT, "not the name of a file beside it");
   write_text(index, "{\"weight_map\":{\"a\":\"..\"}}");
-  open_bad(dir, SFA_ERROR_FORMAT, "not the name of a file beside it");
+  open_bad(temp_dir, SFA_ERROR_FORMAT, "not the name of a file beside it");
   write_text(index, "{\"weight_map\":{\"a\":5}}");
-  open_bad(dir, SFA_ERROR_FORMAT, "not the name of a file beside it");
+  open_bad(temp_dir, SFA_ERROR_FORMAT, "not the name of a file beside it");
   write_text(index, "{\"weight_map\":{}}");
-  open_bad(dir, SFA_ERROR_FORMAT, "no weight_map");
+  open_bad(temp_dir, SFA_ERROR_FORMAT, "no weight_map");
   write_text(index, "{\"weight_map\":");
-  open_bad(dir, SFA_ERROR_FORMAT, "not valid JSON at offset");
+  open_bad(temp_dir, SFA_ERROR_FORMAT, "not valid JSON at offset");
   write_safetensors("two.safetensors", "{\"a\":{\"dtype\":\"BF16\",\"shape\":[2,1],\"data_offsets\":[0,4]}}", 4);
   write_text(index, "{\"weight_map\":{\"a\":\"one.safetensors\",\"c\":\"two.safetensors\"}}");
-  open_bad(dir, SFA_ERROR_FORMAT, "two tensors of the name a");
+  open_bad(temp_dir, SFA_ERROR_FORMAT, "two tensors of the name a");
   drop(index);
 }
 
@@ -504,37 +497,37 @@ static void test_safetensors_refuses(void **state) {
   write_text("config.json", config);
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
     write_safetensors("model.safetensors", cases[i].header, 8);
-    open_bad(dir, cases[i].status, cases[i].reason);
+    open_bad(temp_dir, cases[i].status, cases[i].reason);
   }
   buffer b = {0};
   put_u64(&b, UINT64_MAX - 7);
   put_zeros(&b, 100);
   write_file("model.safetensors", &b);
-  open_bad(dir, SFA_ERROR_FORMAT, "18446744073709551608 header bytes in a file of 108");
+  open_bad(temp_dir, SFA_ERROR_FORMAT, "18446744073709551608 header bytes in a file of 108");
   buffer_free(&b);
   put_u64(&b, 16);
   put(&b, "{}\0             ", 16);
   write_file("model.safetensors", &b);
-  open_bad(dir, SFA_ERROR_FORMAT, "a zero byte at offset 2");
+  open_bad(temp_dir, SFA_ERROR_FORMAT, "a zero byte at offset 2");
   buffer_free(&b);
   write_text("model.safetensors", "");
-  open_bad(dir, SFA_ERROR_FORMAT, "0 header bytes in a file of 0");
+  open_bad(temp_dir, SFA_ERROR_FORMAT, "0 header bytes in a file of 0");
   drop("model.safetensors");
 }
 
 static void test_config_refuses(void **state) {
   (void)state;
   drop("config.json");
-  open_bad(dir, SFA_ERROR_IO, "config.json");
+  open_bad(temp_dir, SFA_ERROR_IO, "config.json");
   write_text("config.json", "");
-  open_bad(dir, SFA_ERROR_FORMAT, "not valid JSON at offset 0");
+  open_bad(temp_dir, SFA_ERROR_FORMAT, "not valid JSON at offset 0");
   write_text("config.json", "{\"a\": 1, \"a\": 2}");
-  open_bad(dir, SFA_ERROR_FORMAT, "the key a is there twice");
+  open_bad(temp_dir, SFA_ERROR_FORMAT, "the key a is there twice");
   buffer b = {0};
   for (int i = 0; i < 200000; i++) /* nesting far deeper than any stack */
     put(&b, "{\"a\":", 5);
   write_file("config.json", &b);
-  open_bad(dir, SFA_ERROR_FORMAT, "not valid JSON");
+  open_bad(temp_dir, SFA_ERROR_FORMAT, "not valid JSON");
   buffer_free(&b);
   for (int i = 0; i < 900; i++) /* deep, but JSON: keys that nobody asks for are left out */
     put(&b, "{\"a\":", 5);
@@ -546,7 +539,7 @@ static void test_config_refuses(void **state) {
   make_safetensors(&b);
   write_file("model.safetensors", &b);
   buffer_free(&b);
-  sfa_weights *w = open_good(dir);
+  sfa_weights *w = open_good(temp_dir);
   double value;
   assert_false(sfa_meta_number(w, "a.a", &value));
   sfa_weights_close(w);
@@ -556,18 +549,18 @@ static void test_config_refuses(void **state) {
 
 static void test_other_files(void **state) {
   (void)state;
-  open_bad(at("not there"), SFA_ERROR_IO, "No such file");
+  open_bad(in_temp("not there"), SFA_ERROR_IO, "No such file");
   write_text("x", "");
-  open_bad(at("x"), SFA_ERROR_FORMAT, "(0 bytes) is neither");
+  open_bad(in_temp("x"), SFA_ERROR_FORMAT, "(0 bytes) is neither");
   write_text("x", "PK\3\4 zip");
-  open_bad(at("x"), SFA_ERROR_FORMAT, "PyTorch");
+  open_bad(in_temp("x"), SFA_ERROR_FORMAT, "PyTorch");
   buffer b = {0};
   make_safetensors(&b);
   write_file("x", &b);
-  open_bad(at("x"), SFA_ERROR_FORMAT, "give the directory");
+  open_bad(in_temp("x"), SFA_ERROR_FORMAT, "give the directory");
   buffer_free(&b);
   write_text("x", "GGUF");
-  open_bad(at("x"), SFA_ERROR_FORMAT, "the version at offset 4");
+  open_bad(in_temp("x"), SFA_ERROR_FORMAT, "the version at offset 4");
   sfa_weights_close(NULL);
 }
 
@@ -592,7 +585,7 @@ static void test_many_names(void **state) {
     put_padding(&b, 32);
   }
   write_file("many.gguf", &b);
-  sfa_weights *w = open_good(at("many.gguf"));
+  sfa_weights *w = open_good(in_temp("many.gguf"));
   assert_int_equal(sfa_weights_count(w), N);
   for (int i = 0; i < N; i++) {
     char name[32];
@@ -605,16 +598,13 @@ static void test_many_names(void **state) {
 }
 
 static int set_up(void **state) {
-  (void)state;
-  make_temp_dir(dir);
+  temp_begin(state);
   return sfa_context_create(NULL, &ctx) == SFA_OK ? 0 : -1;
 }
 
 static int tear_down(void **state) {
-  (void)state;
   sfa_context_destroy(ctx);
-  remove_dir(dir);
-  return 0;
+  return temp_end(state);
 }
 
 int main(void) {

@@ -38,7 +38,6 @@ static void watched_free(void *user, void *memory) {
 
 static watch watcher;
 static sfa_context *ctx;
-static char dir[TEMP_DIR_BYTES];
 
 /* ---- The three kinds of file ------------------------------------------------------------------------------------------------- */
 
@@ -76,13 +75,13 @@ enum { N_KINDS = sizeof kinds / sizeof *kinds };
 
 static void write_file(const char *name, const buffer *b) {
   char path[512];
-  snprintf(path, sizeof path, "%s/%s", dir, name);
+  snprintf(path, sizeof path, "%s/%s", temp_dir, name);
   buffer_save(b, path);
 }
 
 /* Makes the directory of a kind, with the file whole; *whole gets its bytes. */
 static void set_up_kind(const kind *k, buffer *whole) {
-  make_temp_dir(dir);
+  make_temp_dir(temp_dir);
   for (size_t i = 0; i < 2 && k->beside[i].make; i++) {
     buffer b = {0};
     k->beside[i].make(&b);
@@ -142,7 +141,7 @@ static void walk(const sfa_weights *w) {
 /* Opens the kind's file as it lies there now. bytes: what all files have together. */
 static sfa_status try_open(const kind *k, size_t bytes) {
   char path[512];
-  snprintf(path, sizeof path, k->is_dir ? "%s" : "%s/%s", dir, k->file);
+  snprintf(path, sizeof path, k->is_dir ? "%s" : "%s/%s", temp_dir, k->file);
   sfa_weights *w = (sfa_weights *)&watcher;
   watcher.largest = 0;
   sfa_status status = sfa_weights_open(ctx, path, &w);
@@ -152,7 +151,7 @@ static sfa_status try_open(const kind *k, size_t bytes) {
     sfa_weights_close(w);
   } else {
     assert_null(w);
-    if (!strstr(sfa_context_error(ctx), dir) && status != SFA_ERROR_MEMORY)
+    if (!strstr(sfa_context_error(ctx), temp_dir) && status != SFA_ERROR_MEMORY)
       fail_msg("the error names no file: %s", sfa_context_error(ctx));
   }
   assert_int_equal(watcher.n_live, 0);
@@ -176,7 +175,7 @@ static void test_truncation(void **state) {
     }
     assert_true(n_cuts >= 1000 || n_cuts == whole.bytes);
     buffer_free(&whole);
-    remove_dir(dir);
+    remove_tree(temp_dir);
   }
 }
 
@@ -197,7 +196,7 @@ static void test_corruption(void **state) {
       }
     assert_true(n_refused > 20);
     buffer_free(&whole);
-    remove_dir(dir);
+    remove_tree(temp_dir);
   }
 }
 
@@ -217,7 +216,7 @@ static void test_memory_runs_out(void **state) {
     watcher.n_until_out = -1;
     assert_true(n > 3 && n < 1000);
     buffer_free(&whole);
-    remove_dir(dir);
+    remove_tree(temp_dir);
   }
 }
 

@@ -9,26 +9,6 @@
 #include "file/save.h"
 #include "file/weights_write.h"
 
-static char dir[TEMP_DIR_BYTES];
-
-static int setup(void **state) {
-  (void)state;
-  make_temp_dir(dir);
-  return 0;
-}
-
-static int teardown(void **state) {
-  (void)state;
-  remove_dir(dir);
-  return 0;
-}
-
-static const char *in_dir(const char *name) {
-  static char path[256];
-  snprintf(path, sizeof path, "%s/%s", dir, name);
-  return path;
-}
-
 /* Row r of a [3][5] tensor: 100 r, 100 r + 1, ... times 1.001, which no 16-bit type holds. */
 static void counted_row(const sfa_tensor_out *tensor, int64_t row, float *out) {
   for (int64_t i = 0; i < tensor->shape[1]; i++)
@@ -78,13 +58,13 @@ static void test_safetensors(void **state) {
   sfa_tensor_out tensors[4];
   sfa_weights *weights;
   make_tensors(tensors);
-  assert_int_equal(sfa_save_file(ctx, in_dir("config.json"), "{\"model_type\":\"llama\"}", 22), SFA_OK);
-  assert_int_equal(sfa_safetensors_write(ctx, in_dir("model.safetensors"), 4, tensors), SFA_OK);
-  assert_int_equal(sfa_weights_open(ctx, dir, &weights), SFA_OK);
+  assert_int_equal(sfa_save_file(ctx, in_temp("config.json"), "{\"model_type\":\"llama\"}", 22), SFA_OK);
+  assert_int_equal(sfa_safetensors_write(ctx, in_temp("model.safetensors"), 4, tensors), SFA_OK);
+  assert_int_equal(sfa_weights_open(ctx, temp_dir, &weights), SFA_OK);
   assert_int_equal(sfa_weights_count(weights), 4);
   check_tensors(weights);
   sfa_weights_close(weights);
-  assert_int_equal(access(in_dir("model.safetensors.part"), F_OK), -1);
+  assert_int_equal(access(in_temp("model.safetensors.part"), F_OK), -1);
   sfa_context_destroy(ctx);
 }
 
@@ -104,8 +84,8 @@ static void test_gguf(void **state) {
   sfa_tensor_out tensors[4];
   sfa_weights *weights;
   make_tensors(tensors);
-  assert_int_equal(sfa_gguf_write(ctx, in_dir("m.gguf"), 6, keys, 4, tensors), SFA_OK);
-  assert_int_equal(sfa_weights_open(ctx, in_dir("m.gguf"), &weights), SFA_OK);
+  assert_int_equal(sfa_gguf_write(ctx, in_temp("m.gguf"), 6, keys, 4, tensors), SFA_OK);
+  assert_int_equal(sfa_weights_open(ctx, in_temp("m.gguf"), &weights), SFA_OK);
   assert_string_equal(sfa_weights_format(weights), "gguf");
   check_tensors(weights);
   double number;
@@ -128,7 +108,7 @@ static void test_gguf(void **state) {
 static void test_full_disk(void **state) {
   (void)state;
   sfa_context *ctx = new_context(1, SFA_ISA_DEFAULT);
-  assert_int_equal(sfa_save_file(ctx, in_dir("kept"), "before", 6), SFA_OK);
+  assert_int_equal(sfa_save_file(ctx, in_temp("kept"), "before", 6), SFA_OK);
   pid_t child = fork();
   assert_true(child >= 0);
   if (child == 0) {
@@ -137,37 +117,37 @@ static void test_full_disk(void **state) {
     struct rlimit limit = {1 << 20, 1 << 20};
     signal(SIGXFSZ, SIG_IGN); /* then a write beyond the limit fails as one on a full disk does */
     setrlimit(RLIMIT_FSIZE, &limit);
-    if (sfa_save_begin(ctx, in_dir("kept"), &save) != SFA_OK)
+    if (sfa_save_begin(ctx, in_temp("kept"), &save) != SFA_OK)
       _exit(1);
     if (sfa_save_write(save, data, sizeof data) != SFA_ERROR_IO || !strstr(sfa_context_error(ctx), "make room"))
       _exit(2);
     sfa_save_abandon(save);
-    _exit(sfa_save_file(ctx, in_dir("kept"), data, (1 << 20) + 1) == SFA_ERROR_IO ? 0 : 3);
+    _exit(sfa_save_file(ctx, in_temp("kept"), data, (1 << 20) + 1) == SFA_ERROR_IO ? 0 : 3);
   }
   int result;
   assert_int_equal(waitpid(child, &result, 0), child);
   assert_int_equal(result, 0);
   sfa_map map;
-  assert_int_equal(sfa_map_open(ctx, in_dir("kept"), &map), SFA_OK);
+  assert_int_equal(sfa_map_open(ctx, in_temp("kept"), &map), SFA_OK);
   assert_int_equal(map.bytes, 6);
   assert_memory_equal(map.data, "before", 6);
   sfa_map_close(&map);
-  assert_int_equal(access(in_dir("kept.part"), F_OK), -1);
+  assert_int_equal(access(in_temp("kept.part"), F_OK), -1);
   sfa_context_destroy(ctx);
 }
 
 static void test_folders(void **state) {
   (void)state;
   sfa_context *ctx = new_context(1, SFA_ISA_DEFAULT);
-  assert_int_equal(sfa_save_file(ctx, in_dir("file"), "", 0), SFA_OK);
-  assert_int_equal(sfa_save_folder(ctx, in_dir("file")), SFA_ERROR_IO);
-  assert_int_equal(sfa_save_folder(ctx, in_dir("file/below")), SFA_ERROR_IO);
-  assert_int_equal(sfa_save_folder(ctx, dir), SFA_OK);
-  assert_int_equal(sfa_save_folder(ctx, in_dir("one/two/")), SFA_OK);
-  assert_int_equal(access(in_dir("one/two"), W_OK), 0);
-  assert_int_equal(rmdir(in_dir("one/two")), 0);
-  assert_int_equal(rmdir(in_dir("one")), 0);
-  assert_int_equal(sfa_save_file(ctx, in_dir("nowhere/file"), "", 0), SFA_ERROR_IO);
+  assert_int_equal(sfa_save_file(ctx, in_temp("file"), "", 0), SFA_OK);
+  assert_int_equal(sfa_save_folder(ctx, in_temp("file")), SFA_ERROR_IO);
+  assert_int_equal(sfa_save_folder(ctx, in_temp("file/below")), SFA_ERROR_IO);
+  assert_int_equal(sfa_save_folder(ctx, temp_dir), SFA_OK);
+  assert_int_equal(sfa_save_folder(ctx, in_temp("one/two/")), SFA_OK);
+  assert_int_equal(access(in_temp("one/two"), W_OK), 0);
+  assert_int_equal(rmdir(in_temp("one/two")), 0);
+  assert_int_equal(rmdir(in_temp("one")), 0);
+  assert_int_equal(sfa_save_file(ctx, in_temp("nowhere/file"), "", 0), SFA_ERROR_IO);
   sfa_context_destroy(ctx);
 }
 
@@ -178,5 +158,5 @@ int main(void) {
       cmocka_unit_test(test_full_disk),
       cmocka_unit_test(test_folders),
   };
-  return cmocka_run_group_tests(tests, setup, teardown);
+  return cmocka_run_group_tests(tests, temp_begin, temp_end);
 }

@@ -2,14 +2,9 @@
 #ifndef SFA_WEIGHTS_FILES_H
 #define SFA_WEIGHTS_FILES_H
 
-#include <dirent.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
-
 #include "base/half.h"
 #include "file/weights.h"
+#include "temp_files.h"
 
 typedef struct buffer {
   uint8_t *data;
@@ -48,35 +43,11 @@ static inline void put_floats(buffer *b, int n, float first) {
     put(b, &(float){first + (float)i}, sizeof(float));
 }
 
-static inline void buffer_save(const buffer *b, const char *path) {
-  FILE *file = fopen(path, "wb");
-  assert_non_null(file);
-  assert_int_equal(b->bytes ? fwrite(b->data, 1, b->bytes, file) : 0, b->bytes);
-  assert_int_equal(fclose(file), 0);
-}
+static inline void buffer_save(const buffer *b, const char *path) { write_whole(path, b->data, b->bytes); }
 
 static inline void buffer_free(buffer *b) {
   free(b->data);
   *b = (buffer){0};
-}
-
-/* In memory where that is offered: the tests write tens of thousands of files. */
-enum { TEMP_DIR_BYTES = 40 };
-static inline void make_temp_dir(char *dir) {
-  snprintf(dir, TEMP_DIR_BYTES, "%s/sfa_test_XXXXXX", access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp");
-  assert_non_null(mkdtemp(dir));
-}
-
-static inline void remove_dir(const char *dir) {
-  DIR *open = opendir(dir);
-  for (struct dirent *entry = open ? readdir(open) : NULL; entry; entry = readdir(open)) {
-    char path[512];
-    snprintf(path, sizeof path, "%s/%s", dir, entry->d_name);
-    remove(path);
-  }
-  if (open)
-    closedir(open);
-  remove(dir);
 }
 
 /* ---- GGUF ---- */
