@@ -24,6 +24,13 @@ int app_fail_status(const sfa_context *ctx);
 int app_flush(void);
 /* Prints and frees a document. NULL: out of memory. */
 int app_print_json(cJSON *document);
+/* The same into a file, indented. */
+int app_save_json(const char *path, cJSON *document);
+/* Makes a folder; one that exists is fine. */
+int app_make_folder(const char *path);
+enum { APP_PATH_BYTES = 4096 };
+/* FOLDER/NAME. */
+int app_path(const char *folder, const char *name, char path[APP_PATH_BYTES]);
 
 /* Bytes in, whole UTF-8 characters out: an unfinished character waits for its rest, what cannot be one becomes U+FFFD. */
 typedef struct utf8_stream {
@@ -98,6 +105,8 @@ void app_close(app *a);
 int app_context_len(const app *a, int64_t *context_len);
 /* The text of -p or -f (of all files of a folder, see document.h), in memory that the caller frees. */
 int app_read_text(const app_options *o, char **text, size_t *n_bytes);
+/* That text as tokens, with the special ones of a text. Free ids with sfa_free_ids; n_bytes may be NULL. */
+int app_read_ids(const app *a, int32_t **ids, int64_t *n_ids, size_t *n_bytes);
 int app_tokenize(const app *a, const char *text, size_t n_bytes, uint32_t flags, int32_t **ids, int64_t *n_ids);
 /* "dense" or "SFA k=16 (queries 16), 20 of 30 layers"; written for people. */
 const char *app_attention_name(const app *a, char *out, size_t capacity);

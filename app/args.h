@@ -37,7 +37,7 @@ typedef struct app_options {
   int_list tokens;
   /* Amounts. */
   int64_t n_predict, context, threads, chunk, stride, repeats;
-  int isa; /* sfa_isa */
+  int isa;            /* sfa_isa */
   const char *device; /* "cpu" or "cuda[:N]"; NULL: cpu */
   /* Sampler. */
   double temp, top_p, min_p, repeat_penalty;
@@ -77,7 +77,8 @@ typedef struct app_options {
   int64_t shard_tokens, memory, vocab, min_count;
   int64_t rows, keys, min_length, max_length, max_depth, max_args; /* of made-up tasks */
   /* Of `train` and `export`. */
-  const char *config, *data, *validation, *set, *gguf;
+  const char *config, *data, *validation, *gguf;
+  text_list set;   /* NAME=VALUE,... */
   int export_type; /* index into "bf16|f16|f32" */
   bool resume;
 } app_options;

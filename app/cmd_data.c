@@ -6,7 +6,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 /* ---- What both share --------------------------------------------------------------------------------------------------------- */
@@ -80,13 +79,6 @@ static char *set_path(const char *folder, const char *name) {
   return path;
 }
 
-static int make_folder(const char *path) {
-  struct stat info;
-  if (mkdir(path, 0777) == 0 || (stat(path, &info) == 0 && S_ISDIR(info.st_mode)))
-    return EXIT_OK;
-  return app_fail("cannot make the folder %s: is there one above it, and none but it of that name?", path);
-}
-
 /* One call of the library: the documents of some paths to one set, or to two with a share held out. */
 static int write_set(app *a, const text_list *paths, const char *train, const char *valid, sfa_data_result *result) {
   const app_options *o = a->o;
@@ -141,7 +133,7 @@ static int make_shards(app *a, const app_options *o) {
   sfa_data_result train = {0}, valid = {0};
   int status = app_open_tokenizer(a, o);
   if (!status)
-    status = make_folder(o->out);
+    status = app_make_folder(o->out);
   char *train_path = set_path(o->out, "train"), *valid_path = set_path(o->out, "valid");
   if (!status && (!train_path || !valid_path))
     status = app_fail("out of memory for a path");

@@ -3,12 +3,9 @@
 #include "app.h"
 #include "plot.h"
 
-#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/stat.h>
 
 enum { N_VARIANTS = 6, N_BLOCKS = 16, DEFAULT_CONTINUATION = 64 };
 
@@ -201,20 +198,6 @@ static cJSON *demo_json(const demo *d) {
   return document;
 }
 
-static int write_json(const demo *d, const char *path) {
-  cJSON *document = demo_json(d);
-  char *text = cJSON_Print(document);
-  cJSON_Delete(document);
-  if (!text)
-    return app_fail("out of memory for %s", path);
-  FILE *file = fopen(path, "w");
-  bool written = file && fputs(text, file) >= 0 && fputc('\n', file) >= 0;
-  if (file && fclose(file) != 0)
-    written = false;
-  cJSON_free(text);
-  return written ? EXIT_OK : app_fail("cannot write %s: %s", path, strerror(errno));
-}
-
 /* One panel of bars: a column of $rows, with its numbers above. */
 static void plot_bars(FILE *plot, const char *title, int column) {
   fprintf(plot,
@@ -276,14 +259,8 @@ static int prepare(demo *d, const app_options *o) {
   int64_t context_len, n_text;
   if (!status)
     status = app_context_len(a, &context_len);
-  char *text;
-  size_t n_bytes;
   if (!status)
-    status = app_read_text(o, &text, &n_bytes);
-  if (status)
-    return status;
-  status = app_tokenize(a, text, n_bytes, SFA_TOKENIZE_SPECIAL, &d->ids, &n_text);
-  free(text);
+    status = app_read_ids(a, &d->ids, &n_text, NULL);
   if (status)
     return status;
   d->n_more = o->n_predict > 0 ? o->n_predict : DEFAULT_CONTINUATION;
@@ -300,15 +277,16 @@ static int prepare(demo *d, const app_options *o) {
 
 static int run_demo(demo *d, const app_options *o) {
   const char *out = o->out ? o->out : "demo_out";
-  char png[4096], json[4096];
-  if (snprintf(png, sizeof png, "%s/demo.png", out) >= (int)sizeof png ||
-      snprintf(json, sizeof json, "%s/demo.json", out) >= (int)sizeof json)
-    return app_usage("the name of the folder --out is too long");
-  int status = prepare(d, o);
+  char png[APP_PATH_BYTES], json[APP_PATH_BYTES];
+  int status = app_path(out, "demo.png", png);
+  if (!status)
+    status = app_path(out, "demo.json", json);
+  if (!status)
+    status = prepare(d, o);
+  if (!status)
+    status = app_make_folder(out);
   if (status)
     return status;
-  if (mkdir(out, 0777) != 0 && errno != EEXIST)
-    return app_fail("cannot make the folder %s: %s", out, strerror(errno));
   interrupt_begin();
   if (!o->json)
     print_head(d);
@@ -320,7 +298,7 @@ static int run_demo(demo *d, const app_options *o) {
     if ((status = app_flush()) != EXIT_OK)
       return status;
   }
-  if ((status = write_json(d, json)) != EXIT_OK || (status = plot_demo(d, png)) != EXIT_OK)
+  if ((status = app_save_json(json, demo_json(d))) != EXIT_OK || (status = plot_demo(d, png)) != EXIT_OK)
     return status;
   if (o->json)
     return app_print_json(demo_json(d));

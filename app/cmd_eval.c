@@ -52,13 +52,7 @@ static int read_ids(const app *a, scores *s) {
   const app_options *o = a->o;
   int32_t *ids;
   if (!o->tokens.n) {
-    char *text;
-    size_t n;
-    int status = app_read_text(o, &text, &n);
-    if (status)
-      return status;
-    status = app_tokenize(a, text, n, SFA_TOKENIZE_SPECIAL, &ids, &s->n);
-    free(text);
+    int status = app_read_ids(a, &ids, &s->n, NULL);
     if (status)
       return status;
   } else {

@@ -153,12 +153,8 @@ static int prepare(ppl *p, const app_options *o) {
     status = eval_settings_read(a, &p->settings);
   if (!status)
     status = app_context_len(a, &p->window);
-  char *text = NULL;
   if (!status)
-    status = app_read_text(o, &text, &p->n_bytes);
-  if (!status)
-    status = app_tokenize(a, text, p->n_bytes, SFA_TOKENIZE_SPECIAL, &p->ids, &p->n);
-  free(text);
+    status = app_read_ids(a, &p->ids, &p->n, &p->n_bytes);
   if (status)
     return status;
   if (p->n < 2)

@@ -5,39 +5,26 @@
 #include <sfa/eval.h>
 #include <sfa/train.h>
 
-#include <errno.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
-enum { DEFAULT_K = 16, CARD_TOKENS = 2048, PATH_BYTES = 4096, MAX_TASKS = 16 };
+enum { DEFAULT_K = 16, CARD_TOKENS = 2048 };
 
 /* What the members of a conversion are where nothing else is said: straight to the final k, a third of the usual rate, heads held near
  * those of the dense model (the paper's Eq. 8). */
 static const char base_recipe[] = "{\"k_schedule\": \"fixed\", \"learning_rate\": 0.0006, \"warmup_steps\": 30, \"decay\": \"linear\", "
                                   "\"weight_decay\": 0, \"head_weight\": 1}";
 
-static int path_in(const app_options *o, const char *name, char path[PATH_BYTES]) {
-  return snprintf(path, PATH_BYTES, "%s/%s", o->out, name) < PATH_BYTES ? EXIT_OK
-                                                                        : app_fail("the name of the folder %s is too long", o->out);
-}
-
 /* Writes and frees a document. */
 static int save_json(const app_options *o, const char *name, cJSON *document) {
-  char path[PATH_BYTES], *text = document ? cJSON_Print(document) : NULL;
+  char path[APP_PATH_BYTES];
+  const int status = app_path(o->out, name, path);
+  if (!status)
+    return app_save_json(path, document);
   cJSON_Delete(document);
-  if (!text)
-    return app_fail("out of memory for %s", name);
-  int status = path_in(o, name, path);
-  FILE *file = status ? NULL : fopen(path, "w");
-  bool written = file && fprintf(file, "%s\n", text) > 0;
-  written = file && fclose(file) == 0 && written;
-  if (!status && !written)
-    status = app_fail("cannot write %s: %s", path, strerror(errno));
-  cJSON_free(text);
   return status;
 }
 
@@ -66,8 +53,8 @@ static cJSON *sensitivity_json(const sfa_sensitivity *s, const int32_t *k, doubl
 
 /* A panel for each k: heads across, layers down. */
 static int draw_sensitivity(const app_options *o, const sfa_sensitivity *s) {
-  char path[PATH_BYTES];
-  int status = path_in(o, "sensitivity.png", path);
+  char path[APP_PATH_BYTES];
+  int status = app_path(o->out, "sensitivity.png", path);
   if (status || !plot_available())
     return status;
   FILE *plot = plot_open(path, 300 * s->n_k + 60, 500);
@@ -158,8 +145,8 @@ typedef struct pair {
 } pair;
 
 static int open_pair(pair *p, const app_options *o) {
-  char path[PATH_BYTES];
-  int status = path_in(o, "model", path);
+  char path[APP_PATH_BYTES];
+  int status = app_path(o->out, "model", path);
   const char *const paths[2] = {o->model, path};
   sfa_model_info info = {0};
   for (int i = 0; i < 2 && !status; i++) {
@@ -302,8 +289,8 @@ static int report(app *a, const app_options *o) {
 static int run(app *a, const app_options *o) {
   char *sparsity = NULL;
   int status = app_open_context(a, o, o->threads, SFA_ISA_DEFAULT);
-  if (!status && mkdir(o->out, 0777) != 0 && errno != EEXIST)
-    status = app_fail("cannot make the folder %s: %s", o->out, strerror(errno));
+  if (!status)
+    status = app_make_folder(o->out);
   if (!status)
     status = sparsity_text(a, o, &sparsity);
   if (!status)

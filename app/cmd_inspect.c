@@ -2,11 +2,8 @@
 #include "app.h"
 #include "plot.h"
 
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/stat.h>
 
 enum { N_MASSES = 3 };
 static const char *const mass_names[N_MASSES] = {"0.9", "0.99", "0.999"};
@@ -77,18 +74,6 @@ static cJSON *make_json(const inspect *in) {
   return document;
 }
 
-static int write_json(const inspect *in, const char *path) {
-  cJSON *document = make_json(in);
-  char *text = document ? cJSON_PrintUnformatted(document) : NULL;
-  cJSON_Delete(document);
-  FILE *file = text ? fopen(path, "w") : NULL;
-  bool written = file && fprintf(file, "%s\n", text) > 0;
-  written = file && fclose(file) == 0 && written;
-  int reason = errno;
-  cJSON_free(text);
-  return written ? EXIT_OK : text ? app_fail("cannot write %s: %s", path, strerror(reason)) : app_fail("out of memory for %s", path);
-}
-
 /* ---- Picture --------------------------------------------------------------------------------------------------------------------- */
 
 /* Three panels: the features that each head's keys keep, overlap beside the even one, and how many keys hold the softmax. */
@@ -136,10 +121,10 @@ static int draw(const inspect *in, const char *path) {
 }
 
 static int write_files(const inspect *in, const char *folder) {
-  char path[4096];
-  if ((size_t)snprintf(path, sizeof path, "%s/inspect.json", folder) >= sizeof path)
-    return app_fail("the name of the folder is too long: %s", folder);
-  int status = write_json(in, path);
+  char path[APP_PATH_BYTES];
+  int status = app_path(folder, "inspect.json", path);
+  if (!status)
+    status = app_save_json(path, make_json(in));
   if (status)
     return status;
   printf("\nnumbers     %s\n", path);
@@ -147,8 +132,9 @@ static int write_files(const inspect *in, const char *folder) {
     printf("picture     none: install gnuplot-nox for it\n");
     return EXIT_OK;
   }
-  snprintf(path, sizeof path, "%s/inspect.png", folder);
-  status = draw(in, path);
+  status = app_path(folder, "inspect.png", path);
+  if (!status)
+    status = draw(in, path);
   if (!status)
     printf("picture     %s\n", path);
   return status;
@@ -158,14 +144,8 @@ static int write_files(const inspect *in, const char *folder) {
 
 static int read_text(inspect *in) {
   app *a = &in->app;
-  char *text;
-  size_t n_bytes;
   int64_t context_len = 0;
-  int status = app_read_text(a->o, &text, &n_bytes);
-  if (status)
-    return status;
-  status = app_tokenize(a, text, n_bytes, SFA_TOKENIZE_SPECIAL, &in->ids, &in->n);
-  free(text);
+  int status = app_read_ids(a, &in->ids, &in->n, NULL);
   if (!status)
     status = app_context_len(a, &context_len);
   if (!status && in->n < 2)
@@ -178,8 +158,8 @@ static int run(inspect *in, const app_options *o) {
   app *a = &in->app;
   const char *folder = o->out ? o->out : "inspect_out";
   int status = app_require_model(o, "inspect");
-  if (!status && !o->json && mkdir(folder, 0777) != 0 && errno != EEXIST) /* before the long reading */
-    status = app_fail("cannot make the folder %s: %s", folder, strerror(errno));
+  if (!status && !o->json)
+    status = app_make_folder(folder); /* before the long reading */
   if (!status)
     status = app_open_model(a, o, true);
   if (!status)

@@ -93,7 +93,7 @@ static int add_settings(const char *settings, file_list *recipes) {
   return status;
 }
 
-/* From bottom to top: base, the files, over, the settings; those that are NULL are left out. */
+/* From bottom to top: base, the files, over, the settings of each --set; those that are NULL are left out. */
 static int read_recipes(const app_options *o, const char *base, const char *over, file_list *recipes) {
   file_list files = {0};
   int status = base ? list_add(recipes, strdup(base)) : EXIT_OK;
@@ -108,7 +108,9 @@ static int read_recipes(const app_options *o, const char *base, const char *over
   list_free(&files);
   if (!status && over)
     status = list_add(recipes, strdup(over));
-  return status || !o->set ? status : add_settings(o->set, recipes);
+  for (int64_t i = 0; i < o->set.n && !status; i++)
+    status = add_settings(o->set.values[i], recipes);
+  return status;
 }
 
 /* ---- While it runs ---------------------------------------------------------------------------------------------- */

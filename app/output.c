@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 
 static void complain(const char *format, va_list args) {
@@ -61,6 +62,35 @@ int app_print_json(cJSON *document) {
   putchar('\n');
   cJSON_free(text);
   return app_flush();
+}
+
+int app_save_json(const char *path, cJSON *document) {
+  char *text = document ? cJSON_Print(document) : NULL;
+  cJSON_Delete(document);
+  if (!text)
+    return app_fail("out of memory for %s", path);
+  FILE *file = fopen(path, "w");
+  bool written = file && fputs(text, file) >= 0 && fputc('\n', file) >= 0;
+  int reason = errno;
+  if (file && fclose(file) != 0 && written) {
+    written = false;
+    reason = errno;
+  }
+  cJSON_free(text);
+  return written ? EXIT_OK : app_fail("cannot write %s: %s", path, strerror(reason));
+}
+
+int app_make_folder(const char *path) {
+  struct stat info;
+  if (mkdir(path, 0777) == 0 || (errno == EEXIST && stat(path, &info) == 0 && S_ISDIR(info.st_mode)))
+    return EXIT_OK;
+  return app_fail("cannot make the folder %s: %s", path, strerror(errno));
+}
+
+int app_path(const char *folder, const char *name, char path[APP_PATH_BYTES]) {
+  return snprintf(path, APP_PATH_BYTES, "%s/%s", folder, name) < APP_PATH_BYTES
+             ? EXIT_OK
+             : app_fail("the name of the folder is too long: %s", folder);
 }
 
 /* ---- UTF-8 ------------------------------------------------------------------------------------------------------------------- */

@@ -164,6 +164,19 @@ int app_read_text(const app_options *o, char **text, size_t *n_bytes) {
   return status;
 }
 
+int app_read_ids(const app *a, int32_t **ids, int64_t *n_ids, size_t *n_bytes) {
+  char *text = NULL;
+  size_t n = 0;
+  int status = app_read_text(a->o, &text, &n);
+  if (status)
+    return status;
+  status = app_tokenize(a, text, n, SFA_TOKENIZE_SPECIAL, ids, n_ids);
+  free(text);
+  if (n_bytes)
+    *n_bytes = n;
+  return status;
+}
+
 int app_tokenize(const app *a, const char *text, size_t n_bytes, uint32_t flags, int32_t **ids, int64_t *n_ids) {
   size_t n;
   if (sfa_tokenizer_encode(a->tokenizer, text, n_bytes, flags, ids, &n) != SFA_OK)
