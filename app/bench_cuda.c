@@ -272,7 +272,6 @@ static cJSON *peer_case(const cuda_case *c) {
   cJSON_AddNumberToObject(object, "k", (double)c->k);
   cJSON_AddBoolToObject(object, "causal", c->causal);
   cJSON_AddBoolToObject(object, "backward", c->backward);
-  cJSON_AddBoolToObject(object, "deterministic", c->backward);
   return object;
 }
 

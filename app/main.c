@@ -40,7 +40,7 @@ static const app_verb verbs[] = {
      "SFA starts from dense rows too: top-k and packing are in its time. A LIST is separated by commas; every combination is run.",
      cmd_bench_attention},
     {"bench", "backward", VERB_BENCH_BACKWARD, "--device cuda [options]",
-     "Times attention forward and backward on a GPU: SFA, the dense twin, and peers, deterministic all of them.", NULL, cmd_bench_backward},
+     "Times attention forward and backward on a GPU: SFA and the dense twin, which are deterministic, and peers.", NULL, cmd_bench_backward},
     {"bench", "decode", VERB_BENCH_DECODE, "[options]", "Times decode steps over a cache of random rows: SFA, dense caches, and peers.",
      "Bytes a second are those of the keys and values that a step reads, beside what plain reads of as much memory reach.",
      cmd_bench_decode},

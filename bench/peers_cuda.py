@@ -80,22 +80,23 @@ def attention(case, engine, missing):
     d_out = normal(*shape) if backward else None
     engines = []
     for name, backend in BACKENDS.items():
-        operands = [x.detach().requires_grad_(backward) for x in (q, k, v)]
+        for deterministic in (False, True) if backward else (False,):
+            operands = [x.detach().requires_grad_(backward) for x in (q, k, v)]
 
-        def run(operands=operands, backend=backend):
-            with sdpa_kernel([backend]):
-                out = F.scaled_dot_product_attention(*operands, is_causal=case["causal"])
-            if backward:
-                torch.autograd.grad(out, operands, d_out)
+            def run(operands=operands, backend=backend, deterministic=deterministic):
+                torch.use_deterministic_algorithms(deterministic)
+                with sdpa_kernel([backend]):
+                    out = F.scaled_dot_product_attention(*operands, is_causal=case["causal"])
+                if backward:
+                    torch.autograd.grad(out, operands, d_out)
+                torch.use_deterministic_algorithms(False)
 
-        try:
-            deterministic = ", deterministic" if backward and case.get("deterministic") else ""
-            torch.use_deterministic_algorithms(bool(deterministic))
-            engines.append(engine(name + deterministic, version(name), timed(run)))
-        except RuntimeError as error:
-            missing.append(f"{name} does not take this case: {str(error).splitlines()[0]}")
-        finally:
-            torch.use_deterministic_algorithms(False)
+            full_name = name + ", deterministic" * deterministic
+            try:
+                engines.append(engine(full_name, version(name), timed(run)))
+            except RuntimeError as error:
+                torch.use_deterministic_algorithms(False)
+                missing.append(f"{full_name} does not take this case: {str(error).splitlines()[0]}")
     return engines
 
 
