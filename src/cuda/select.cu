@@ -175,7 +175,7 @@ template <int L> SFA_DEVICE uint32_t largest(const uint32_t *m, int32_t lane, in
   }
   uint32_t mask = 0;
   bool exact = false;
-  for (uint32_t step = 1u << 22; __any_sync(~0u, !exact && high - low > 1); step *= 2) {
+  for (uint32_t step = 1u << 22; __any_sync(~0u, !exact && high - low > 1); step = min(2 * step, 1u << 30)) {
     const uint32_t trial = low == 0 && high > step ? high - step : low + (high - low) / 2;
     const uint32_t bits = reached(m, trial);
     const int32_t n = group_sum<L>(__popc(bits));
