@@ -11,7 +11,7 @@
 
 static __device__ __forceinline__ uint32_t sfa_shared_at(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
 
-/* ---- Barriers in shared memory, 8 bytes each ---------------------------------------------------------------------------------------- */
+/* ---- Barriers in shared memory, 8 bytes each ------------------------------------------------------------------------------------- */
 
 static __device__ __forceinline__ void sfa_barrier_init(uint32_t barrier, int n_arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(n_arrivals) : "memory");
@@ -35,7 +35,7 @@ static __device__ __forceinline__ void sfa_barrier_wait(uint32_t barrier, uint32
   while (!done);
 }
 
-/* ---- Copies into shared memory ------------------------------------------------------------------------------------------------------ */
+/* ---- Copies into shared memory --------------------------------------------------------------------------------------------------- */
 
 /* The box of a 3D tensor map at (x, y, z); what lies outside of the tensor arrives as zeros. Counts its bytes at the barrier. */
 static __device__ __forceinline__ void sfa_box_load(uint32_t to, const CUtensorMap *map, int x, int y, int z, uint32_t barrier) {
@@ -43,7 +43,9 @@ static __device__ __forceinline__ void sfa_box_load(uint32_t to, const CUtensorM
                "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier)
                : "memory");
 }
-static __device__ __forceinline__ void sfa_map_prefetch(const CUtensorMap *map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
+static __device__ __forceinline__ void sfa_map_prefetch(const CUtensorMap *map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
 
 /* 4 bytes, by the thread itself, without waiting; sfa_copies_arrive arrives at the barrier once all of this thread's are there. */
 static __device__ __forceinline__ void sfa_word_load(uint32_t to, const void *from) {
@@ -56,7 +58,7 @@ static __device__ __forceinline__ void sfa_copies_arrive(uint32_t barrier) {
 /* Between a thread's own writes to shared memory and matrix instructions or the copy engine there; then a barrier. */
 static __device__ __forceinline__ void sfa_shared_publish(void) { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-/* ---- Words of shared memory ----------------------------------------------------------------------------------------------------------- */
+/* ---- Words of shared memory ------------------------------------------------------------------------------------------------------ */
 
 static __device__ __forceinline__ uint2 sfa_shared_load2(uint32_t at) {
   uint2 x;
@@ -78,7 +80,7 @@ static __device__ __forceinline__ void sfa_shared_zero16(uint32_t at) {
   asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(at), "r"(0) : "memory");
 }
 
-/* ---- Warpgroups -------------------------------------------------------------------------------------------------------------------------- */
+/* ---- Warpgroups ------------------------------------------------------------------------------------------------------------------ */
 
 /* Named barrier `id` (1 to 15) of n_threads: sync waits for all, arrive only counts. */
 static __device__ __forceinline__ void sfa_named_sync(int id, int n_threads) {
@@ -95,7 +97,7 @@ template <int N> static __device__ __forceinline__ void sfa_registers_take(void)
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
 }
 
-/* ---- Arithmetic -------------------------------------------------------------------------------------------------------------------------- */
+/* ---- Arithmetic ------------------------------------------------------------------------------------------------------------------ */
 
 /* 2^x, subnormal results as 0. */
 static __device__ __forceinline__ float sfa_exp2(float x) {

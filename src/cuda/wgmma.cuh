@@ -14,7 +14,8 @@
  * along: by 32 bytes in a row for the next K of a row-major operand (64 for the B of a sparse product), or to another block.
  *
  * Sparse products: A has K columns of which two of each four adjacent ones are stored, e says which: 2 bits each. 16-bit: lanes c = 0
- * (groups 0..3 of K = 32) and c = 1 (4..7) hold row g in the low half word, row g + 8 in the high one, a nibble a group. 8-bit, K = 64:
+ * (groups 0..3 of K = 32) and c = 1 (4..7) hold row g in the low half word, row g + 8 in the high one, a nibble a group; lanes c = 2 and 3
+ * may hold another operand's (PAIR 1). 8-bit, K = 64:
  * lane c holds row g + 8 (c & 1), groups 8 (c >> 1) .. + 7. (Found by experiment; the manual draws the same.) */
 #ifndef SFA_WGMMA_CUH
 #define SFA_WGMMA_CUH
@@ -86,6 +87,38 @@ static __device__ __forceinline__ void sfa_product_turned(float (&d)[128], const
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
+/* scores: bf16, A and B in shared memory; D is written, whatever it was: for the compiler too, which else keeps its old value. */
+static __device__ __forceinline__ void sfa_product_bf16_first(float (&d)[32], uint64_t a, uint64_t b) {
+  asm volatile("{.reg .pred p; setp.ne.b64 p, %32, %32;\nwgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " SFA_PLACES_32
+               ", %32, %33, p, 1, 1, 0, 0;}"
+               : SFA_OPERANDS_32("=f", d, 0)
+               : "l"(a), "l"(b));
+}
+
+/* both operands turned, in shared memory: A [K][64], B [K][N]; adds, or (first) writes D. */
+static __device__ __forceinline__ void sfa_product_both_turned(float (&d)[32], uint64_t a, uint64_t b) {
+  asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " SFA_PLACES_32 ", %32, %33, 1, 1, 1, 1, 1;"
+               : SFA_OPERANDS_32("+f", d, 0)
+               : "l"(a), "l"(b));
+}
+static __device__ __forceinline__ void sfa_product_both_turned(float (&d)[64], uint64_t a, uint64_t b) {
+  asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 " SFA_PLACES_64 ", %64, %65, 1, 1, 1, 1, 1;"
+               : SFA_OPERANDS_64("+f", d, 0)
+               : "l"(a), "l"(b));
+}
+static __device__ __forceinline__ void sfa_product_both_turned_first(float (&d)[32], uint64_t a, uint64_t b) {
+  asm volatile("{.reg .pred p; setp.ne.b64 p, %32, %32;\nwgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " SFA_PLACES_32
+               ", %32, %33, p, 1, 1, 1, 1;}"
+               : SFA_OPERANDS_32("=f", d, 0)
+               : "l"(a), "l"(b));
+}
+static __device__ __forceinline__ void sfa_product_both_turned_first(float (&d)[64], uint64_t a, uint64_t b) {
+  asm volatile("{.reg .pred p; setp.ne.b64 p, %64, %64;\nwgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 " SFA_PLACES_64
+               ", %64, %65, p, 1, 1, 1, 1;}"
+               : SFA_OPERANDS_64("=f", d, 0)
+               : "l"(a), "l"(b));
+}
+
 /* scores: int8, A and B in shared memory; adds. */
 static __device__ __forceinline__ void sfa_product_int8(int32_t (&d)[32], uint64_t a, uint64_t b) {
   asm volatile("wgmma.mma_async.sync.aligned.m64n64k32.s32.s8.s8 " SFA_PLACES_32 ", %32, %33, 1;"
@@ -98,30 +131,30 @@ static __device__ __forceinline__ void sfa_product_int8(int32_t (&d)[64], uint64
                : "l"(a), "l"(b));
 }
 
-/* scores: sparse bf16, A in shared memory or registers. */
-static __device__ __forceinline__ void sfa_product_sparse(float (&d)[32], uint64_t a, uint32_t e, uint64_t b, int add) {
+/* scores: sparse bf16, A in shared memory or registers; e of lanes c = 2 PAIR and 2 PAIR + 1 of a quad. */
+template <int PAIR> static __device__ __forceinline__ void sfa_product_sparse(float (&d)[32], uint64_t a, uint32_t e, uint64_t b, int add) {
   asm volatile("{.reg .pred p; setp.ne.b32 p, %35, 0;\nwgmma.mma_async.sp.sync.aligned.m64n64k32.f32.bf16.bf16 " SFA_PLACES_32
-               ", %32, %33, %34, 0, p, 1, 1, 0, 0;}"
+               ", %32, %33, %34, %36, p, 1, 1, 0, 0;}"
                : SFA_OPERANDS_32("+f", d, 0)
-               : "l"(a), "l"(b), "r"(e), "r"(add));
+               : "l"(a), "l"(b), "r"(e), "r"(add), "n"(PAIR));
 }
-static __device__ __forceinline__ void sfa_product_sparse(float (&d)[64], uint64_t a, uint32_t e, uint64_t b, int add) {
+template <int PAIR> static __device__ __forceinline__ void sfa_product_sparse(float (&d)[64], uint64_t a, uint32_t e, uint64_t b, int add) {
   asm volatile("{.reg .pred p; setp.ne.b32 p, %67, 0;\nwgmma.mma_async.sp.sync.aligned.m64n128k32.f32.bf16.bf16 " SFA_PLACES_64
-               ", %64, %65, %66, 0, p, 1, 1, 0, 0;}"
+               ", %64, %65, %66, %68, p, 1, 1, 0, 0;}"
                : SFA_OPERANDS_64("+f", d, 0)
-               : "l"(a), "l"(b), "r"(e), "r"(add));
+               : "l"(a), "l"(b), "r"(e), "r"(add), "n"(PAIR));
 }
-static __device__ __forceinline__ void sfa_product_sparse(float (&d)[32], const uint32_t *a, uint32_t e, uint64_t b, int add) {
+template <int PAIR> static __device__ __forceinline__ void sfa_product_sparse(float (&d)[32], const uint32_t *a, uint32_t e, uint64_t b, int add) {
   asm volatile("{.reg .pred p; setp.ne.b32 p, %38, 0;\nwgmma.mma_async.sp.sync.aligned.m64n64k32.f32.bf16.bf16 " SFA_PLACES_32
-               ", {%32,%33,%34,%35}, %36, %37, 0, p, 1, 1, 0;}"
+               ", {%32,%33,%34,%35}, %36, %37, %39, p, 1, 1, 0;}"
                : SFA_OPERANDS_32("+f", d, 0)
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(e), "r"(add));
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(e), "r"(add), "n"(PAIR));
 }
-static __device__ __forceinline__ void sfa_product_sparse(float (&d)[64], const uint32_t *a, uint32_t e, uint64_t b, int add) {
+template <int PAIR> static __device__ __forceinline__ void sfa_product_sparse(float (&d)[64], const uint32_t *a, uint32_t e, uint64_t b, int add) {
   asm volatile("{.reg .pred p; setp.ne.b32 p, %70, 0;\nwgmma.mma_async.sp.sync.aligned.m64n128k32.f32.bf16.bf16 " SFA_PLACES_64
-               ", {%64,%65,%66,%67}, %68, %69, 0, p, 1, 1, 0;}"
+               ", {%64,%65,%66,%67}, %68, %69, %71, p, 1, 1, 0;}"
                : SFA_OPERANDS_64("+f", d, 0)
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(e), "r"(add));
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(e), "r"(add), "n"(PAIR));
 }
 
 /* scores: sparse int8; adds. */

@@ -1,0 +1,758 @@
+/* cuda/prefill_sm90.cuh: attention of many queries on sm_90a, one block for 128 or 192 query rows of a head.
+ *
+ *     s_ij = softmax_scale q_i . k_j     (softcap, alibi, masks)        o_i = sum_j 2^(s_ij - m_i) v_j / sum_j 2^(s_ij - m_i)
+ *
+ * Warpgroup 0 loads: the block's query rows once, then key and value tiles into a ring of STAGES, by the copy engine from the rows as they
+ * lie; what is beyond head_dim or beyond the last token arrives as zeros, so any head_dim up to WIDTH runs as WIDTH. Each other warpgroup
+ * owns 64 rows and goes over the tiles, from the last key to the first (under a causal mask the ragged tiles come first), then over the
+ * tiles of the sink tokens left of a window:
+ *
+ *     scores(j) starts; values(j - 1) starts; scores(j) ends; softmax(j), while values(j - 1) runs; values(j - 1) ends; O *= change of m
+ *
+ * Named barriers make the warpgroups take turns to start products, so that one's softmax runs under another's products. A row's maximum
+ * rarely changes after some tiles; O is only scaled where one of the warp's rows did.
+ *
+ * What is multiplied (POLICY):
+ *     BF16     rows as they are
+ *     INT8     int8 rows; sums begin at 1.5 * 2^23 as an f32, so that their bits are f32 numbers; (sum - 1.5 * 2^23) * k_scale in one fma
+ * is exact where the scale came from f16; the query's scale goes into softmax_scale SP_...   at most two of each four adjacent features of
+ * a query, as a sparse operand with half the products (sparse_rows). What a group of four holds beyond two goes into a second operand, and
+ * is added by another product in those steps of 32 (bf16) or 64 (int8) features where a row of the 64 has such: the result is exact
+ * whatever the rows hold. The block's rows that have such come first (order_rows), so that one consumer makes the additional products
+ * rather than all.
+ *
+ * Rows of a group of heads that share keys may be packed into one block (row = token * pack + head), which fills it where queries are few.
+ */
+#ifndef SFA_PREFILL_SM90_CUH
+#define SFA_PREFILL_SM90_CUH
+
+#include <math_constants.h>
+
+#include "cuda/cuda_stages.h"
+#include "cuda/hopper.cuh"
+#include "cuda/wgmma.cuh"
+
+/* What a block is told. */
+struct sfa_prefill_job {
+  CUtensorMap q, k, v; /* boxes of 128 bytes x [pack][ROWS / pack] rows of q, [1][KEYS] of k and v */
+  float softmax_scale, softcap;
+  int32_t causal, window_left, window_right, n_sink_tokens; /* windows: -1 unlimited */
+  const float *sink_logit, *alibi_slopes;                   /* [H] or NULL */
+  const float *q_scales, *k_scales;                         /* [tokens][heads] of int8 rows */
+  const int32_t *cu_q, *cu_k, *k_lens;
+  int32_t max_q, max_k;
+  int32_t n_heads, n_kv_heads, head_dim_v;
+  int32_t pack;         /* heads in a block */
+  int32_t block_tokens; /* ROWS / pack */
+  int32_t n_blocks;     /* of the longest sequence */
+  int32_t heads_first;  /* 1: blocks of all heads with the longest rows first (causal); 0: head after head */
+  int32_t shaped;       /* softcap, alibi, or a softmax_scale that is not positive: scores are computed before the maximum is looked for */
+  void *out;
+  int32_t out_bf16;
+  int64_t out_token_stride, out_head_stride;
+  float *lse;
+};
+
+/* ---- Tiles ----------------------------------------------------------------------------------------------------------------------- */
+
+/* Tile sizes, and why. A consumer of 64 rows holds O (WIDTH / 2 registers), scores (KEYS / 2), their bf16 form (KEYS / 4) and, sparse,
+ * its queries: 240 registers with two consumers, 160 with three. Shared memory: 227 KiB for queries and the ring.
+ *
+ *     width 64    3 x 64 rows, 128 keys: the exponentials are the limit, three consumers hide each other's latency best
+ *     width 128   dense: 2 x 64 rows, 128 keys: a product over 128 keys reads its queries from shared memory half as often as over 64
+ *                 sparse: 3 x 64 rows, 64 keys: queries are in registers, and a third consumer is worth more than wide tiles
+ *     width 256   2 x 64 rows, 64 keys: O alone takes 128 registers; sparse bf16 queries (40 more) stay in shared memory */
+template <int POLICY, int WIDTH> struct sfa_prefill_tile {
+  static constexpr bool INT8 = POLICY == SFA_POLICY_INT8 || POLICY == SFA_POLICY_SP_INT8;
+  static constexpr bool SPARSE = POLICY == SFA_POLICY_SP_BF16 || POLICY == SFA_POLICY_SP_INT8;
+  static constexpr int CONSUMERS = WIDTH == (SPARSE ? 128 : 64) ? 3 : 2;
+  static constexpr int KEYS = WIDTH == 256 || (WIDTH == 128 && SPARSE) ? 64 : 128;
+  static constexpr int ROWS = 64 * CONSUMERS;
+  static constexpr int THREADS = 128 * (1 + CONSUMERS);
+  static constexpr int REGISTERS = CONSUMERS == 3 ? 160 : 240; /* of a consumer */
+
+  static constexpr int ROW_BYTES = WIDTH * (INT8 ? 1 : 2);               /* of q and k */
+  static constexpr int QK_BOXES = ROW_BYTES < 128 ? 1 : ROW_BYTES / 128; /* blocks of 128 bytes */
+  static constexpr int V_BOXES = WIDTH * 2 / 128;
+  static constexpr int K_STEP = SPARSE ? 64 : 32; /* bytes of a key row that a product takes */
+  static constexpr int STEPS = ROW_BYTES / K_STEP;
+  static constexpr bool REGISTER_QUERIES = SPARSE && STEPS <= 4;
+
+  static constexpr int Q_BYTES = QK_BOXES * ROWS * 128;
+  static constexpr int K_BYTES = QK_BOXES * KEYS * 128;
+  static constexpr int V_BYTES = V_BOXES * KEYS * 128;
+  static constexpr int SCALE_BYTES = INT8 ? KEYS * 4 : 0;
+  static constexpr int STAGES = Q_BYTES + 4 * (K_BYTES + V_BYTES + SCALE_BYTES) <= 200 * 1024   ? 4
+                                : Q_BYTES + 3 * (K_BYTES + V_BYTES + SCALE_BYTES) <= 224 * 1024 ? 3
+                                                                                                : 2;
+  /* Offsets from a 1,024-byte boundary. Barriers: queries, tail, then STAGES each of keys there, keys used, values there, values used. */
+  static constexpr int K_AT = Q_BYTES;
+  static constexpr int V_AT = K_AT + STAGES * K_BYTES;
+  static constexpr int SCALES_AT = V_AT + STAGES * V_BYTES;
+  static constexpr int BARRIERS_AT = SCALES_AT + STAGES * SCALE_BYTES;
+  static constexpr int SURPLUS_AT = BARRIERS_AT + 8 * (2 + 4 * STAGES); /* one word a consumer: its steps with a surplus */
+  static constexpr int SPAN_AT = SURPLUS_AT + 16;                       /* sfa_prefill_note */
+  static constexpr int ORDER_AT = SPAN_AT + 32;                         /* a word a row of a sparse block: which of its rows it is */
+  static constexpr int SHARED_BYTES = ORDER_AT + (SPARSE ? 4 * ROWS : 0) + 1024;
+  static_assert(SHARED_BYTES <= 232448, "more shared memory than a block may have");
+};
+
+enum { SFA_PREFILL_TURN = 1, SFA_PREFILL_ALL = 7 }; /* named barriers: the turn of consumer w is TURN + w; all consumers meet at ALL */
+
+/* ---- Sequences, and which keys a row sees ---------------------------------------------------------------------------------------- */
+
+struct sfa_prefill_span {
+  int32_t n_q, n_k, first_q, first_k; /* of the sequence */
+  int32_t t0;                         /* first token of the block */
+  int32_t head, kv_head;              /* head: the first of the block */
+};
+
+static __device__ __forceinline__ sfa_prefill_span sfa_prefill_place(const sfa_prefill_job &job) {
+  sfa_prefill_span at;
+  const int32_t n_columns = job.n_heads / job.pack, index = (int32_t)blockIdx.x;
+  const int32_t block = job.heads_first ? job.n_blocks - 1 - index / n_columns : index % job.n_blocks;
+  const int32_t column = job.heads_first ? index % n_columns : index / job.n_blocks;
+  at.head = column * job.pack;
+  at.kv_head = at.head / (job.n_heads / job.n_kv_heads);
+  const int32_t sequence = (int32_t)blockIdx.y;
+  at.first_q = job.cu_q ? job.cu_q[sequence] : sequence * job.max_q;
+  at.n_q = job.cu_q ? job.cu_q[sequence + 1] - at.first_q : job.max_q;
+  at.first_k = job.cu_k ? job.cu_k[sequence] : sequence * job.max_k;
+  at.n_k = job.cu_k ? job.cu_k[sequence + 1] - at.first_k : job.k_lens ? job.k_lens[sequence] : job.max_k;
+  at.t0 = block * job.block_tokens;
+  return at;
+}
+
+/* Kept in shared memory at `to` for those who ask later (sfa_prefill_row_at says why). */
+static __device__ __forceinline__ void sfa_prefill_note(uint32_t to, const sfa_prefill_span &at) {
+  const int32_t word[] = {at.n_q, at.n_k, at.first_q, at.t0, at.head};
+#pragma unroll
+  for (int i = 0; i < 5; i++)
+    sfa_shared_store(to + 4 * i, (uint32_t)word[i]);
+}
+static __device__ __forceinline__ sfa_prefill_span sfa_prefill_recall(uint32_t from) {
+  int32_t word[5];
+#pragma unroll
+  for (int i = 0; i < 5; i++)
+    word[i] = (int32_t)sfa_shared_load(from + 4 * i);
+  return {word[0], word[1], word[2], 0, word[3], word[4], 0};
+}
+
+/* Query token t of the sequence sees keys [begin, end), and of those before begin the sink tokens. */
+static __device__ __forceinline__ int32_t sfa_prefill_end(const sfa_prefill_job &job, const sfa_prefill_span &at, int32_t t) {
+  const int32_t i = t + at.n_k - at.n_q;
+  int32_t end = at.n_k;
+  if (job.causal)
+    end = min(end, i + 1);
+  if (job.window_right >= 0)
+    end = min((int64_t)end, (int64_t)i + job.window_right + 1);
+  return max(end, 0);
+}
+static __device__ __forceinline__ int32_t sfa_prefill_begin(const sfa_prefill_job &job, const sfa_prefill_span &at, int32_t t) {
+  return job.window_left >= 0 ? max(t + at.n_k - at.n_q - job.window_left, 0) : 0;
+}
+
+/* The key tiles of a block: n_main from last downwards, then the n_sinks tiles before them, downwards too. */
+struct sfa_prefill_tiles {
+  int32_t last, n_main, n_sinks;
+  __device__ __forceinline__ int32_t n(void) const { return n_main + n_sinks; }
+  __device__ __forceinline__ int32_t at(int32_t j) const { return j < n_main ? last - j : n_sinks - 1 - (j - n_main); }
+};
+
+template <int KEYS>
+static __device__ __forceinline__ sfa_prefill_tiles sfa_prefill_cut(const sfa_prefill_job &job, const sfa_prefill_span &at) {
+  const int32_t t1 = min(at.t0 + job.block_tokens, at.n_q) - 1;
+  const int32_t end = sfa_prefill_end(job, at, t1), first = sfa_prefill_begin(job, at, at.t0) / KEYS, behind = (end + KEYS - 1) / KEYS;
+  sfa_prefill_tiles tiles;
+  tiles.last = behind - 1;
+  tiles.n_main = max(behind - first, 0);
+  tiles.n_sinks = min(min(first, behind), (min(job.n_sink_tokens, end) + KEYS - 1) / KEYS);
+  return tiles;
+}
+
+/* ---- The loading warp ------------------------------------------------------------------------------------------------------------ */
+
+template <class TILE>
+static __device__ __forceinline__ void sfa_prefill_load(const sfa_prefill_job &job, const sfa_prefill_span &at,
+                                                        const sfa_prefill_tiles &tiles, uint32_t shared) {
+  constexpr int COLUMNS = TILE::INT8 ? 128 : 64; /* of a box of q or k */
+  const int lane = threadIdx.x;
+  const uint32_t q_there = shared + TILE::BARRIERS_AT, tail = q_there + 8, k_there = q_there + 16, k_used = k_there + 8 * TILE::STAGES,
+                 v_there = k_used + 8 * TILE::STAGES, v_used = v_there + 8 * TILE::STAGES;
+  if (lane == 0) {
+    sfa_map_prefetch(&job.k);
+    sfa_map_prefetch(&job.v);
+    sfa_barrier_expect(q_there, TILE::QK_BOXES * 128 * job.pack * job.block_tokens);
+    for (int box = 0; box < TILE::QK_BOXES; box++)
+      sfa_box_load(shared + box * TILE::ROWS * 128, &job.q, box * COLUMNS, at.head, at.first_q + at.t0, q_there);
+  }
+  for (int32_t j = 0; j < tiles.n(); j++) {
+    const int stage = j % TILE::STAGES;
+    const uint32_t parity = (j / TILE::STAGES & 1) ^ 1;
+    const int32_t first = tiles.at(j) * TILE::KEYS, left = at.n_k - first;
+    sfa_barrier_wait(k_used + 8 * stage, parity);
+    if (lane == 0) {
+      sfa_barrier_expect(k_there + 8 * stage, TILE::K_BYTES);
+      for (int box = 0; box < TILE::QK_BOXES; box++)
+        sfa_box_load(shared + TILE::K_AT + stage * TILE::K_BYTES + box * TILE::KEYS * 128, &job.k, box * COLUMNS, at.kv_head,
+                     at.first_k + first, k_there + 8 * stage);
+    }
+    if constexpr (TILE::INT8) {
+      for (int i = lane; i < TILE::KEYS; i += 32)
+        sfa_word_load(shared + TILE::SCALES_AT + stage * TILE::SCALE_BYTES + 4 * i,
+                      job.k_scales + (int64_t)(at.first_k + first + min(i, left - 1)) * job.n_kv_heads + at.kv_head);
+      sfa_copies_arrive(k_there + 8 * stage);
+    }
+    sfa_barrier_wait(v_used + 8 * stage, parity);
+    const uint32_t v = shared + TILE::V_AT + stage * TILE::V_BYTES, there = left < TILE::KEYS ? tail : v_there + 8 * stage;
+    if (lane == 0) {
+      sfa_barrier_expect(there, TILE::V_BYTES);
+      for (int box = 0; box < TILE::V_BOXES; box++)
+        sfa_box_load(v + box * TILE::KEYS * 128, &job.v, box * 64, at.kv_head, at.first_k + first, there);
+    }
+    if (left < TILE::KEYS) { /* behind the last key anything may lie, but 0 * NaN is NaN: zeros. Once a block at most */
+      sfa_barrier_wait(tail, 0);
+      for (int box = 0; box < TILE::V_BOXES; box++)
+        for (int i = left * 128 + lane * 16; i < TILE::KEYS * 128; i += 512)
+          sfa_shared_zero16(v + box * TILE::KEYS * 128 + i);
+      sfa_shared_publish();
+      __syncwarp();
+      if (lane == 0)
+        sfa_barrier_arrive(v_there + 8 * stage);
+    }
+  }
+}
+
+/* ---- Sparse queries -------------------------------------------------------------------------------------------------------------- */
+
+/* Two entries of a group of four: those of `mask` (bits: entries that are not 0) in rising order, the first two. BITS of an entry. */
+struct sfa_pair {
+  uint32_t values, places, rest; /* two values, two places of 2 bits, the mask's other entries */
+};
+template <int BITS> static __device__ __forceinline__ sfa_pair sfa_prefill_pair(uint64_t group, uint32_t mask) {
+  const uint32_t others = mask & (mask - 1);
+  const int first = __ffs(mask) - 1;                         /* -1: nothing */
+  const int low = others || (mask && first < 3) ? first : 0; /* a lone entry 3 is the second of the two */
+  const int high = others ? __ffs(others) - 1 : 3;
+  const uint32_t ones = (1u << BITS) - 1;
+  const uint32_t a = mask >> low & 1 ? (uint32_t)(group >> BITS * low) & ones : 0,
+                 b = mask >> high & 1 ? (uint32_t)(group >> BITS * high) & ones : 0;
+  return {a | b << BITS, (uint32_t)(low | high << 2), others & (others - 1)};
+}
+
+/* 8 bytes of a query row: one group of bf16 or two of int8, as 4 bytes of the operand and 4 or 8 bits of places; then what is left. */
+struct sfa_piece {
+  uint32_t values, places, more_values, more_places, is_more;
+};
+template <bool INT8> static __device__ __forceinline__ sfa_piece sfa_prefill_piece(uint2 x) {
+  constexpr int BITS = INT8 ? 8 : 16;
+  sfa_piece piece = {0, 0, 0, 0, 0};
+#pragma unroll
+  for (int i = 0; i < (INT8 ? 2 : 1); i++) {
+    const uint64_t group = INT8 ? (i ? x.y : x.x) : (uint64_t)x.y << 32 | x.x;
+    uint32_t mask = 0;
+#pragma unroll
+    for (int u = 0; u < 4; u++)
+      mask |= (group >> BITS * u & (INT8 ? 0xFF : 0x7FFF)) != 0 ? 1u << u : 0;
+    const sfa_pair kept = sfa_prefill_pair<BITS>(group, mask), more = sfa_prefill_pair<BITS>(group, kept.rest);
+    piece.values |= kept.values << 16 * i;
+    piece.places |= kept.places << 4 * i;
+    piece.more_values |= more.values << 16 * i;
+    piece.more_places |= more.places << 4 * i;
+    piece.is_more |= kept.rest;
+  }
+  return piece;
+}
+
+/* The places of a step's four pieces (rows g, g + 8 at bytes 8 c.., then at bytes 32 + 8 c..) as lane c of the quad gives them. bf16: only
+ * lanes 0 and 1; lanes 2 and 3 give the same, for another operand. */
+template <bool INT8> static __device__ __forceinline__ uint32_t sfa_prefill_places(const uint32_t (&places)[4], int c) {
+  uint32_t word[4];
+  if (INT8) { /* row g low half, row g + 8 low half, row g high half, row g + 8 high half */
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+      word[i] = places[i] << 8 * c;
+  } else {
+    word[0] = places[0] << 4 * c | places[1] << (16 + 4 * c);
+    word[1] = places[2] << 4 * c | places[3] << (16 + 4 * c);
+    word[2] = word[3] = 0;
+  }
+#pragma unroll
+  for (int i = 0; i < (INT8 ? 4 : 2); i++) {
+    word[i] |= __shfl_xor_sync(~0u, word[i], 1);
+    word[i] |= __shfl_xor_sync(~0u, word[i], 2);
+  }
+  if (INT8)
+    return c == 0 ? word[0] : c == 1 ? word[1] : c == 2 ? word[2] : word[3];
+  return c & 1 ? word[1] : word[0];
+}
+
+/* Byte `byte` of row `row` of the block's queries. */
+template <class TILE> static __device__ __forceinline__ uint32_t sfa_prefill_at(uint32_t shared, int row, int byte) {
+  return shared + byte / 128 * (TILE::ROWS * 128) + row * 128 + ((byte % 128) ^ (row & 7) << 4);
+}
+
+/* Fills ORDER_AT: rows where a group of four holds more than two, then the others, both in rising order. */
+template <class TILE> static __device__ __forceinline__ void sfa_prefill_order_rows(uint32_t shared) {
+  const uint32_t order = shared + TILE::ORDER_AT;
+  const int lane = threadIdx.x & 31, warp = (int)(threadIdx.x >> 5) - 4;
+#pragma unroll
+  for (int r = 0; r < 2; r++) {
+    const int row = warp * 16 + 8 * r + (lane >> 2);
+    uint32_t is_more = 0;
+#pragma unroll
+    for (int byte = 0; byte < TILE::ROW_BYTES; byte += 32)
+      is_more |= sfa_prefill_piece<TILE::INT8>(sfa_shared_load2(sfa_prefill_at<TILE>(shared, row, byte + 8 * (lane & 3)))).is_more;
+    const uint32_t of_rows = __ballot_sync(~0u, is_more != 0);
+    if ((lane & 3) == 0)
+      sfa_shared_store(order + 4 * row, of_rows >> lane & 15);
+  }
+  sfa_named_sync(SFA_PREFILL_ALL, 128 * TILE::CONSUMERS);
+  if (warp == 0) {
+    uint32_t flags[TILE::ROWS / 32];
+    int next = 0, next_other = 0;
+#pragma unroll
+    for (int i = 0; i < TILE::ROWS / 32; i++) {
+      flags[i] = __ballot_sync(~0u, sfa_shared_load(order + 4 * (32 * i + lane)) != 0);
+      next_other += __popc(flags[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < TILE::ROWS / 32; i++) {
+      const int before = __popc(flags[i] & ((1u << lane) - 1)), n = __popc(flags[i]);
+      sfa_shared_store(order + 4 * (flags[i] >> lane & 1 ? next + before : next_other + lane - before), 32 * i + lane);
+      next += n;
+      next_other += 32 - n;
+    }
+  }
+  sfa_named_sync(SFA_PREFILL_ALL, 128 * TILE::CONSUMERS);
+}
+
+/* The queries of a consumer as sparse operands. */
+template <class TILE> struct sfa_prefill_queries {
+  uint32_t a[TILE::REGISTER_QUERIES ? TILE::STEPS : 1][4];
+  uint32_t places[TILE::SPARSE ? TILE::STEPS : 1]; /* bf16: of the kept in lanes 0 and 1 of a quad, of the surplus in 2 and 3 */
+  uint32_t more_places[TILE::SPARSE && TILE::INT8 ? TILE::STEPS : 1];
+  uint32_t more; /* bit: step with a surplus */
+
+  static constexpr int MORE_AT = TILE::REGISTER_QUERIES ? 0 : TILE::ROW_BYTES / 2; /* byte of a row where the surplus begins */
+
+  /* From the block's rows in shared memory, in whose place operands are written that products read there: the surplus, behind the kept
+   * halves where these are not in registers. */
+  __device__ __forceinline__ void build(uint32_t shared, int consumer) {
+    const int lane = threadIdx.x & 31, c = lane & 3, row = (int)(threadIdx.x >> 5) * 16 - 64 + (lane >> 2);
+    const uint32_t word = shared + TILE::SURPLUS_AT + 4 * consumer, order = shared + TILE::ORDER_AT;
+    const int from[2] = {(int)sfa_shared_load(order + 4 * row), (int)sfa_shared_load(order + 4 * (row + 8))};
+    uint32_t kept[TILE::STEPS][4], surplus[TILE::STEPS][4], has_more = 0;
+#pragma unroll
+    for (int step = 0; step < TILE::STEPS; step++) {
+      uint32_t kept_places[4], surplus_places[4];
+#pragma unroll
+      for (int i = 0; i < 4; i++) { /* row + 8 (i & 1), bytes 64 step + 32 (i >> 1) + 8 c */
+        const sfa_piece piece =
+            sfa_prefill_piece<TILE::INT8>(sfa_shared_load2(sfa_prefill_at<TILE>(shared, from[i & 1], 64 * step + 32 * (i >> 1) + 8 * c)));
+        kept[step][i] = piece.values;
+        kept_places[i] = piece.places;
+        surplus[step][i] = piece.more_values;
+        surplus_places[i] = piece.more_places;
+        has_more |= piece.is_more ? 1u << step : 0;
+      }
+      places[step] = sfa_prefill_places<TILE::INT8>(kept_places, c);
+      const uint32_t others = sfa_prefill_places<TILE::INT8>(surplus_places, c);
+      if constexpr (TILE::INT8)
+        more_places[step] = others;
+      else if (c >= 2)
+        places[step] = others;
+    }
+    has_more = __reduce_or_sync(~0u, has_more);
+    if (lane == 0 && has_more)
+      sfa_shared_or(word, has_more);
+    sfa_named_sync(SFA_PREFILL_ALL, 128 * TILE::CONSUMERS); /* all have read their rows */
+    more = sfa_shared_load(word);
+#pragma unroll
+    for (int step = 0; step < TILE::STEPS; step++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const int r = row + 8 * (i & 1), byte = 32 * step + 16 * (i >> 1) + 4 * c;
+        if constexpr (TILE::REGISTER_QUERIES)
+          a[step][i] = kept[step][i];
+        else
+          sfa_shared_store(sfa_prefill_at<TILE>(shared, r, byte), kept[step][i]);
+        sfa_shared_store(sfa_prefill_at<TILE>(shared, r, MORE_AT + byte), surplus[step][i]);
+      }
+    sfa_shared_publish();
+    sfa_named_sync(SFA_PREFILL_ALL, 128 * TILE::CONSUMERS);
+  }
+};
+
+/* ---- A consumer ------------------------------------------------------------------------------------------------------------------ */
+
+/* All products of a tile of scores, started. */
+template <class TILE, class SUMS>
+static __device__ __forceinline__ void sfa_prefill_products(SUMS &s, const sfa_prefill_queries<TILE> &queries, uint64_t q, uint64_t k) {
+  constexpr int Q_BOX = TILE::ROWS * 128, K_BOX = TILE::KEYS * 128;
+#pragma unroll
+  for (int step = 0; step < TILE::STEPS; step++) {
+    const int k_byte = step * TILE::K_STEP, q_byte = step * 32;
+    const uint64_t b = sfa_operand_at(k, k_byte / 128 * K_BOX + k_byte % 128), a = sfa_operand_at(q, q_byte / 128 * Q_BOX + q_byte % 128);
+    if constexpr (TILE::SPARSE && TILE::INT8) {
+      if constexpr (TILE::REGISTER_QUERIES)
+        sfa_product_sparse(s, queries.a[step], queries.places[step], b);
+      else
+        sfa_product_sparse(s, a, queries.places[step], b);
+    } else if constexpr (TILE::SPARSE) {
+      if constexpr (TILE::REGISTER_QUERIES)
+        sfa_product_sparse<0>(s, queries.a[step], queries.places[step], b, step > 0);
+      else
+        sfa_product_sparse<0>(s, a, queries.places[step], b, step > 0);
+    } else if constexpr (TILE::INT8)
+      sfa_product_int8(s, a, b);
+    else
+      sfa_product_bf16(s, a, b, step > 0);
+  }
+  if constexpr (TILE::SPARSE)
+#pragma unroll
+    for (int step = 0; step < TILE::STEPS; step++)
+      if (queries.more >> step & 1) {
+        const int k_byte = step * TILE::K_STEP, q_byte = sfa_prefill_queries<TILE>::MORE_AT + step * 32;
+        const uint64_t b = sfa_operand_at(k, k_byte / 128 * K_BOX + k_byte % 128),
+                       a = sfa_operand_at(q, q_byte / 128 * Q_BOX + q_byte % 128);
+        if constexpr (TILE::INT8)
+          sfa_product_sparse(s, a, queries.more_places[step], b);
+        else
+          sfa_product_sparse<1>(s, a, queries.places[step], b, 1);
+      }
+}
+
+/* The two rows of a thread: maximum so far (of what `scale` makes powers of two), sum of the weights of this thread's columns. */
+struct sfa_prefill_rows {
+  float most[2], sum[2], scale[2];
+  float change[2]; /* by the last tile: factor of the older weights */
+};
+
+/* Row 0 or 1 of this thread: its place in the block, token, head. Registers are short in the loop over tiles: what only some tiles and
+ * the end need is computed there again, from the block's place in shared memory; the volatile read keeps the compiler from doing it once.
+ */
+struct sfa_prefill_row {
+  int32_t in_block, t, head;
+};
+template <class TILE>
+static __device__ __forceinline__ sfa_prefill_row sfa_prefill_row_at(const sfa_prefill_job &job, const sfa_prefill_span &at,
+                                                                     uint32_t shared, int r) {
+  uint32_t thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  sfa_prefill_row row;
+  row.in_block = (int32_t)((thread >> 5) - 4) * 16 + (int32_t)(thread >> 2 & 7) + 8 * r;
+  if constexpr (TILE::SPARSE)
+    row.in_block = (int32_t)sfa_shared_load(shared + TILE::ORDER_AT + 4 * row.in_block);
+  row.t = at.t0 + row.in_block / job.pack;
+  row.head = at.head + row.in_block % job.pack;
+  return row;
+}
+static __device__ __forceinline__ float sfa_prefill_natural(const sfa_prefill_job &job, const sfa_prefill_span &at,
+                                                            const sfa_prefill_row &row, bool int8) {
+  if (!int8)
+    return job.softmax_scale;
+  const float scale = job.q_scales[(int64_t)(at.first_q + min(row.t, at.n_q - 1)) * job.n_heads + row.head];
+  return job.softmax_scale * (scale == 0 ? 1 : scale); /* 0: all sums of the row are 0, whatever they are multiplied by */
+}
+
+/* Sums of products to scores, in powers of two. first: key of the thread's first column. */
+template <class TILE>
+static __device__ __forceinline__ void sfa_prefill_shape(float (&s)[TILE::KEYS / 2], const sfa_prefill_job &job, uint32_t shared,
+                                                         int32_t first) {
+  const sfa_prefill_span at = sfa_prefill_recall(shared + TILE::SPAN_AT);
+  const float cap = job.softcap, inner = 2 * CUDART_L2E_F / cap;
+#pragma unroll
+  for (int r = 0; r < 2; r++) {
+    const sfa_prefill_row row = sfa_prefill_row_at<TILE>(job, at, shared, r);
+    const float natural = sfa_prefill_natural(job, at, row, TILE::INT8), slope = job.alibi_slopes ? job.alibi_slopes[row.head] : 0;
+    const int32_t distance = first - (row.t + at.n_k - at.n_q);
+#pragma unroll
+    for (int i = 0; i < TILE::KEYS / 4; i++)
+      s[4 * (i >> 1) + 2 * r + (i & 1)] *= natural;
+    if (cap != 0) /* tanh y = 1 - 2 / (1 + e^2y) */
+#pragma unroll
+      for (int i = 0; i < TILE::KEYS / 4; i++) {
+        float &x = s[4 * (i >> 1) + 2 * r + (i & 1)];
+        x = cap - __fdividef(2 * cap, 1 + sfa_exp2(x * inner));
+      }
+#pragma unroll
+    for (int i = 0; i < TILE::KEYS / 4; i++) {
+      float &x = s[4 * (i >> 1) + 2 * r + (i & 1)];
+      x = fmaf(slope, (float)(distance + 8 * (i >> 1) + (i & 1)), x) * CUDART_L2E_F;
+    }
+  }
+}
+
+template <class TILE>
+static __device__ __forceinline__ void sfa_prefill_mask(float (&s)[TILE::KEYS / 2], const sfa_prefill_job &job, uint32_t shared,
+                                                        int32_t first) {
+  const sfa_prefill_span at = sfa_prefill_recall(shared + TILE::SPAN_AT);
+#pragma unroll
+  for (int r = 0; r < 2; r++) {
+    const int32_t t = min(sfa_prefill_row_at<TILE>(job, at, shared, r).t, at.n_q - 1);
+    const int32_t begin = sfa_prefill_begin(job, at, t) - first, end = sfa_prefill_end(job, at, t) - first,
+                  sinks = min(job.n_sink_tokens - first, end);
+#pragma unroll
+    for (int i = 0; i < TILE::KEYS / 4; i++) {
+      const int column = 8 * (i >> 1) + (i & 1);
+      if (!(column < end && (column >= begin || column < sinks)))
+        s[4 * (i >> 1) + 2 * r + (i & 1)] = -CUDART_INF_F;
+    }
+  }
+}
+
+/* Weights 2^(scale (s - most)) in place of the scores. Both rows step by step: the latency of one is hidden by the other. */
+template <class TILE> static __device__ __forceinline__ void sfa_prefill_softmax(float (&s)[TILE::KEYS / 2], sfa_prefill_rows &rows) {
+  float most[2] = {rows.most[0], rows.most[1]}, base[2], sum[2];
+#pragma unroll
+  for (int i = 0; i < TILE::KEYS / 2; i += 2)
+    most[i >> 1 & 1] = fmaxf(most[i >> 1 & 1], fmaxf(s[i], s[i + 1]));
+#pragma unroll
+  for (int apart = 1; apart < 4; apart *= 2)
+#pragma unroll
+    for (int r = 0; r < 2; r++)
+      most[r] = fmaxf(most[r], __shfl_xor_sync(~0u, most[r], apart));
+#pragma unroll
+  for (int r = 0; r < 2; r++) {
+    base[r] = fmaxf(most[r] * rows.scale[r], -0x1p127f); /* finite where nothing was seen yet: then all weights are 2^-inf */
+    rows.change[r] = sfa_exp2(fmaf(rows.most[r], rows.scale[r], -base[r]));
+    rows.most[r] = most[r];
+    sum[r] = 0;
+  }
+#pragma unroll
+  for (int i = 0; i < TILE::KEYS / 2; i++)
+    s[i] = sfa_exp2(fmaf(s[i], rows.scale[i >> 1 & 1], -base[i >> 1 & 1]));
+#pragma unroll
+  for (int i = 0; i < TILE::KEYS / 2; i += 2)
+    sum[i >> 1 & 1] += s[i] + s[i + 1];
+#pragma unroll
+  for (int r = 0; r < 2; r++)
+    rows.sum[r] = fmaf(rows.sum[r], rows.change[r], sum[r]);
+}
+
+template <class TILE, int WIDTH>
+static __device__ __forceinline__ void sfa_prefill_consume(const sfa_prefill_job &job, const sfa_prefill_span &at,
+                                                           const sfa_prefill_tiles &tiles, uint32_t shared) {
+  constexpr int KEYS = TILE::KEYS, STAGES = TILE::STAGES;
+  const int consumer = __shfl_sync(~0u, (int)(threadIdx.x >> 7) - 1, 0), lane = threadIdx.x & 31, c = lane & 3;
+  const uint32_t q_there = shared + TILE::BARRIERS_AT, k_there = q_there + 16, k_used = k_there + 8 * STAGES, v_there = k_used + 8 * STAGES,
+                 v_used = v_there + 8 * STAGES;
+  const uint32_t q_rows = shared + consumer * 64 * 128;
+
+  sfa_barrier_wait(q_there, 0);
+  sfa_prefill_queries<TILE> queries;
+  if constexpr (TILE::SPARSE) {
+    sfa_prefill_order_rows<TILE>(shared);
+    queries.build(shared, consumer);
+  }
+  const uint64_t q = sfa_operand(q_rows);
+
+  /* Tiles that every row of this consumer sees whole: keys [all_begin, all_end). The rows of a sparse one may be any of the block. */
+  const int32_t low = TILE::SPARSE ? 0 : consumer * 64, high = TILE::SPARSE ? TILE::ROWS - 1 : low + 63;
+  const int32_t all_begin = sfa_prefill_begin(job, at, min(at.t0 + high / job.pack, at.n_q - 1)),
+                all_end = sfa_prefill_end(job, at, min(at.t0 + low / job.pack, at.n_q - 1));
+  sfa_prefill_rows rows;
+#pragma unroll
+  for (int r = 0; r < 2; r++) {
+    rows.most[r] = -CUDART_INF_F;
+    rows.sum[r] = 0;
+    rows.scale[r] = job.shaped ? 1 : sfa_prefill_natural(job, at, sfa_prefill_row_at<TILE>(job, at, shared, r), TILE::INT8) * CUDART_L2E_F;
+  }
+  float o[WIDTH / 2], s[KEYS / 2];
+  int32_t sums[TILE::INT8 ? KEYS / 2 : 1];
+  uint32_t p[KEYS / 4];
+#pragma unroll
+  for (int i = 0; i < WIDTH / 2; i++)
+    o[i] = 0;
+
+  const auto start_scores = [&](int stage) {
+    const uint64_t k = sfa_operand(shared + TILE::K_AT + stage * TILE::K_BYTES);
+    sfa_matrix_fence();
+    if constexpr (TILE::INT8)
+      sfa_prefill_products<TILE>(sums, queries, q, k);
+    else
+      sfa_prefill_products<TILE>(s, queries, q, k);
+    sfa_matrix_commit();
+  };
+  const auto begin_sums = [&] {
+    if constexpr (TILE::INT8)
+#pragma unroll
+      for (int i = 0; i < KEYS / 2; i++)
+        sums[i] = 0x4B400000;
+  };
+  const auto start_values = [&](int stage) {
+    const uint64_t v = sfa_operand_turned(shared + TILE::V_AT + stage * TILE::V_BYTES, KEYS * 128);
+    sfa_matrix_fence();
+#pragma unroll
+    for (int i = 0; i < KEYS / 16; i++)
+      sfa_product_turned(o, p + 4 * i, sfa_operand_at(v, i * 16 * 128));
+    sfa_matrix_commit();
+  };
+  const auto softmax = [&](int stage, int32_t tile) {
+    const int32_t first = tile * KEYS;
+    if constexpr (TILE::INT8) {
+      const uint32_t scales = shared + TILE::SCALES_AT + stage * TILE::SCALE_BYTES + 8 * c;
+#pragma unroll
+      for (int i = 0; i < KEYS / 8; i++) {
+        const uint2 pair = sfa_shared_load2(scales + 32 * i);
+        const float x = __uint_as_float(pair.x), y = __uint_as_float(pair.y), x0 = x * -12582912.f, y0 = y * -12582912.f;
+        s[4 * i] = fmaf(__int_as_float(sums[4 * i]), x, x0);
+        s[4 * i + 1] = fmaf(__int_as_float(sums[4 * i + 1]), y, y0);
+        s[4 * i + 2] = fmaf(__int_as_float(sums[4 * i + 2]), x, x0);
+        s[4 * i + 3] = fmaf(__int_as_float(sums[4 * i + 3]), y, y0);
+      }
+      __syncwarp();
+    }
+    if (lane == 0)
+      sfa_barrier_arrive(k_used + 8 * stage);
+    if (job.shaped)
+      sfa_prefill_shape<TILE>(s, job, shared, first + 2 * c);
+    if (first < all_begin || first + KEYS > all_end)
+      sfa_prefill_mask<TILE>(s, job, shared, first + 2 * c);
+    sfa_prefill_softmax<TILE>(s, rows);
+  };
+  const auto round_weights = [&] {
+#pragma unroll
+    for (int i = 0; i < KEYS / 4; i++)
+      p[i] = sfa_bf16_pair(s[2 * i], s[2 * i + 1]);
+  };
+
+  const int32_t n = tiles.n();
+  if (n > 0) {
+    if (consumer == TILE::CONSUMERS - 1)
+      sfa_named_arrive(SFA_PREFILL_TURN, 256);
+    sfa_barrier_wait(k_there, 0);
+    begin_sums();
+    start_scores(0);
+    sfa_matrix_wait<0>();
+    softmax(0, tiles.at(0));
+    round_weights();
+    begin_sums();
+    for (int32_t j = 1; j < n; j++) {
+      const int stage = j % STAGES, before = (j - 1) % STAGES;
+      sfa_barrier_wait(k_there + 8 * stage, j / STAGES & 1);
+      sfa_named_sync(SFA_PREFILL_TURN + consumer, 256);
+      start_scores(stage);
+      sfa_barrier_wait(v_there + 8 * before, (j - 1) / STAGES & 1);
+      start_values(before);
+      sfa_named_arrive(SFA_PREFILL_TURN + (consumer + 1) % TILE::CONSUMERS, 256);
+      sfa_matrix_wait<1>();
+      softmax(stage, tiles.at(j));
+      sfa_matrix_wait<0>();
+      if (lane == 0)
+        sfa_barrier_arrive(v_used + 8 * before);
+      if (__any_sync(~0u, rows.change[0] != 1 || rows.change[1] != 1))
+#pragma unroll
+        for (int i = 0; i < WIDTH / 2; i++)
+          o[i] *= rows.change[i >> 1 & 1];
+      round_weights();
+      begin_sums();
+    }
+    sfa_barrier_wait(v_there + 8 * ((n - 1) % STAGES), (n - 1) / STAGES & 1);
+    start_values((n - 1) % STAGES);
+    sfa_matrix_wait<0>();
+    if (consumer == 0)
+      sfa_named_sync(SFA_PREFILL_TURN, 256); /* the last one's arrival, so that none is left over */
+  }
+
+  const sfa_prefill_span place = sfa_prefill_recall(shared + TILE::SPAN_AT);
+#pragma unroll
+  for (int r = 0; r < 2; r++) {
+    float sum = rows.sum[r];
+    sum += __shfl_xor_sync(~0u, sum, 1);
+    sum += __shfl_xor_sync(~0u, sum, 2);
+    const sfa_prefill_row row = sfa_prefill_row_at<TILE>(job, place, shared, r);
+    if (row.in_block >= job.pack * job.block_tokens || row.t >= place.n_q)
+      continue;
+    const float most = rows.most[r] == -CUDART_INF_F ? -CUDART_INF_F : rows.most[r] * rows.scale[r]; /* of scores in powers of two */
+    const float sink = job.sink_logit ? job.sink_logit[row.head] * CUDART_L2E_F : -CUDART_INF_F, top = fmaxf(most, sink);
+    const float share = most == -CUDART_INF_F ? 0 : sfa_exp2(most - top);
+    if (job.sink_logit && top != -CUDART_INF_F)
+      sum = sum * share + sfa_exp2(sink - top);
+    const float factor = sum == 0 ? 0 : (job.sink_logit ? share : 1) / sum;
+    const int64_t token = place.first_q + row.t;
+    if (job.lse && c == 0)
+      job.lse[token * job.n_heads + row.head] = sum == 0 ? -CUDART_INF_F : top * CUDART_LN2_F + logf(sum);
+    const int64_t to = token * job.out_token_stride + row.head * job.out_head_stride + 2 * c;
+#pragma unroll
+    for (int i = 0; i < WIDTH / 8; i++) {
+      if (8 * i >= job.head_dim_v)
+        break;
+      const float x = o[4 * i + 2 * r] * factor, y = o[4 * i + 2 * r + 1] * factor;
+      if (job.out_bf16)
+        *(uint32_t *)((uint16_t *)job.out + to + 8 * i) = sfa_bf16_pair(x, y);
+      else
+        *(float2 *)((float *)job.out + to + 8 * i) = make_float2(x, y);
+    }
+  }
+}
+
+/* Grid: blocks x heads / pack, sequences. */
+template <int POLICY, int WIDTH>
+static __global__ void __launch_bounds__(sfa_prefill_tile<POLICY, WIDTH>::THREADS, 1)
+    sfa_prefill_kernel(const __grid_constant__ sfa_prefill_job job) {
+  using TILE = sfa_prefill_tile<POLICY, WIDTH>;
+  extern __shared__ unsigned char sfa_prefill_memory[];
+  const uint32_t shared = (sfa_shared_at(sfa_prefill_memory) + 1023) & ~1023u;
+  const sfa_prefill_span at = sfa_prefill_place(job);
+  if (at.t0 >= at.n_q)
+    return;
+  const sfa_prefill_tiles tiles = sfa_prefill_cut<TILE::KEYS>(job, at);
+  if (threadIdx.x == 0) {
+    uint32_t barrier = shared + TILE::BARRIERS_AT;
+    for (int i = 0; i < 2; i++, barrier += 8)
+      sfa_barrier_init(barrier, 1);
+    for (int array = 0; array < 4; array++)
+      for (int i = 0; i < TILE::STAGES; i++, barrier += 8)
+        sfa_barrier_init(barrier, array == 0 ? (TILE::INT8 ? 33 : 1) : array == 2 ? 1 : 4 * TILE::CONSUMERS);
+    for (int i = 0; i < TILE::CONSUMERS; i++)
+      sfa_shared_store(shared + TILE::SURPLUS_AT + 4 * i, 0);
+    sfa_prefill_note(shared + TILE::SPAN_AT, at);
+    sfa_barrier_publish();
+  }
+  __syncthreads();
+  if (threadIdx.x < 128) {
+    sfa_registers_release<24>();
+    if (threadIdx.x < 32)
+      sfa_prefill_load<TILE>(job, at, tiles, shared);
+  } else {
+    sfa_registers_take<TILE::REGISTERS>();
+    sfa_prefill_consume<TILE, WIDTH>(job, at, tiles, shared);
+  }
+}
+
+/* ---- Launch, in the file of each policy ------------------------------------------------------------------------------------------ */
+
+/* The job of blocks of n_rows rows and tiles of n_keys keys (prefill_sm90.cu). */
+const char *sfa_prefill_prepare(const sfa_cuda_prefill *args, int n_rows, int n_keys, sfa_prefill_job *job);
+const char *sfa_prefill_bf16(const sfa_cuda_prefill *args, sfa_cuda_stream stream);
+const char *sfa_prefill_sp_bf16(const sfa_cuda_prefill *args, sfa_cuda_stream stream);
+const char *sfa_prefill_int8(const sfa_cuda_prefill *args, sfa_cuda_stream stream);
+const char *sfa_prefill_sp_int8(const sfa_cuda_prefill *args, sfa_cuda_stream stream);
+
+template <int POLICY, int WIDTH> static const char *sfa_prefill_launch(const sfa_cuda_prefill *args, cudaStream_t stream) {
+  using TILE = sfa_prefill_tile<POLICY, WIDTH>;
+  sfa_prefill_job job;
+  const char *refused = sfa_prefill_prepare(args, TILE::ROWS, TILE::KEYS, &job);
+  if (refused)
+    return refused;
+  cudaError_t error =
+      cudaFuncSetAttribute(sfa_prefill_kernel<POLICY, WIDTH>, cudaFuncAttributeMaxDynamicSharedMemorySize, TILE::SHARED_BYTES);
+  if (error != cudaSuccess)
+    return cudaGetErrorString(error);
+  const dim3 grid((unsigned)(job.n_blocks * (job.n_heads / job.pack)), (unsigned)args->q_tokens.n_sequences);
+  sfa_prefill_kernel<POLICY, WIDTH><<<grid, TILE::THREADS, TILE::SHARED_BYTES, stream>>>(job);
+  error = cudaGetLastError();
+  return error == cudaSuccess ? NULL : cudaGetErrorString(error);
+}
+
+/* The narrowest instance that holds both dims. */
+template <int POLICY> static const char *sfa_prefill_fit(const sfa_cuda_prefill *args, cudaStream_t stream) {
+  const int32_t dim = args->head_dim > args->head_dim_v ? args->head_dim : args->head_dim_v;
+  return dim <= 64    ? sfa_prefill_launch<POLICY, 64>(args, stream)
+         : dim <= 128 ? sfa_prefill_launch<POLICY, 128>(args, stream)
+                      : sfa_prefill_launch<POLICY, 256>(args, stream);
+}
+
+#endif

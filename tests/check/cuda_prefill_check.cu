@@ -1,0 +1,278 @@
+/* cuda_prefill_check: prefill by mma.sync against attention in double, with every option; then times. Exit status 1 if an error is beyond
+ * what bf16 weights and rows explain. Options: --time-only, --check-only. */
+#include "cuda/cuda_stages.h"
+
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define CUDA_TRY(call)                                                                                                                     \
+  do {                                                                                                                                     \
+    cudaError_t error_ = (call);                                                                                                           \
+    if (error_ != cudaSuccess) {                                                                                                           \
+      printf("%s: %s\n", #call, cudaGetErrorString(error_));                                                                               \
+      exit(2);                                                                                                                             \
+    }                                                                                                                                      \
+  } while (0)
+
+static uint64_t seed = 20261123;
+static uint32_t next_bits(void) {
+  seed = seed * 6364136223846793005u + 1442695040888963407u;
+  return (uint32_t)(seed >> 32);
+}
+static double uniform(void) { return (next_bits() + 0.5) / 4294967296.0; }
+
+static void *device_memory(size_t bytes, const void *from) {
+  void *memory = NULL;
+  CUDA_TRY(cudaMalloc(&memory, bytes + 64));
+  if (from)
+    CUDA_TRY(cudaMemcpy(memory, from, bytes, cudaMemcpyHostToDevice));
+  else
+    CUDA_TRY(cudaMemset(memory, 0xff, bytes + 64)); /* NaN */
+  return memory;
+}
+
+__device__ double element(const sfa_cuda_rows &rows, const float *scales, int n_heads, int64_t token, int head, int i) {
+  const int64_t at = token * rows.token_stride + head * rows.head_stride + i;
+  if (rows.dtype == SFA_I8)
+    return (double)__bfloat162float(__float2bfloat16((float)((const int8_t *)rows.data)[at] * scales[token * n_heads + head]));
+  return (double)__bfloat162float(((const __nv_bfloat16 *)rows.data)[at]);
+}
+
+/* One thread a query row and head. out [tokens][H][E], lse [tokens][H], sizes [tokens][H]: the sum of weight times |v|, at its largest. */
+__global__ void reference(sfa_cuda_prefill a, double *scores, double *out, double *lse) {
+  const int64_t at = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+  const int64_t T_max = a.q_tokens.max_seqlen;
+  if (at >= a.q_tokens.n_sequences * T_max * a.n_heads)
+    return;
+  const int head = (int)(at % a.n_heads), b = (int)(at / a.n_heads / T_max), kv = head / (a.n_heads / a.n_kv_heads);
+  const int64_t t = at / a.n_heads % T_max;
+  const int64_t first_q = a.q_tokens.cu_seqlens ? a.q_tokens.cu_seqlens[b] : b * T_max;
+  const int64_t first_k = a.k_tokens.cu_seqlens ? a.k_tokens.cu_seqlens[b] : b * a.k_tokens.max_seqlen;
+  const int64_t T = a.q_tokens.cu_seqlens ? a.q_tokens.cu_seqlens[b + 1] - first_q : T_max;
+  const int64_t S = a.k_tokens.cu_seqlens ? a.k_tokens.cu_seqlens[b + 1] - first_k : a.k_lens ? a.k_lens[b] : a.k_tokens.max_seqlen;
+  if (t >= T)
+    return;
+  const sfa_cuda_scores *s = &a.scores;
+  const int64_t i = t + S - T;
+  double *x = scores + at * a.k_tokens.max_seqlen, most = s->sink_logit ? (double)s->sink_logit[head] : -INFINITY;
+  for (int64_t j = 0; j < S; j++) {
+    const bool seen = (!s->causal || j <= i) && (s->window_right < 0 || j <= i + s->window_right) &&
+                      (s->window_left < 0 || j >= i - s->window_left || j < s->n_sink_tokens);
+    double dot = 0;
+    for (int d = 0; d < a.head_dim; d++)
+      dot += element(a.q, a.q_scales, a.n_heads, first_q + t, head, d) * element(a.k, a.k_scales, a.n_kv_heads, first_k + j, kv, d);
+    dot *= s->softmax_scale;
+    if (s->softcap > 0)
+      dot = s->softcap * tanh(dot / s->softcap);
+    if (s->alibi_slopes)
+      dot += s->alibi_slopes[head] * (double)(j - i);
+    x[j] = seen ? dot : -INFINITY;
+    most = fmax(most, x[j]);
+  }
+  double sum = s->sink_logit ? exp(s->sink_logit[head] - most) : 0;
+  for (int64_t j = 0; j < S; j++)
+    sum += x[j] = x[j] == -INFINITY ? 0 : exp(x[j] - most);
+  const int64_t row = (first_q + t) * a.n_heads + head;
+  for (int e = 0; e < a.head_dim_v; e++) {
+    double o = 0;
+    for (int64_t j = 0; j < S; j++)
+      o += x[j] == 0 ? 0 : x[j] * element(a.v, NULL, 0, first_k + j, kv, e);
+    out[row * a.head_dim_v + e] = sum == 0 ? 0 : o / sum;
+  }
+  lse[row] = sum == 0 ? -INFINITY : most + log(sum);
+}
+
+/* Random rows; every `zeros`-th feature of a row or so is not 0. */
+static void *random_rows(int64_t n, int dim, sfa_dtype dtype, int zeros) {
+  uint16_t *rows = (uint16_t *)calloc((size_t)(n * dim), 2);
+  for (int64_t i = 0; i < n * dim; i++) {
+    float v = (float)(sqrt(-2 * log(uniform())) * cos(6.283185307179586 * uniform()));
+    if (zeros > 1 && next_bits() % zeros)
+      v = 0;
+    uint32_t bits;
+    memcpy(&bits, &v, 4);
+    if (dtype == SFA_I8)
+      ((int8_t *)rows)[i] = (int8_t)fmaxf(-127, fminf(127, rintf(v * 30)));
+    else
+      rows[i] = (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+  }
+  void *memory = device_memory((size_t)(n * dim) * 2, rows);
+  free(rows);
+  return memory;
+}
+
+static int64_t n_wrong;
+
+static void check_case(int n, int D, int E, int H, int G, int B, int T, int S, int options) {
+  const int varlen = options & 1, causal = options >> 1 & 1, window = options >> 2 & 1, cap = options >> 3 & 1, alibi = options >> 4 & 1,
+            sink = options >> 5 & 1, whole = options >> 6 & 1, bf16_out = options >> 7 & 1, lens = options >> 8 & 1;
+  int32_t cu_q[9] = {0}, cu_k[9] = {0}, k_lens[8];
+  for (int b = 0; b < B; b++) {
+    cu_q[b + 1] = cu_q[b] + (b == 1 ? 0 : 1 + (int)(next_bits() % T)), cu_k[b + 1] = cu_k[b] + (b == 2 ? 0 : 1 + (int)(next_bits() % S));
+    k_lens[b] = (int)(next_bits() % (S + 1));
+  }
+  const int64_t q_tokens = varlen ? cu_q[B] : B * T, k_tokens = varlen ? cu_k[B] : B * S;
+  float logits[64], slopes[64];
+  for (int h = 0; h < H; h++)
+    logits[h] = (float)uniform() * 2, slopes[h] = (float)uniform() * 0.1f;
+  sfa_cuda_prefill a = {};
+  const sfa_dtype type = whole ? SFA_I8 : SFA_BF16;
+  a.policy = whole ? SFA_POLICY_INT8 : SFA_POLICY_BF16;
+  a.n_heads = H, a.n_kv_heads = G, a.head_dim = D, a.head_dim_v = E;
+  a.q_tokens.n_sequences = a.k_tokens.n_sequences = B, a.q_tokens.max_seqlen = T, a.k_tokens.max_seqlen = S;
+  if (varlen)
+    a.q_tokens.cu_seqlens = (int32_t *)device_memory(sizeof cu_q, cu_q),
+    a.k_tokens.cu_seqlens = (int32_t *)device_memory(sizeof cu_k, cu_k);
+  else if (lens)
+    a.k_lens = (int32_t *)device_memory(sizeof k_lens, k_lens);
+  a.q = (sfa_cuda_rows){random_rows(q_tokens * H, D, type, 4), type, (int64_t)H * D, D};
+  a.k = (sfa_cuda_rows){random_rows(k_tokens * G, D, type, 4), type, (int64_t)G * D, D};
+  a.v = (sfa_cuda_rows){random_rows(k_tokens * G, E, SFA_BF16, 1), SFA_BF16, (int64_t)G * E, E};
+  if (whole) {
+    float *scales = (float *)malloc((size_t)(q_tokens * H + k_tokens * G + 1) * 4);
+    for (int64_t i = 0; i < q_tokens * H + k_tokens * G; i++)
+      scales[i] = (float)(0.02 + 0.02 * uniform());
+    a.q_scales = (float *)device_memory((size_t)(q_tokens * H) * 4, scales);
+    a.k_scales = (float *)device_memory((size_t)(k_tokens * G) * 4, scales + q_tokens * H);
+    free(scales);
+  }
+  a.scores.softmax_scale = (float)(2 / sqrt((double)D)), a.scores.softcap = cap ? 3.0f : 0.0f, a.scores.causal = causal;
+  a.scores.window_left = window ? 70 : -1, a.scores.window_right = window && !causal ? 20 : -1, a.scores.n_sink_tokens = window ? 5 : 0;
+  if (sink)
+    a.scores.sink_logit = (float *)device_memory(sizeof logits, logits);
+  if (alibi)
+    a.scores.alibi_slopes = (float *)device_memory(sizeof slopes, slopes);
+  const int64_t n_rows = q_tokens * H;
+  a.out = (sfa_cuda_rows){device_memory((size_t)(n_rows * E) * 4, NULL), bf16_out ? SFA_BF16 : SFA_F32, (int64_t)H * E, E};
+  a.lse = (float *)device_memory((size_t)n_rows * 4, NULL);
+  double *scores = (double *)device_memory((size_t)B * T * H * S * 8, NULL),
+         *out_d = (double *)device_memory((size_t)(n_rows * E) * 8, NULL);
+  double *lse_d = (double *)device_memory((size_t)n_rows * 8, NULL);
+  const char *text = sfa_cuda_prefill_portable_run(&a, NULL);
+  if (text)
+    printf("case %d: %s\n", n, text), exit(2);
+  reference<<<(unsigned)((B * T * H + 127) / 128), 128>>>(a, scores, out_d, lse_d);
+  CUDA_TRY(cudaDeviceSynchronize());
+  double *want = (double *)malloc((size_t)(n_rows * E) * 8), *want_lse = (double *)malloc((size_t)n_rows * 8);
+  float *got = (float *)malloc((size_t)(n_rows * E) * 4), *lse = (float *)malloc((size_t)n_rows * 4);
+  CUDA_TRY(cudaMemcpy(want, out_d, (size_t)(n_rows * E) * 8, cudaMemcpyDeviceToHost));
+  CUDA_TRY(cudaMemcpy(want_lse, lse_d, (size_t)n_rows * 8, cudaMemcpyDeviceToHost));
+  CUDA_TRY(cudaMemcpy(got, a.out.data, (size_t)(n_rows * E) * 4, cudaMemcpyDeviceToHost));
+  CUDA_TRY(cudaMemcpy(lse, a.lse, (size_t)n_rows * 4, cudaMemcpyDeviceToHost));
+  double error = 0, size = 0, worst = 0, worst_lse = 0;
+  int64_t worst_at = 0;
+  for (int64_t i = 0; i < n_rows * E; i++) {
+    float x = got[i];
+    if (bf16_out) {
+      const uint32_t bits = (uint32_t)((uint16_t *)got)[i] << 16;
+      memcpy(&x, &bits, 4);
+    }
+    const double off = fabs(x - want[i]);
+    error += off * off, size += want[i] * want[i];
+    if (!(off <= worst))
+      worst = off, worst_at = i;
+  }
+  for (int64_t i = 0; i < n_rows; i++) {
+    const double off = want_lse[i] == -INFINITY ? (lse[i] == -INFINITY ? 0 : INFINITY) : fabs(lse[i] - want_lse[i]);
+    if (!(off <= worst_lse))
+      worst_lse = off;
+  }
+  const double relative = sqrt(error / (size + 1e-30));
+  if (!(relative <= (bf16_out ? 5e-3 : 4e-3)) || !(worst <= 0.05) || !(worst_lse <= 1e-4)) {
+    n_wrong++;
+    printf("WRONG case %d: D %d E %d H %d G %d B %d T %d S %d options %03x: relative %.2e, worst %.2e at token %lld head %lld feature %lld "
+           "(%g, expected %g), lse %.2e\n",
+           n, D, E, H, G, B, T, S, options, relative, worst, (long long)(worst_at / E / H), (long long)(worst_at / E % H),
+           (long long)(worst_at % E), (double)got[worst_at], want[worst_at], worst_lse);
+  }
+  free(want), free(want_lse), free(got), free(lse);
+  void *device[] = {a.q.data,
+                    a.k.data,
+                    a.v.data,
+                    a.out.data,
+                    a.lse,
+                    scores,
+                    out_d,
+                    lse_d,
+                    (void *)a.q_scales,
+                    (void *)a.k_scales,
+                    (void *)a.scores.sink_logit,
+                    (void *)a.scores.alibi_slopes,
+                    (void *)a.q_tokens.cu_seqlens,
+                    (void *)a.k_tokens.cu_seqlens,
+                    (void *)a.k_lens};
+  for (size_t i = 0; i < sizeof device / sizeof *device; i++)
+    cudaFree(device[i]);
+}
+
+static int by_size(const void *a, const void *b) { return *(const float *)a < *(const float *)b ? -1 : 1; }
+
+static void time_case(int D, int64_t n, int H, int causal) {
+  sfa_cuda_prefill a = {};
+  a.policy = SFA_POLICY_BF16, a.n_heads = a.n_kv_heads = H, a.head_dim = a.head_dim_v = D;
+  a.q_tokens.n_sequences = a.k_tokens.n_sequences = 1, a.q_tokens.max_seqlen = a.k_tokens.max_seqlen = n;
+  sfa_cuda_rows *rows[3] = {&a.q, &a.k, &a.v};
+  for (int i = 0; i < 3; i++) { /* one head of random numbers for all: more than the L2 does not matter here */
+    void *one = random_rows(n, D, SFA_BF16, 1);
+    *rows[i] = (sfa_cuda_rows){device_memory((size_t)n * H * D * 2, NULL), SFA_BF16, (int64_t)H * D, D};
+    for (int h = 0; h < H; h++)
+      CUDA_TRY(cudaMemcpy2D((uint16_t *)rows[i]->data + h * D, (size_t)H * D * 2, one, (size_t)D * 2, (size_t)D * 2, (size_t)n,
+                            cudaMemcpyDeviceToDevice));
+    cudaFree(one);
+  }
+  a.scores.softmax_scale = (float)(1 / sqrt((double)D)), a.scores.causal = causal, a.scores.window_left = a.scores.window_right = -1;
+  a.out = (sfa_cuda_rows){device_memory((size_t)n * H * D * 2, NULL), SFA_BF16, (int64_t)H * D, D};
+  a.lse = (float *)device_memory((size_t)n * H * 4, NULL);
+  cudaEvent_t start, stop;
+  CUDA_TRY(cudaEventCreate(&start));
+  CUDA_TRY(cudaEventCreate(&stop));
+  float times[11];
+  for (int i = -2; i < 11; i++) {
+    CUDA_TRY(cudaEventRecord(start, NULL));
+    sfa_cuda_prefill_portable_run(&a, NULL);
+    CUDA_TRY(cudaEventRecord(stop, NULL));
+    CUDA_TRY(cudaEventSynchronize(stop));
+    if (i >= 0)
+      CUDA_TRY(cudaEventElapsedTime(&times[i], start, stop));
+  }
+  qsort(times, 11, sizeof *times, by_size);
+  const double flops = 4.0 * n * n * D * H / (causal ? 2 : 1);
+  printf("portable D %3d n %6lld heads %2d causal %d: %.3f ms (%.3f..%.3f), %.0f TFLOP/s\n", D, (long long)n, H, causal, times[5], times[1],
+         times[9], flops / times[5] * 1e-9);
+  fflush(stdout);
+  void *device[] = {a.q.data, a.k.data, a.v.data, a.out.data, a.lse};
+  for (size_t i = 0; i < sizeof device / sizeof *device; i++)
+    cudaFree(device[i]);
+}
+
+int main(int argc, char **argv) {
+  int n_devices = 0;
+  if (cudaGetDeviceCount(&n_devices) != cudaSuccess || n_devices == 0) {
+    printf("no GPU: skipped\n");
+    return 77;
+  }
+  if (argc < 2 || strcmp(argv[1], "--time-only") != 0) {
+    static const int dims[][2] = {{64, 64}, {128, 128}, {256, 256}, {8, 8}, {24, 40}, {72, 128}, {96, 96}, {192, 128}, {80, 200}, {136, 8}};
+    int n = 0;
+    for (size_t d = 0; d < sizeof dims / sizeof *dims; d++)
+      for (int i = 0; i < 16; i++, n++) {
+        const int group = 1 << i % 3, options = i < 9 ? (i ? 1 << (i - 1) : 0) : (int)(next_bits() % 512);
+        check_case(n, dims[d][0], dims[d][1], 2 * group, 2, 1 + i % 4, i % 5 == 4 ? 1 : 1 + (int)(next_bits() % 200),
+                   1 + (int)(next_bits() % 300), options);
+      }
+    printf("%d cases, %lld wrong\n", n, (long long)n_wrong);
+    fflush(stdout);
+  }
+  if (argc < 2 || strcmp(argv[1], "--check-only") != 0)
+    for (int causal = 0; causal < 2; causal++) {
+      time_case(64, 8192, 32, causal);
+      time_case(128, 8192, 32, causal);
+      time_case(256, 8192, 32, causal);
+      time_case(128, 32768, 8, causal);
+    }
+  return n_wrong ? 1 : 0;
+}
