@@ -119,8 +119,6 @@ typedef struct sfa_kv_append {
 
 /* ---- A plan ---------------------------------------------------------------------------------------------------------------- */
 
-enum { SFA_GPU_PARTS = 16 };
-
 struct sfa_attention_plan {
   sfa_context *ctx;
   sfa_attention_options options;     /* defaults filled in; k_q and k_k as given; costs is NULL, they are below */
@@ -148,9 +146,6 @@ struct sfa_attention_plan {
   size_t way_memory;                                             /* what the policy wants beside these: attn_policy.h */
   size_t page_tables;                                            /* [B][pages of max_seqlen_k] pointers, for pages in the caller's memory */
   size_t k_dense, k_ids, k_values, k_scales, v_values, v_scales; /* last: calls that need none never touch the memory */
-
-  /* Of a GPU (src/cuda): offsets into the workspace by part; of the parts that a plan has not, that of the next. */
-  size_t gpu_parts[SFA_GPU_PARTS];
 };
 
 /* ---- The backend ---------------------------------------------------------------------------------------------------------- */

@@ -89,6 +89,8 @@ static const sfa_cuda_library library = {
     memory_free,
     memory_copy,
     memory_zero,
+    {sfa_cuda_help_words, sfa_cuda_help_lens, sfa_cuda_help_numbers, sfa_cuda_help_tables, sfa_cuda_help_slots, sfa_cuda_help_merge,
+     sfa_cuda_help_spread, sfa_cuda_help_unrotate},
     {
 #ifdef SFA_CUDA_HAS_SELECT
         sfa_cuda_select_run,

@@ -110,6 +110,7 @@ void sfa_cuda_close(sfa_context *ctx) {
   if (cuda->own_stream && !cuda->library->enter(cuda->device)) {
     cuda->library->stream_wait(cuda->stream);
     cuda->library->memory_free(cuda->n_bad);
+    cuda->library->memory_free(cuda->scratch);
     cuda->library->stream_destroy(cuda->own_stream);
   }
   ctx->cuda = NULL;
@@ -145,6 +146,19 @@ static sfa_status zero_memory(sfa_context *ctx, void *memory, size_t bytes) {
   return sfa_cuda_status(ctx, "clearing memory", ctx->cuda->library->memory_zero(memory, bytes, ctx->cuda->stream));
 }
 
+sfa_status sfa_cuda_scratch(sfa_context *ctx, size_t bytes, void **out) {
+  sfa_cuda *cuda = ctx->cuda;
+  if (bytes > cuda->scratch_bytes) {
+    void *larger;
+    SFA_TRY(alloc_memory(ctx, bytes, "scratch of a call", &larger));
+    free_memory(ctx, cuda->scratch);
+    cuda->scratch = larger;
+    cuda->scratch_bytes = bytes;
+  }
+  *out = cuda->scratch;
+  return SFA_OK;
+}
+
 static sfa_status set_stream(sfa_context *ctx, void *stream) {
   ctx->cuda->stream = stream ? stream : ctx->cuda->own_stream;
   return SFA_OK;
@@ -174,4 +188,17 @@ const sfa_backend sfa_backend_cuda = {
     .stream_set = set_stream,
     .stream_of = stream_of,
     .stream_wait = wait,
+    .slab_bytes = (size_t)8 << 20,
+    .plan = sfa_cuda_plan,
+    .run = sfa_cuda_run,
+    .backward_bytes = sfa_cuda_gradients_bytes,
+    .backward = sfa_cuda_gradients,
+    .merge = sfa_cuda_merge,
+    .select = sfa_cuda_select_codes,
+    .densify = sfa_cuda_densify,
+    .keep = sfa_cuda_keep,
+    .append = sfa_cuda_append,
+    .attend_tables = sfa_cuda_attend_tables,
+    .set_table = sfa_cuda_set_table,
+    .set_lens = sfa_cuda_set_lens,
 };

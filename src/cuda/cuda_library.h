@@ -7,7 +7,7 @@
 #ifndef SFA_CUDA_LIBRARY_H
 #define SFA_CUDA_LIBRARY_H
 
-#include "cuda/cuda_stages.h"
+#include "cuda/cuda_help.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -34,6 +34,21 @@ typedef struct sfa_cuda_stages {
   const char *(*paper)(const sfa_cuda_paper *args, sfa_cuda_stream stream);
 } sfa_cuda_stages;
 
+/* cuda_help.h. */
+typedef struct sfa_cuda_helpers {
+  const char *(*words)(uint64_t *to, int32_t n, const uint64_t *values, sfa_cuda_stream stream);
+  const char *(*lens)(int32_t *lens, int64_t stride, int64_t n, int32_t len, sfa_cuda_len_change change, sfa_cuda_stream stream);
+  const char *(*numbers)(const sfa_cuda_tokens *q, const sfa_cuda_tokens *k, int32_t *numbers, sfa_cuda_stream stream);
+  const char *(*tables)(const sfa_cuda_tables *args, sfa_cuda_stream stream);
+  const char *(*slots)(int64_t n, const int64_t *slots, unsigned char *pool, size_t page_bytes, int64_t n_pages, unsigned char *nowhere,
+                       unsigned char **pages, int32_t *tokens, sfa_cuda_stream stream);
+  const char *(*merge)(int64_t n_rows, int32_t dim, float *out_a, float *lse_a, const float *out_b, const float *lse_b,
+                       sfa_cuda_stream stream);
+  const char *(*spread)(const sfa_codes *codes, float *rows, int64_t row_stride, uint32_t *support, sfa_cuda_stream stream);
+  const char *(*unrotate)(const sfa_cuda_tokens *tokens, int32_t n_heads, int32_t dim, const sfa_rope *rope, float *rows,
+                          int64_t token_stride, sfa_cuda_stream stream);
+} sfa_cuda_helpers;
+
 typedef struct sfa_cuda_library {
   /* The GPUs there are: up to `capacity` are described. A text: why there are none. */
   const char *(*find)(int32_t capacity, sfa_cuda_found *found, int32_t *n_found);
@@ -47,13 +62,14 @@ typedef struct sfa_cuda_library {
   void (*memory_free)(void *memory);
   const char *(*memory_copy)(void *to, const void *from, size_t bytes, sfa_cuda_stream stream);
   const char *(*memory_zero)(void *memory, size_t bytes, sfa_cuda_stream stream);
+  sfa_cuda_helpers help;
   sfa_cuda_stages stages;
 } sfa_cuda_library;
 
 /* What both sides must have compiled alike. */
 #define SFA_CUDA_INTERFACE                                                                                                                 \
   (sizeof(sfa_cuda_library) + sizeof(sfa_cuda_select) + sizeof(sfa_cuda_gather) + sizeof(sfa_cuda_prefill) + sizeof(sfa_cuda_decode) +     \
-   sizeof(sfa_cuda_backward) + sizeof(sfa_cuda_paper))
+   sizeof(sfa_cuda_backward) + sizeof(sfa_cuda_paper) + sizeof(sfa_cuda_tables))
 
 /* The only symbol of the shared object. version: SFA_VERSION; NULL: the two were not built together. */
 typedef const sfa_cuda_library *(*sfa_cuda_open_fn)(const char *version, size_t interface_bytes);
