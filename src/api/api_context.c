@@ -26,6 +26,8 @@ sfa_status sfa_context_create(const sfa_context_options *options, sfa_context **
 void sfa_context_destroy(sfa_context *ctx) {
   if (!ctx)
     return;
+  if (ctx->device_state_close)
+    ctx->device_state_close(ctx);
   sfa_cuda_close(ctx);
   sfa_context_free(ctx);
 }

@@ -11,8 +11,10 @@ struct sfa_context {
   void *log_user;
   int32_t n_threads;
   sfa_isa isa;
-  const struct sfa_backend *backend; /* backend/backend.h */
-  struct sfa_cuda *cuda;             /* what the CUDA backend keeps (cuda/cuda.h); NULL on the CPU */
+  const struct sfa_backend *backend;     /* backend/backend.h */
+  struct sfa_cuda *cuda;                 /* what the CUDA backend keeps (cuda/cuda.h); NULL on the CPU */
+  struct sfa_device_state *device_state; /* what the engine's CUDA device keeps (device/device_cuda.cuh), and its end; NULL: nothing */
+  void (*device_state_close)(sfa_context *ctx);
   char error[512];
 };
 

@@ -47,6 +47,21 @@ typedef struct sfa_linear_part {
 
 typedef enum sfa_activation { SFA_ACT_SILU, SFA_ACT_GELU_TANH } sfa_activation;
 
+/* Linear layers with what stands before and after them in a decoder block. */
+typedef struct sfa_projection {
+  int64_t n_rows;
+  const float *x;
+  int64_t x_stride;
+  const float *norm_weight, *norm_bias; /* [n_in] x is normalised first: rms_norm, or with center layer_norm. NULL: it is not */
+  bool center;
+  float norm_eps;
+  int32_t n_parts;
+  const sfa_linear_part *parts;
+  bool activated; /* the first part's output becomes act(it), times the second's (which is scratch then) if there are two */
+  sfa_activation activation;
+  bool add; /* added to what is in the parts' outputs */
+} sfa_projection;
+
 typedef struct sfa_device {
   const char *name;
 
@@ -78,6 +93,30 @@ typedef struct sfa_device {
   void (*add)(const sfa_context *ctx, int64_t n_rows, int32_t dim, float *x, const float *y);
   /* x = cap * tanh(x / cap) in place. */
   void (*softcap)(const sfa_context *ctx, int64_t n_rows, int32_t dim, float cap, float *x, int64_t x_stride);
+  /* cos, sin [n_rows][n_pairs] of the angles positions[row] * frequencies[pair], which are computed in double. */
+  void (*rotations)(const sfa_context *ctx, int64_t n_rows, const int32_t *positions, int32_t n_pairs, const double *frequencies,
+                    float *cos, float *sin);
+  /* nll[row] = -log softmax(logits[row])[targets[row]], NaN where the target is below 0; argmax[row]: the first largest. */
+  void (*score)(const sfa_context *ctx, int64_t n_rows, int32_t n_classes, const float *logits, const int32_t *targets, float *nll,
+                int32_t *argmax);
+
+  /* The rest is what machines with a memory of their own have; NULL on the CPU. */
+
+  /* One launch or few where the operations one by one are many. */
+  void (*project)(const sfa_context *ctx, const sfa_projection *projection);
+  /* out [n_rows][n_in] = scale * the rows of a linear layer's weights with these numbers, or added to out: embeddings. */
+  void (*rows)(const sfa_context *ctx, int64_t n_rows, const sfa_linear *table, const int32_t *ids, float scale, bool add, float *out);
+  /* Memory of the host that copies go to and from in the background; NULL where there is none. */
+  void *(*host_alloc)(sfa_context *ctx, size_t bytes);
+  void (*host_free)(sfa_context *ctx, void *memory);
+  /* Records what is put on the stream between begin and end instead of doing it; run puts it on the stream as one. Pointers and shapes are
+   * those of the record. end gives NULL where something cannot be recorded. */
+  sfa_status (*record_begin)(sfa_context *ctx);
+  sfa_status (*record_end)(sfa_context *ctx, void **record);
+  sfa_status (*record_run)(sfa_context *ctx, void *record);
+  void (*record_destroy)(sfa_context *ctx, void *record);
+  /* What an operation since the last call could not do; does not wait. */
+  sfa_status (*finish)(sfa_context *ctx);
 } sfa_device;
 
 /* The CPU, with kernels for the context's instruction set. */

@@ -3,6 +3,7 @@
 #include "device/cpu_kernels.h"
 #include "device/device_onednn.h"
 
+#include <math.h>
 #include <string.h>
 
 struct sfa_linear {
@@ -412,8 +413,65 @@ static void softcap(const sfa_context *ctx, int64_t n_rows, int32_t dim, float c
   run_rows(ctx, &(row_job){.row = softcap_row, .n_rows = n_rows, .dim = dim, .eps = cap, .out = x, .out_stride = x_stride});
 }
 
+/* One thread, in order: a step has few angles. */
+static void rotations(const sfa_context *ctx, int64_t n_rows, const int32_t *positions, int32_t n_pairs, const double *frequencies,
+                      float *cos_out, float *sin_out) {
+  (void)ctx;
+  for (int64_t row = 0; row < n_rows; row++)
+    for (int64_t p = 0; p < n_pairs; p++) {
+      double angle = (double)positions[row] * frequencies[p];
+      cos_out[row * n_pairs + p] = (float)cos(angle);
+      sin_out[row * n_pairs + p] = (float)sin(angle);
+    }
+}
+
+typedef struct score_job {
+  int32_t n_classes;
+  const float *logits;
+  const int32_t *targets;
+  float *nll;
+  int32_t *argmax;
+} score_job;
+
+/* -log softmax(logits)[target] = max + log(sum of e^(logits - max)) - logits[target]. The sum runs in double: 50,000 to 260,000 terms. */
+static void score_row(void *arg, int64_t row, int32_t thread) {
+  (void)thread;
+  const score_job *job = arg;
+  const float *logits = job->logits + row * job->n_classes;
+  int32_t best = 0, target = job->targets[row];
+  for (int32_t v = 1; v < job->n_classes; v++)
+    if (logits[v] > logits[best])
+      best = v;
+  job->argmax[row] = best;
+  job->nll[row] = NAN;
+  if (target < 0)
+    return;
+  double sum = 0;
+  for (int32_t v = 0; v < job->n_classes; v++)
+    sum += (double)expf(logits[v] - logits[best]);
+  job->nll[row] = (float)(log(sum) + ((double)logits[best] - (double)logits[target]));
+}
+
+static void score(const sfa_context *ctx, int64_t n_rows, int32_t n_classes, const float *logits, const int32_t *targets, float *nll,
+                  int32_t *argmax) {
+  sfa_parallel(ctx, n_rows, score_row, &(score_job){n_classes, logits, targets, nll, argmax});
+}
+
 const sfa_device *sfa_device_cpu(void) {
-  static const sfa_device cpu = {"cpu",    linear_create, linear_destroy, linear_bytes, fast_storage, scratch_bytes, linear,
-                                 rms_norm, layer_norm,    rope,           activate,     add,          softcap};
+  static const sfa_device cpu = {.name = "cpu",
+                                 .linear_create = linear_create,
+                                 .linear_destroy = linear_destroy,
+                                 .linear_bytes = linear_bytes,
+                                 .fast_storage = fast_storage,
+                                 .scratch_bytes = scratch_bytes,
+                                 .linear = linear,
+                                 .rms_norm = rms_norm,
+                                 .layer_norm = layer_norm,
+                                 .rope = rope,
+                                 .activate = activate,
+                                 .add = add,
+                                 .softcap = softcap,
+                                 .rotations = rotations,
+                                 .score = score};
   return &cpu;
 }

@@ -216,8 +216,30 @@ static void adamw(const sfa_context *ctx, const sfa_adamw *how, int64_t n, const
   sfa_parallel(ctx, items_of(n), step_item, &job);
 }
 
+/* ---- Rows and masks --------------------------------------------------------------------------------------------------------------- */
+
+static void copy_rows(const sfa_context *ctx, int64_t n_rows, int64_t width, const float *from, int64_t from_stride, float *to,
+                      int64_t to_stride) {
+  (void)ctx;
+  for (int64_t row = 0; row < n_rows; row++)
+    memcpy(to + row * to_stride, from + row * from_stride, (size_t)width * sizeof *to);
+}
+
+static void shift(const sfa_context *ctx, int64_t n, const float *x, float constant, float *out) {
+  (void)ctx;
+  for (int64_t i = 0; i < n; i++)
+    out[i] = x[i] + constant;
+}
+
+static void keep_where(const sfa_context *ctx, int64_t n, const float *mask, float *x) {
+  (void)ctx;
+  for (int64_t i = 0; i < n; i++)
+    if (mask[i] == 0.0f)
+      x[i] = 0.0f;
+}
+
 const sfa_training *sfa_training_cpu(void) {
   static const sfa_training cpu = {scratch_bytes, product, column_sum, norm_backward, activate_backward, gather, scatter_add,
-                                   loss,          scale,   square_sum, adamw};
+                                   loss,          scale,   square_sum, adamw,         copy_rows,         shift,  keep_where};
   return &cpu;
 }

@@ -87,9 +87,16 @@ typedef struct sfa_training {
   void (*loss)(const sfa_context *ctx, const sfa_loss *loss);
   /* out [n] = factor * x, or added to out; out may be x. */
   void (*scale)(const sfa_context *ctx, int64_t n, float factor, const float *x, bool add, float *out);
-  /* Of all n elements. */
+  /* Of all n elements; waits for it. */
   double (*square_sum)(const sfa_context *ctx, int64_t n, const float *x);
   void (*adamw)(const sfa_context *ctx, const sfa_adamw *how, int64_t n, const float *gradient, float *m, float *v, float *value);
+  /* to [n_rows][width] = from, rows of both `stride` elements apart. */
+  void (*copy_rows)(const sfa_context *ctx, int64_t n_rows, int64_t width, const float *from, int64_t from_stride, float *to,
+                    int64_t to_stride);
+  /* out [n] = x + constant. */
+  void (*shift)(const sfa_context *ctx, int64_t n, const float *x, float constant, float *out);
+  /* x [n] becomes 0 where mask [n] is 0. */
+  void (*keep_where)(const sfa_context *ctx, int64_t n, const float *mask, float *x);
 } sfa_training;
 
 /* The CPU, with kernels for the context's instruction set. */

@@ -2,13 +2,35 @@
  * token or in the score of every token. Whatever fails, the timeline goes back to where the call found it. */
 #include "engine/session.h"
 
+#include <sfa/stream.h>
+
 #include <math.h>
 #include <string.h>
 
-enum { DEFAULT_CHUNK_LEN = 512, MAX_SCORE_ROWS = 64, SCORE_FLOATS = 1 << 22 };
+/* Rows that keep a machine busy: a GPU wants more of them at once. */
+enum { DEFAULT_CHUNK_LEN = 512, GPU_CHUNK_LEN = 8192, MAX_SCORE_ROWS = 64, SCORE_FLOATS = 1 << 22 };
+
+static bool on_gpu(const sfa_session *s) { return sfa_context_device(s->ctx) != SFA_DEVICE_CPU; }
 
 /* What becomes of a chunk: tokens first .. first + n - 1 of the call, their rows in session->hidden. */
 typedef sfa_status (*chunk_fn)(sfa_session *session, void *arg, int64_t first, int32_t n);
+
+/* Memory of the device that stays once it is there. */
+static sfa_status need_memory(const sfa_session *s, size_t bytes, void *place) {
+  void **memory = place;
+  return *memory ? SFA_OK : sfa_memory_alloc(s->ctx, bytes, memory);
+}
+
+/* For the logits of a few rows and their scores. */
+static sfa_status prepare_scores(sfa_session *s) {
+  const size_t rows = (size_t)s->score_rows, row_bytes = (size_t)s->vocab_size * sizeof(float);
+  if (!s->host_logits)
+    s->host_logits = sfa_model_host_alloc(s->model, row_bytes);
+  SFA_TRY(need_memory(s, rows * sizeof *s->targets, &s->targets));
+  SFA_TRY(need_memory(s, rows * sizeof *s->argmax, &s->argmax));
+  SFA_TRY(need_memory(s, rows * sizeof *s->nll, &s->nll));
+  return need_memory(s, rows * row_bytes, &s->logits);
+}
 
 sfa_status sfa_session_create(const sfa_model *model, const sfa_session_options *options, sfa_session **session) {
   if (session)
@@ -34,7 +56,7 @@ sfa_status sfa_session_create(const sfa_model *model, const sfa_session_options 
   s->ctx = ctx;
   s->model = model;
   s->context_len = o->context_len ? o->context_len : info.context_len;
-  s->chunk_len = (int32_t)sfa_min64(o->chunk_len ? o->chunk_len : DEFAULT_CHUNK_LEN, s->context_len);
+  s->chunk_len = (int32_t)sfa_min64(o->chunk_len ? o->chunk_len : on_gpu(s) ? GPU_CHUNK_LEN : DEFAULT_CHUNK_LEN, s->context_len);
   s->hidden_dim = info.hidden_dim;
   s->vocab_size = info.vocab_size;
   s->score_rows = (int32_t)sfa_max64(1, sfa_min64(MAX_SCORE_ROWS, SCORE_FLOATS / info.vocab_size));
@@ -43,7 +65,9 @@ sfa_status sfa_session_create(const sfa_model *model, const sfa_session_options 
   sfa_attention_choice dense = {.struct_size = sizeof dense};
   sfa_status status = sfa_forward_create(model, o->attention ? o->attention : &dense, s->context_len, s->chunk_len, &s->forward);
   if (status == SFA_OK)
-    status = sfa_alloc_zero(ctx, (size_t)s->chunk_len, (size_t)s->hidden_dim * sizeof(float), "the rows of a chunk", (void **)&s->hidden);
+    status = sfa_memory_alloc(ctx, (size_t)s->chunk_len * (size_t)s->hidden_dim * sizeof(float), (void **)&s->hidden);
+  if (status == SFA_OK && on_gpu(s))
+    status = prepare_scores(s);
   if (status != SFA_OK) {
     sfa_session_destroy(s);
     return status;
@@ -61,8 +85,10 @@ void sfa_session_destroy(sfa_session *session) {
   sfa_free(ctx, session->postings);
   sfa_forward_destroy(session->forward);
   sfa_index_close(session->index); /* after the caches that use its pages */
-  sfa_free(ctx, session->hidden);
-  sfa_free(ctx, session->logits);
+  void *const buffers[] = {session->hidden, session->logits, session->targets, session->nll, session->argmax};
+  for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++)
+    sfa_memory_free(ctx, buffers[i]);
+  sfa_model_host_free(session->model, session->host_logits);
   sfa_free(ctx, session->tokens);
   sfa_free(ctx, session);
 }
@@ -133,6 +159,24 @@ static sfa_status run_tokens(sfa_session *s, const int32_t *tokens, int64_t n_to
   return SFA_OK;
 }
 
+/* logits [n][vocab_size] of rows of s->hidden, in memory of the host. */
+static sfa_status logits_of(sfa_session *s, int32_t row, int32_t n, float *logits) {
+  const float *hidden = s->hidden + (int64_t)row * s->hidden_dim;
+  if (!on_gpu(s))
+    return sfa_model_logits(s->model, n, hidden, logits);
+  size_t row_bytes = (size_t)s->vocab_size * sizeof(float);
+  for (int32_t done = 0, some; done < n; done += some) {
+    some = (int32_t)sfa_min64(s->score_rows, n - done);
+    SFA_TRY(sfa_model_logits(s->model, some, hidden + (int64_t)done * s->hidden_dim, s->logits));
+    float *to = n == 1 && s->host_logits ? s->host_logits : logits + (int64_t)done * s->vocab_size;
+    SFA_TRY(sfa_memory_copy(s->ctx, to, s->logits, (size_t)some * row_bytes));
+    SFA_TRY(sfa_stream_wait(s->ctx));
+    if (to == s->host_logits)
+      memcpy(logits, to, row_bytes);
+  }
+  return SFA_OK;
+}
+
 typedef struct append_args {
   int64_t n_tokens;
   float *logits; /* [vocab_size] or NULL */
@@ -142,7 +186,7 @@ static sfa_status append_chunk(sfa_session *s, void *arg, int64_t first, int32_t
   append_args *args = arg;
   if (!args->logits || first + n < args->n_tokens)
     return SFA_OK;
-  return sfa_model_logits(s->model, 1, s->hidden + (int64_t)(n - 1) * s->hidden_dim, args->logits);
+  return logits_of(s, n - 1, 1, args->logits);
 }
 
 sfa_status sfa_session_append(sfa_session *session, const int32_t *tokens, int64_t n_tokens, float *logits) {
@@ -150,7 +194,7 @@ sfa_status sfa_session_append(sfa_session *session, const int32_t *tokens, int64
 }
 
 static sfa_status logits_chunk(sfa_session *s, void *arg, int64_t first, int32_t n) {
-  return sfa_model_logits(s->model, n, s->hidden, (float *)arg + first * s->vocab_size);
+  return logits_of(s, 0, n, (float *)arg + first * s->vocab_size);
 }
 
 sfa_status sfa_session_logits(sfa_session *session, const int32_t *tokens, int64_t n_tokens, float *logits) {
@@ -158,61 +202,37 @@ sfa_status sfa_session_logits(sfa_session *session, const int32_t *tokens, int64
 }
 
 typedef struct score_args {
-  const sfa_session *session;
   const int32_t *tokens;
   int64_t n_tokens;
   int32_t next;
   float *nll;      /* [n_tokens] or NULL */
   int32_t *argmax; /* [n_tokens] or NULL */
-  int64_t first;   /* token of logits row 0 */
 } score_args;
 
-/* One row: -log softmax(logits)[target] = max + log(sum of e^(logits - max)) - logits[target]. The sum runs in double: 50,000 to 260,000
- * terms. */
-static void score_row(void *arg, int64_t row, int32_t thread) {
-  (void)thread;
-  const score_args *args = arg;
-  const sfa_session *s = args->session;
-  const float *logits = s->logits + row * s->vocab_size;
-  int64_t i = args->first + row;
-  int32_t best = 0;
-  for (int32_t v = 1; v < s->vocab_size; v++)
-    if (logits[v] > logits[best])
-      best = v;
-  if (args->argmax)
-    args->argmax[i] = best;
-  if (!args->nll)
-    return;
-  int32_t target = i + 1 < args->n_tokens ? args->tokens[i + 1] : args->next;
-  if (target < 0) {
-    args->nll[i] = NAN;
-    return;
-  }
-  double sum = 0;
-  for (int32_t v = 0; v < s->vocab_size; v++)
-    sum += (double)expf(logits[v] - logits[best]);
-  args->nll[i] = (float)(log(sum) + ((double)logits[best] - (double)logits[target]));
+static sfa_status score_rows(sfa_session *s, const score_args *args, int64_t first, int32_t row, int32_t n) {
+  int32_t targets[MAX_SCORE_ROWS];
+  for (int32_t i = 0; i < n; i++)
+    targets[i] = first + i + 1 < args->n_tokens ? args->tokens[first + i + 1] : args->next;
+  SFA_TRY(sfa_memory_copy(s->ctx, s->targets, targets, (size_t)n * sizeof *targets));
+  SFA_TRY(sfa_model_logits(s->model, n, s->hidden + (int64_t)row * s->hidden_dim, s->logits));
+  sfa_model_score(s->model, n, s->logits, s->targets, s->nll, s->argmax);
+  if (args->nll)
+    SFA_TRY(sfa_memory_copy(s->ctx, args->nll + first, s->nll, (size_t)n * sizeof *s->nll));
+  return args->argmax ? sfa_memory_copy(s->ctx, args->argmax + first, s->argmax, (size_t)n * sizeof *s->argmax) : SFA_OK;
 }
 
 static sfa_status score_chunk(sfa_session *s, void *arg, int64_t first, int32_t n) {
-  score_args *args = arg;
-  for (int32_t row = 0; row < n; row += s->score_rows) {
-    int32_t n_rows = (int32_t)sfa_min64(s->score_rows, n - row);
-    args->first = first + row;
-    SFA_TRY(sfa_model_logits(s->model, n_rows, s->hidden + (int64_t)row * s->hidden_dim, s->logits));
-    sfa_parallel(s->ctx, n_rows, score_row, args);
-  }
-  return SFA_OK;
+  for (int32_t row = 0; row < n; row += s->score_rows)
+    SFA_TRY(score_rows(s, arg, first + row, row, (int32_t)sfa_min64(s->score_rows, n - row)));
+  return sfa_stream_wait(s->ctx);
 }
 
 sfa_status sfa_session_score(sfa_session *session, const int32_t *tokens, int64_t n_tokens, int32_t next, float *nll, int32_t *argmax) {
   if (next < -1 || next >= session->vocab_size)
     return sfa_fail(session->ctx, SFA_ERROR_RANGE, "the token %d after the last is outside the vocabulary of %d", next,
                     session->vocab_size);
-  if (!session->logits)
-    SFA_TRY(sfa_alloc(session->ctx, (size_t)session->score_rows * (size_t)session->vocab_size * sizeof(float), "the logits of a few rows",
-                      (void **)&session->logits));
-  score_args args = {.session = session, .tokens = tokens, .n_tokens = n_tokens, .next = next, .nll = nll, .argmax = argmax};
+  SFA_TRY(prepare_scores(session));
+  score_args args = {.tokens = tokens, .n_tokens = n_tokens, .next = next, .nll = nll, .argmax = argmax};
   return run_tokens(session, tokens, n_tokens, score_chunk, &args);
 }
 

@@ -1,6 +1,8 @@
 /* Making and keeping a timeline: caches, plans, buffers. What is done with them is in block.c. */
 #include "model/forward.h"
 
+#include <sfa/stream.h>
+
 #include <string.h>
 
 /* What an attention choice came to, layer by layer. */
@@ -160,8 +162,30 @@ static sfa_status route_attention(sfa_forward *f, const resolution *r, size_t *w
 
 /* ---- Life ------------------------------------------------------------------------------------------------------------------------ */
 
+/* Zeros in the device's memory. */
+static sfa_status alloc_device(const sfa_forward *f, size_t count, size_t element_bytes, const char *what, void *out) {
+  sfa_context *ctx = f->model->ctx;
+  void **memory = out;
+  size_t bytes;
+  if (!sfa_mul_size(count, element_bytes, &bytes) || bytes > PTRDIFF_MAX)
+    return sfa_fail(ctx, SFA_ERROR_MEMORY, "out of memory: %zu times %zu bytes for %s", count, element_bytes, what);
+  SFA_TRY(sfa_memory_alloc(ctx, bytes, memory));
+  return sfa_memory_zero(ctx, *memory, bytes);
+}
+
 static sfa_status alloc_rows(const sfa_forward *f, int64_t dim, const char *what, float **out) {
-  return sfa_alloc_zero(f->model->ctx, (size_t)f->chunk_len, (size_t)dim * sizeof(float), what, (void **)out);
+  return alloc_device(f, (size_t)f->chunk_len, (size_t)dim * sizeof(float), what, out);
+}
+
+static sfa_status create_rotations(sfa_forward *f) {
+  const sfa_model_config *c = &f->model->config;
+  for (int kind = 0; c->rope_pairs && kind < SFA_LAYER_KINDS; kind++) {
+    SFA_TRY(alloc_rows(f, c->rope_pairs, "rotations", &f->rope_cos[kind]));
+    SFA_TRY(alloc_rows(f, c->rope_pairs, "rotations", &f->rope_sin[kind]));
+    SFA_TRY(alloc_device(f, (size_t)c->rope_pairs, sizeof(double), "frequencies", &f->frequencies[kind]));
+    SFA_TRY(sfa_memory_copy(f->model->ctx, f->frequencies[kind], c->rope_frequencies[kind], (size_t)c->rope_pairs * sizeof(double)));
+  }
+  return SFA_OK;
 }
 
 static sfa_status create_buffers(sfa_forward *f, size_t workspace_bytes) {
@@ -174,18 +198,16 @@ static sfa_status create_buffers(sfa_forward *f, size_t workspace_bytes) {
   SFA_TRY(alloc_rows(f, qkv_dim, "queries, keys and values", &f->qkv));
   SFA_TRY(alloc_rows(f, attended_dim, "attention's output", &f->attended));
   SFA_TRY(alloc_rows(f, 2 * (int64_t)c->ffn_dim, "feed-forward activations", &f->ffn));
-  for (int kind = 0; kind < SFA_LAYER_KINDS; kind++) {
-    SFA_TRY(alloc_rows(f, c->rope_pairs, "rotations", &f->rope_cos[kind]));
-    SFA_TRY(alloc_rows(f, c->rope_pairs, "rotations", &f->rope_sin[kind]));
-  }
+  SFA_TRY(alloc_device(f, SFA_INPUTS * ((size_t)f->chunk_len + 2), sizeof *f->inputs, "the tokens of a step", &f->inputs));
+  SFA_TRY(create_rotations(f));
   const int64_t n_ins[] = {c->hidden_dim, attended_dim, c->ffn_dim};
   size_t scratch_bytes = 0;
   for (size_t i = 0; i < sizeof n_ins / sizeof *n_ins; i++) {
     size_t bytes = m->device->scratch_bytes(m->ctx, f->chunk_len, (int32_t)n_ins[i]);
     scratch_bytes = bytes > scratch_bytes ? bytes : scratch_bytes;
   }
-  SFA_TRY(sfa_alloc(m->ctx, scratch_bytes, "rounded activations", &f->scratch));
-  return sfa_alloc(m->ctx, workspace_bytes, "attention's workspace", &f->workspace);
+  SFA_TRY(sfa_memory_alloc(m->ctx, scratch_bytes, &f->scratch));
+  return sfa_memory_alloc(m->ctx, workspace_bytes, &f->workspace);
 }
 
 static sfa_status fill_forward(sfa_forward *f, const resolution *r) {
@@ -197,7 +219,7 @@ static sfa_status fill_forward(sfa_forward *f, const resolution *r) {
   memcpy(f->k_dtype, r->k_dtype, sizeof f->k_dtype);
   f->v_dtype = r->v_dtype;
   if (r->eps > 0)
-    SFA_TRY(sfa_alloc_zero(m->ctx, (size_t)m->config.n_heads, sizeof *f->dropped, "masses left out", (void **)&f->dropped));
+    SFA_TRY(alloc_device(f, n_layers * (size_t)m->config.n_heads, sizeof *f->dropped, "masses left out", &f->dropped));
   SFA_TRY(route_attention(f, r, &workspace_bytes));
   return create_buffers(f, workspace_bytes);
 }
@@ -220,6 +242,7 @@ sfa_status sfa_forward_create(const sfa_model *model, const sfa_attention_choice
     f->model = model;
     f->context_len = context_len;
     f->chunk_len = (int32_t)sfa_min64(chunk_len, context_len);
+    f->records = model->device->record_begin != NULL;
     status = fill_forward(f, &r);
   }
   free_resolution(ctx, &r);
@@ -242,10 +265,16 @@ void sfa_forward_destroy(sfa_forward *f) {
       sfa_attention_plan_destroy(f->attention[i].one);
   }
   destroy_caches(f->caches);
-  void *buffers[] = {f->routes,      f->attention,   f->stream,      f->normed,      f->qkv,     f->attended,  f->ffn,
-                     f->rope_cos[0], f->rope_cos[1], f->rope_sin[0], f->rope_sin[1], f->scratch, f->workspace, f->dropped};
+  if (f->record)
+    f->model->device->record_destroy(ctx, f->record);
+  void *buffers[] = {f->stream,         f->normed,         f->qkv,         f->attended,    f->ffn,       f->inputs,
+                     f->rope_cos[0],    f->rope_cos[1],    f->rope_sin[0], f->rope_sin[1], f->workspace, f->scratch,
+                     f->frequencies[0], f->frequencies[1], f->dropped};
   for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++)
-    sfa_free(ctx, buffers[i]);
+    sfa_memory_free(ctx, buffers[i]);
+  sfa_free(ctx, f->routes);
+  sfa_free(ctx, f->attention);
+  sfa_free(ctx, f->probe_queries);
   sfa_free(ctx, f);
 }
 

@@ -6,6 +6,9 @@
 
 enum { SFA_CACHE_DENSE = 0, SFA_CACHE_SPARSE = 1, SFA_CACHES = 2 }; /* dense and coded keys may differ in dtype */
 
+/* What a step is told by the host. */
+enum { SFA_INPUT_TOKENS, SFA_INPUT_POSITIONS, SFA_INPUT_LENGTHS /* [2] cu_seqlens */, SFA_INPUTS };
+
 /* Attention of all layers that share these settings. */
 typedef struct sfa_attention_kind {
   int32_t k_keys, k_queries;
@@ -30,6 +33,8 @@ struct sfa_forward {
   sfa_layer_route *routes;       /* [n_layers] */
   sfa_attention_kind *attention; /* [n_attention] */
   int32_t n_attention;
+
+  /* In the memory of the context's device. */
   float *stream;                                                /* [chunk_len][hidden_dim] the residual stream */
   float *normed;                                                /* [chunk_len][hidden_dim] input or output of a sub-layer */
   float *qkv;                                                   /* [chunk_len][(H + G) * D + G * E] */
@@ -38,10 +43,20 @@ struct sfa_forward {
   float *rope_cos[SFA_LAYER_KINDS], *rope_sin[SFA_LAYER_KINDS]; /* [chunk_len][rope_pairs] */
   void *scratch;                                                /* of linear layers */
   void *workspace;                                              /* of attention */
-  float *dropped;                                               /* [H] mass that a step left out; NULL without eps */
-  float dropped_most;                                           /* the largest so far */
-  sfa_probe_fn probe;                                           /* NULL: none */
+  float *dropped;                                               /* [n_layers][H] mass that a step left out; NULL without eps */
+  int32_t *inputs;                                              /* [SFA_INPUTS][chunk_len + 2] of the step */
+  double *frequencies[SFA_LAYER_KINDS];                         /* [rope_pairs] */
+
+  float dropped_most; /* the largest so far */
+  sfa_probe_fn probe; /* NULL: none */
   void *probe_user;
+  float *probe_queries; /* [chunk_len][H * D] on the host; NULL until one is shown queries of a GPU */
+
+  /* A step of one token as the device's record, which is run again and again: sfa_cache_advance. */
+  void *record;         /* NULL: none yet */
+  float *record_rows;   /* where it leaves the token's row */
+  int64_t record_moves; /* of the caches' tables, when it was made */
+  bool records;         /* the device can record, and nothing has failed to be recorded */
 };
 
 #endif

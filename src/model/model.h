@@ -51,8 +51,8 @@ sfa_layer_storage sfa_forward_storage(const sfa_forward *forward, int32_t layer)
 sfa_status sfa_forward_page_save(const sfa_forward *forward, int32_t layer, int64_t page, void *image);
 /* Makes an empty timeline one of len tokens whose pages [n_layers][ceil(len / 64)] lie elsewhere: see sfa_cache_map. */
 sfa_status sfa_forward_map(sfa_forward *forward, int64_t len, const void *const *pages);
-/* Appends n_tokens (1..chunk_len) and runs all blocks. hidden: [n_tokens][hidden_dim] after the final norm. attention_ns is added to. On
- * failure the timeline is as before. */
+/* Appends n_tokens (1..chunk_len) and runs all blocks. hidden: [n_tokens][hidden_dim] after the final norm, in the memory of the context's
+ * device; on a GPU it is there after sfa_stream_wait. attention_ns is added to, but on a GPU. On failure the timeline is as before. */
 sfa_status sfa_forward_run(sfa_forward *forward, const int32_t *tokens, int32_t n_tokens, float *hidden, int64_t *attention_ns);
 /* For looking inside: called for each layer of a step with its queries after QK-norm and RoPE, before top-k; the keys are in the cache
  * (sequence 0) by then. A failure ends the step like any other. */
@@ -77,7 +77,12 @@ typedef struct sfa_model_heads {
 sfa_model_heads sfa_model_heads_of(const sfa_model *model);
 /* The cache of a layer, and its number there. */
 const sfa_cache *sfa_forward_cache(const sfa_forward *forward, int32_t layer, int32_t *cache_layer);
-/* logits [n][vocab_size] = head(hidden [n][hidden_dim]), final softcap included. */
+/* logits [n][vocab_size] = head(hidden [n][hidden_dim]), final softcap included; both in the memory of the context's device. */
 sfa_status sfa_model_logits(const sfa_model *model, int32_t n, const float *hidden, float *logits);
+/* Scores of such logits, device memory as well: sfa_device.score. */
+void sfa_model_score(const sfa_model *model, int32_t n, const float *logits, const int32_t *targets, float *nll, int32_t *argmax);
+/* Memory of the host that copies from a GPU go to in the background; NULL on the CPU, or if there is none. */
+void *sfa_model_host_alloc(const sfa_model *model, size_t bytes);
+void sfa_model_host_free(const sfa_model *model, void *memory);
 
 #endif

@@ -2,6 +2,8 @@
 #include "base/half.h"
 #include "model/model_parts.h"
 
+#include <sfa/stream.h>
+
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -22,6 +24,21 @@ static sfa_status load_vector(const loader *load, const sfa_tensor *t, int64_t n
   return SFA_OK;
 }
 
+/* In the memory of the device; with plus_one, one more than the file has. */
+static sfa_status load_placed(const loader *load, const sfa_tensor *t, int64_t n, bool plus_one, float **out) {
+  sfa_context *ctx = load->model->ctx;
+  float *values = NULL;
+  sfa_status status = load_vector(load, t, n, &values);
+  for (int64_t i = 0; status == SFA_OK && plus_one && i < n; i++)
+    values[i] += 1.0f;
+  if (status == SFA_OK)
+    status = sfa_memory_alloc(ctx, (size_t)n * sizeof *values, (void **)out);
+  if (status == SFA_OK)
+    status = sfa_memory_copy(ctx, *out, values, (size_t)n * sizeof *values);
+  sfa_free(ctx, values);
+  return status;
+}
+
 /* A norm that the family does not have stays zero. */
 static sfa_status load_norm(const loader *load, sfa_role role, int32_t layer, sfa_norm *norm) {
   const sfa_model_config *c = &load->model->config;
@@ -30,13 +47,11 @@ static sfa_status load_norm(const loader *load, sfa_role role, int32_t layer, sf
   if (!c->family->tensors[role])
     return SFA_OK;
   SFA_TRY(sfa_role_require(&load->names, role, layer, ".weight", &t));
-  SFA_TRY(load_vector(load, t, n, &norm->weight));
-  for (int64_t i = 0; c->family->norm_plus_one && !c->is_gguf && i < n; i++)
-    norm->weight[i] += 1.0f;
+  SFA_TRY(load_placed(load, t, n, c->family->norm_plus_one && !c->is_gguf, &norm->weight));
   if (!c->family->layer_norm)
     return SFA_OK;
   SFA_TRY(sfa_role_require(&load->names, role, layer, ".bias", &t));
-  return load_vector(load, t, n, &norm->bias);
+  return load_placed(load, t, n, false, &norm->bias);
 }
 
 static sfa_status create_linear(const loader *load, const sfa_tensor *t, bool transposed, const float *bias, sfa_linear **out) {
@@ -114,24 +129,31 @@ static sfa_status load_embedding(loader *load) {
   return load_norm(load, SFA_ROLE_FINAL_NORM, 0, &m->final_norm);
 }
 
+/* The head, and on a device that cannot read the file's map the tables that embeddings are taken from; they are often the same. */
 static sfa_status load_head(const loader *load) {
-  const sfa_model_config *c = &load->model->config;
+  sfa_model *m = load->model;
+  const sfa_model_config *c = &m->config;
   const sfa_tensor *t = sfa_role_find_head(&load->names);
-  t = t ? t : load->model->embedding;
-  SFA_TRY(sfa_tensor_check_shape(load->model->ctx, t, c->vocab_size, c->hidden_dim));
-  return create_linear(load, t, false, NULL, &load->model->head);
+  t = t ? t : m->embedding;
+  SFA_TRY(sfa_tensor_check_shape(m->ctx, t, c->vocab_size, c->hidden_dim));
+  SFA_TRY(create_linear(load, t, false, NULL, &m->head));
+  if (!m->device->rows)
+    return SFA_OK;
+  if (t == m->embedding)
+    m->embedding_rows = m->head;
+  else
+    SFA_TRY(create_linear(load, m->embedding, false, NULL, &m->embedding_rows));
+  return m->positions ? create_linear(load, m->positions, false, NULL, &m->position_rows) : SFA_OK;
 }
 
 /* What `format` = AUTO came to, by the linear layers of the first block. */
 static void note_formats(loader *load) {
   sfa_model *m = load->model;
   const sfa_tensor *t = sfa_role_find(&load->names, SFA_ROLE_O, 0, ".weight");
-  static const sfa_weight_format formats[] = {[SFA_STORE_F32] = SFA_WEIGHTS_F32,
-                                              [SFA_STORE_BF16] = SFA_WEIGHTS_BF16,
-                                              [SFA_STORE_F16] = SFA_WEIGHTS_BF16,
-                                              [SFA_STORE_U8] = SFA_WEIGHTS_INT8,
-                                              [SFA_STORE_U4] = SFA_WEIGHTS_INT8};
-  m->format = formats[sfa_weight_storage(t, load->format)];
+  static const sfa_weight_format formats[] = {
+      [SFA_STORE_F32] = SFA_WEIGHTS_F32,  [SFA_STORE_BF16] = SFA_WEIGHTS_BF16, [SFA_STORE_BF16_PRODUCTS] = SFA_WEIGHTS_BF16,
+      [SFA_STORE_F16] = SFA_WEIGHTS_BF16, [SFA_STORE_U8] = SFA_WEIGHTS_INT8,   [SFA_STORE_U4] = SFA_WEIGHTS_INT8};
+  m->format = formats[m->device->fast_storage(m->ctx, sfa_weight_storage(t, load->format))];
   m->file_is_f32 = t->type == SFA_TENSOR_F32;
   for (int64_t i = 0; i < sfa_weights_count(m->weights); i++)
     m->n_parameters += sfa_weights_at(m->weights, i)->n_elements;
@@ -160,9 +182,11 @@ sfa_status sfa_model_load(sfa_context *ctx, sfa_weights *weights, sfa_weight_for
   }
   m->ctx = ctx;
   m->weights = weights;
-  m->device = sfa_device_cpu();
   loader load = {.model = m, .format = format};
-  status = load_model(&load);
+  const sfa_training *training;
+  status = sfa_device_of(ctx, &m->device, &training);
+  if (status == SFA_OK)
+    status = load_model(&load);
   if (status != SFA_OK) {
     sfa_model_destroy(m);
     return status;
@@ -172,8 +196,8 @@ sfa_status sfa_model_load(sfa_context *ctx, sfa_weights *weights, sfa_weight_for
 }
 
 static void free_norm(sfa_context *ctx, sfa_norm *norm) {
-  sfa_free(ctx, norm->weight);
-  sfa_free(ctx, norm->bias);
+  sfa_memory_free(ctx, norm->weight);
+  sfa_memory_free(ctx, norm->bias);
 }
 
 static void free_layer(sfa_context *ctx, const sfa_device *device, sfa_layer *layer) {
@@ -193,7 +217,12 @@ void sfa_model_destroy(sfa_model *model) {
   for (int32_t i = 0; model->layers && i < model->config.n_layers; i++)
     free_layer(ctx, model->device, &model->layers[i]);
   free_norm(ctx, &model->final_norm);
-  model->device->linear_destroy(ctx, model->head);
+  if (model->device) {
+    if (model->embedding_rows != model->head)
+      model->device->linear_destroy(ctx, model->embedding_rows);
+    model->device->linear_destroy(ctx, model->position_rows);
+    model->device->linear_destroy(ctx, model->head);
+  }
   sfa_free(ctx, model->layers);
   sfa_model_config_free(ctx, &model->config);
   sfa_weights_close(model->weights);

@@ -2,7 +2,7 @@
 #ifndef SFA_MODEL_PARTS_H
 #define SFA_MODEL_PARTS_H
 
-#include "device/device.h"
+#include "device/device_of.h"
 #include "model/families.h"
 #include "model/model.h"
 
@@ -93,7 +93,8 @@ struct sfa_model {
   sfa_weight_format format; /* in memory; BF16 stands for any 16-bit floats, a file's f16 stay f16 */
   bool file_is_f32;         /* the file's linear layers are f32: caches default to f32 too */
   int64_t n_parameters;
-  const sfa_tensor *embedding, *positions; /* rows are read from the file's map */
+  const sfa_tensor *embedding, *positions;    /* on the CPU rows are read from the file's map */
+  sfa_linear *embedding_rows, *position_rows; /* the same on a device with memory of its own; NULL on the CPU. May be the head's */
   sfa_norm final_norm;
   sfa_linear *head;
   sfa_layer *layers; /* [n_layers] */

@@ -1,0 +1,380 @@
+/* Linear layers on a GPU. Weights are rows [n_out][ld], bf16 (whatever 16-, 8- or 4-bit form the file has) or f32, ld = n_in rounded up to
+ * 8 with zeros behind.
+ *
+ * Few rows (decode): the time is that of reading the weights once, and of starting. A warp takes an output (or a gate and its up) with 16
+ * bytes a lane at a time; the input lies in shared memory, normalised there by every block for itself, so that norm, layers, activation and
+ * residual addition are one launch. Many rows: rounded to bf16 and multiplied by cuBLASLt, which adds to the stream itself.
+ */
+#include "device/device_cuda.cuh"
+
+struct sfa_linear {
+  int32_t n_in, n_out, ld;
+  bool bf16;
+  void *weights; /* [n_out][ld] */
+  float *bias;   /* [n_out] or NULL */
+};
+
+enum { THREADS = 256, WARPS = THREADS / 32, FEW_ROWS = 8, MAX_PARTS = 3, MOST_SHARED = 200 << 10 };
+
+/* ---- Preparing weights ------------------------------------------------------------------------------------------------------------ */
+
+static sfa_storage fast_storage(const sfa_context *ctx, sfa_storage storage) {
+  (void)ctx;
+  return storage == SFA_STORE_F32 ? SFA_STORE_F32 : SFA_STORE_BF16;
+}
+
+typedef struct fill_job {
+  const sfa_linear_source *source;
+  const sfa_linear *linear;
+  uint8_t *rows, *temporary; /* [n_rows][ld] elements; [n_threads][n_in] f32 */
+  int64_t first;
+} fill_job;
+
+static void fill_row(void *arg, int64_t item, int32_t thread) {
+  const fill_job *job = (const fill_job *)arg;
+  const sfa_linear *l = job->linear;
+  float *values = (float *)job->temporary + (int64_t)thread * l->ld;
+  job->source->row_f32(job->source->arg, job->first + item, values);
+  if (!l->bf16) {
+    memcpy((float *)job->rows + item * l->ld, values, (size_t)l->n_in * sizeof(float));
+    return;
+  }
+  uint16_t *row = (uint16_t *)job->rows + item * l->ld;
+  for (int32_t i = 0; i < l->n_in; i++)
+    row[i] = sfa_bf16_from_f32(values[i]);
+}
+
+/* Rows are made on the host, by all threads, and copied a few megabytes at a time. */
+static sfa_status fill_weights(sfa_context *ctx, const sfa_linear_source *source, sfa_linear *l) {
+  enum { PIECE_BYTES = 16 << 20 };
+  const size_t row_bytes = (size_t)l->ld * (l->bf16 ? 2 : 4);
+  const int64_t piece = sfa_max64(1, sfa_min64(l->n_out, (int64_t)(PIECE_BYTES / row_bytes)));
+  fill_job job = {source, l, NULL, NULL, 0};
+  sfa_status status = sfa_alloc_zero(ctx, (size_t)piece, row_bytes, "reading weights", (void **)&job.rows);
+  if (status == SFA_OK)
+    status = sfa_alloc_zero(ctx, (size_t)ctx->n_threads, (size_t)l->ld * sizeof(float), "reading weights", (void **)&job.temporary);
+  for (; status == SFA_OK && job.first < l->n_out; job.first += piece) {
+    const int64_t n = sfa_min64(piece, l->n_out - job.first);
+    sfa_parallel(ctx, n, fill_row, &job);
+    status = ctx->backend->memory_copy(ctx, (uint8_t *)l->weights + (size_t)job.first * row_bytes, job.rows, (size_t)n * row_bytes);
+  }
+  sfa_free(ctx, job.rows);
+  sfa_free(ctx, job.temporary);
+  return status;
+}
+
+static void linear_destroy(sfa_context *ctx, sfa_linear *l) {
+  if (!l)
+    return;
+  ctx->backend->memory_free(ctx, l->weights);
+  ctx->backend->memory_free(ctx, l->bias);
+  sfa_free(ctx, l);
+}
+
+static size_t linear_bytes(const sfa_linear *l) {
+  return (size_t)l->n_out * ((size_t)l->ld * (l->bf16 ? 2 : 4) + (l->bias ? sizeof(float) : 0));
+}
+
+static sfa_status fill_linear(sfa_context *ctx, const sfa_linear_source *source, sfa_linear *l) {
+  if ((size_t)l->ld * sizeof(float) > MOST_SHARED)
+    return sfa_fail(ctx, SFA_ERROR_UNSUPPORTED, "a linear layer of %d inputs; on a GPU it may have %d", l->n_in,
+                    (int)(MOST_SHARED / sizeof(float)));
+  SFA_TRY(ctx->backend->memory_alloc(ctx, (size_t)l->n_out * (size_t)l->ld * (l->bf16 ? 2 : 4), "a weight matrix", &l->weights));
+  if (source->bias) {
+    SFA_TRY(ctx->backend->memory_alloc(ctx, (size_t)l->n_out * sizeof(float), "a bias", (void **)&l->bias));
+    SFA_TRY(ctx->backend->memory_copy(ctx, l->bias, source->bias, (size_t)l->n_out * sizeof(float)));
+  }
+  return fill_weights(ctx, source, l);
+}
+
+static sfa_status linear_create(sfa_context *ctx, const sfa_linear_source *source, sfa_storage storage, sfa_linear **linear) {
+  sfa_linear *l;
+  *linear = NULL;
+  SFA_TRY(sfa_alloc_zero(ctx, 1, sizeof *l, "a linear layer", (void **)&l));
+  l->n_in = source->n_in;
+  l->n_out = source->n_out;
+  l->ld = (source->n_in + 7) / 8 * 8;
+  l->bf16 = storage != SFA_STORE_F32;
+  const sfa_status status = fill_linear(ctx, source, l);
+  if (status != SFA_OK) {
+    linear_destroy(ctx, l);
+    return status;
+  }
+  *linear = l;
+  return SFA_OK;
+}
+
+/* ---- Few rows --------------------------------------------------------------------------------------------------------------------- */
+
+typedef struct few_part {
+  const void *weights;
+  const float *bias;
+  float *out;
+  int64_t out_stride;
+  int32_t n_out;
+} few_part;
+
+typedef struct few_job {
+  few_part parts[MAX_PARTS];
+  int32_t n_parts, n_in, ld, act; /* act -1: none */
+  const float *x, *norm_weight, *norm_bias;
+  int64_t x_stride;
+  float eps;
+  bool center, add;
+} few_job;
+
+/* Eight weights from 16 or 32 bytes. */
+__device__ static inline void load_eight(const __nv_bfloat16 *from, float w[8]) {
+  const uint4 bits = __ldg((const uint4 *)from);
+  const uint32_t pairs[4] = {bits.x, bits.y, bits.z, bits.w};
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    w[2 * i] = __uint_as_float(pairs[i] << 16);
+    w[2 * i + 1] = __uint_as_float(pairs[i] & 0xffff0000u);
+  }
+}
+
+__device__ static inline void load_eight(const float *from, float w[8]) {
+  *(float4 *)w = __ldg((const float4 *)from);
+  *(float4 *)(w + 4) = __ldg((const float4 *)from + 1);
+}
+
+/* Shared memory has a row as two halves [2][ld / 8][4]: of every eight the first four, and the last: lanes side by side read side by side.
+ */
+__device__ static inline int32_t place_of(int32_t i, int32_t ld) { return (i % 8 / 4 * (ld / 8) + i / 8) * 4 + i % 4; }
+
+template <int ROWS> __device__ static void read_inputs(const few_job &j, float *inputs, float *room) {
+  for (int row = 0; row < ROWS; row++) {
+    const float *x = j.x + row * j.x_stride;
+    float *to = inputs + row * j.ld, mean = 0, squares = 0, factor = 1;
+    if (j.norm_weight && j.center) {
+      for (int i = threadIdx.x; i < j.n_in; i += THREADS)
+        mean += x[i];
+      mean = sfa_block_sum<WARPS>(mean, room) / (float)j.n_in;
+    }
+    for (int i = threadIdx.x; i < j.ld; i += THREADS) {
+      const float v = i < j.n_in ? x[i] - mean : 0.0f;
+      squares = fmaf(v, v, squares);
+      to[place_of(i, j.ld)] = v;
+    }
+    if (!j.norm_weight)
+      continue;
+    factor = 1.0f / sqrtf(sfa_block_sum<WARPS>(squares, room) / (float)j.n_in + j.eps);
+    for (int i = threadIdx.x; i < j.n_in; i += THREADS) {
+      const int at = place_of(i, j.ld);
+      to[at] = to[at] * factor * j.norm_weight[i] + (j.norm_bias ? j.norm_bias[i] : 0.0f);
+    }
+  }
+  __syncthreads();
+}
+
+/* sums[row] += the lane's share of row . w. */
+template <typename W, int ROWS> __device__ static inline void dot(const W *w, const float *inputs, int32_t ld, float sums[ROWS]) {
+  const int n_chunks = ld / 8;
+#pragma unroll 2
+  for (int c = threadIdx.x % 32; c < n_chunks; c += 32) {
+    float values[8];
+    load_eight(w + c * 8, values);
+#pragma unroll
+    for (int row = 0; row < ROWS; row++) {
+      const float4 a = *(const float4 *)(inputs + row * ld + c * 4), b = *(const float4 *)(inputs + row * ld + (n_chunks + c) * 4);
+      sums[row] = fmaf(values[0], a.x, fmaf(values[1], a.y, fmaf(values[2], a.z, fmaf(values[3], a.w, sums[row]))));
+      sums[row] = fmaf(values[4], b.x, fmaf(values[5], b.y, fmaf(values[6], b.z, fmaf(values[7], b.w, sums[row]))));
+    }
+  }
+#pragma unroll
+  for (int row = 0; row < ROWS; row++)
+    sums[row] = sfa_warp_sum(sums[row]);
+}
+
+/* PAIR: outputs of parts 0 and 1 belong together. */
+template <typename W, int ROWS, bool PAIR> __global__ void __launch_bounds__(THREADS) few_kernel(few_job j) {
+  extern __shared__ float4 shared[];
+  __shared__ float room[WARPS];
+  float *inputs = (float *)shared;
+  read_inputs<ROWS>(j, inputs, room);
+  int32_t n = 0;
+  for (int p = 0; p < (PAIR ? 1 : j.n_parts); p++)
+    n += j.parts[p].n_out;
+  for (int32_t at = blockIdx.x * WARPS + threadIdx.x / 32; at < n; at += gridDim.x * WARPS) {
+    int32_t o = at, p = 0;
+    while (!PAIR && o >= j.parts[p].n_out)
+      o -= j.parts[p++].n_out;
+    const few_part &part = j.parts[p];
+    float sums[ROWS] = {}, ups[ROWS] = {};
+    dot<W, ROWS>((const W *)part.weights + (int64_t)o * j.ld, inputs, j.ld, sums);
+    if (PAIR)
+      dot<W, ROWS>((const W *)j.parts[1].weights + (int64_t)o * j.ld, inputs, j.ld, ups);
+    if (threadIdx.x % 32 != 0)
+      continue;
+#pragma unroll
+    for (int row = 0; row < ROWS; row++) {
+      float y = sums[row] + (part.bias ? part.bias[o] : 0.0f), *out = part.out + row * part.out_stride + o;
+      if (j.act >= 0)
+        y = sfa_activated(j.act, y);
+      if (PAIR)
+        y *= ups[row] + (j.parts[1].bias ? j.parts[1].bias[o] : 0.0f);
+      *out = j.add ? *out + y : y;
+    }
+  }
+}
+
+template <typename W, int ROWS> static void run_few_rows(const sfa_context *ctx, const few_job *j, bool pair) {
+  const size_t shared = (size_t)ROWS * (size_t)j->ld * sizeof(float);
+  int32_t n = 0;
+  for (int p = 0; p < (pair ? 1 : j->n_parts); p++)
+    n += j->parts[p].n_out;
+  const void *kernel = pair ? (const void *)few_kernel<W, ROWS, true> : (const void *)few_kernel<W, ROWS, false>;
+  if (shared > 48 << 10)
+    sfa_cuda_note(ctx, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, MOST_SHARED), "shared memory");
+  const int most = ctx->device_state->n_processors * 8, blocks = (n + WARPS - 1) / WARPS;
+  few_job job = *j;
+  void *args[] = {&job};
+  sfa_cuda_note(
+      ctx, cudaLaunchKernel(kernel, dim3((unsigned)(blocks < most ? blocks : most)), dim3(THREADS), args, shared, sfa_cuda_stream_of(ctx)),
+      "a linear layer");
+}
+
+/* As many rows at a time as fit shared memory. */
+template <typename W> static void run_few(const sfa_context *ctx, const few_job *all, int64_t n_rows, bool pair) {
+  few_job j = *all;
+  for (int64_t row = 0; row < n_rows;) {
+    int64_t n = n_rows - row;
+    n = n >= 8 ? 8 : n >= 4 ? 4 : n >= 2 ? 2 : 1;
+    while (n > 1 && (size_t)n * (size_t)j.ld * sizeof(float) > MOST_SHARED)
+      n /= 2;
+    (n == 8 ? run_few_rows<W, 8> : n == 4 ? run_few_rows<W, 4> : n == 2 ? run_few_rows<W, 2> : run_few_rows<W, 1>)(ctx, &j, pair);
+    j.x += n * j.x_stride;
+    for (int p = 0; p < j.n_parts; p++)
+      j.parts[p].out += n * j.parts[p].out_stride;
+    row += n;
+  }
+}
+
+static void project_few(const sfa_context *ctx, const sfa_projection *t) {
+  const sfa_linear *first = t->parts[0].linear;
+  few_job j = {};
+  for (int p = 0; p < t->n_parts; p++) {
+    const sfa_linear *l = t->parts[p].linear;
+    j.parts[p] = (few_part){l->weights, l->bias, t->parts[p].out, t->parts[p].out_stride, l->n_out};
+  }
+  j.n_parts = t->n_parts;
+  j.n_in = first->n_in;
+  j.ld = first->ld;
+  j.act = t->activated ? (int32_t)t->activation : -1;
+  j.x = t->x;
+  j.x_stride = t->x_stride;
+  j.norm_weight = t->norm_weight;
+  j.norm_bias = t->norm_bias;
+  j.eps = t->norm_eps;
+  j.center = t->center;
+  j.add = t->add;
+  const bool pair = t->activated && t->n_parts == 2;
+  if (first->bf16)
+    run_few<__nv_bfloat16>(ctx, &j, t->n_rows, pair);
+  else
+    run_few<float>(ctx, &j, t->n_rows, pair);
+}
+
+/* ---- Many rows -------------------------------------------------------------------------------------------------------------------- */
+
+/* x, normalised where that is wanted, in the weights' type and stride. */
+static void *prepare_rows(const sfa_context *ctx, const sfa_projection *t) {
+  const sfa_linear *l = t->parts[0].linear;
+  void *rows = sfa_cuda_borrow(ctx, (size_t)t->n_rows * (size_t)l->ld * (l->bf16 ? 2 : 4));
+  if (rows)
+    sfa_cuda_norm_to(ctx, t->n_rows, l->n_in, t->x, t->x_stride, t->norm_weight, t->norm_bias, t->center, t->norm_eps, rows, l->bf16,
+                     l->ld);
+  return rows;
+}
+
+static void project_many(const sfa_context *ctx, const sfa_projection *t) {
+  void *x = prepare_rows(ctx, t);
+  for (int p = 0; x && p < t->n_parts; p++) {
+    const sfa_linear *l = t->parts[p].linear;
+    sfa_cuda_multiply(ctx, t->n_rows, l->n_out, l->ld, l->bf16, (sfa_cuda_matrix){x, l->ld, false},
+                      (sfa_cuda_matrix){l->weights, l->ld, true}, l->bias, t->add, t->parts[p].out, t->parts[p].out_stride);
+  }
+  if (t->activated) {
+    const sfa_linear_part *a = &t->parts[0], *b = t->n_parts == 2 ? &t->parts[1] : NULL;
+    sfa_device_cuda()->activate(ctx, t->activation, t->n_rows, a->linear->n_out, a->out, a->out_stride, b ? b->out : NULL,
+                                b ? b->out_stride : 0, a->out, a->out_stride);
+  }
+  sfa_cuda_return(ctx, x);
+}
+
+/* Parts of both types one type after the other (only where nothing ties them together). */
+static bool same_types(const sfa_projection *t) {
+  for (int p = 1; p < t->n_parts; p++)
+    if (t->parts[p].linear->bf16 != t->parts[0].linear->bf16)
+      return false;
+  return true;
+}
+
+static void project_same(const sfa_context *ctx, const sfa_projection *t) { (t->n_rows <= FEW_ROWS ? project_few : project_many)(ctx, t); }
+
+static void project(const sfa_context *ctx, const sfa_projection *t) {
+  if (same_types(t)) {
+    project_same(ctx, t);
+    return;
+  }
+  sfa_projection one = *t;
+  one.n_parts = 1;
+  one.activated = false;
+  for (int p = 0; p < t->n_parts; p++) {
+    one.parts = &t->parts[p];
+    project_same(ctx, &one);
+  }
+  if (t->activated)
+    sfa_device_cuda()->activate(ctx, t->activation, t->n_rows, t->parts[0].linear->n_out, t->parts[0].out, t->parts[0].out_stride,
+                                t->parts[1].out, t->parts[1].out_stride, t->parts[0].out, t->parts[0].out_stride);
+}
+
+static size_t scratch_bytes(const sfa_context *ctx, int64_t n_rows, int32_t n_in) {
+  (void)ctx, (void)n_rows, (void)n_in;
+  return 0;
+}
+
+static void linear(const sfa_context *ctx, int64_t n_rows, const float *x, int64_t x_stride, int32_t n_parts, const sfa_linear_part *parts,
+                   void *scratch) {
+  (void)scratch;
+  sfa_projection t = {};
+  t.n_rows = n_rows;
+  t.x = x;
+  t.x_stride = x_stride;
+  t.n_parts = n_parts;
+  t.parts = parts;
+  project(ctx, &t);
+}
+
+/* ---- Tables ----------------------------------------------------------------------------------------------------------------------- */
+
+template <typename W>
+__global__ void __launch_bounds__(THREADS)
+    rows_of_kernel(int64_t n_rows, int32_t dim, int32_t ld, const W *table, const int32_t *ids, float scale, bool add, float *out) {
+  for (int64_t row = blockIdx.x; row < n_rows; row += gridDim.x)
+    for (int32_t i = threadIdx.x; i < dim; i += THREADS) {
+      const float v = scale * (float)table[(int64_t)ids[row] * ld + i];
+      out[row * dim + i] = add ? out[row * dim + i] + v : v;
+    }
+}
+
+static void rows(const sfa_context *ctx, int64_t n_rows, const sfa_linear *l, const int32_t *ids, float scale, bool add, float *out) {
+  const unsigned blocks = sfa_cuda_blocks(n_rows, 1);
+  if (l->bf16)
+    SFA_CUDA_LAUNCH(ctx, rows_of_kernel, blocks, THREADS, 0, n_rows, l->n_in, l->ld, (const __nv_bfloat16 *)l->weights, ids, scale, add,
+                    out);
+  else
+    SFA_CUDA_LAUNCH(ctx, rows_of_kernel, blocks, THREADS, 0, n_rows, l->n_in, l->ld, (const float *)l->weights, ids, scale, add, out);
+}
+
+void sfa_cuda_linear_ops(sfa_device *device) {
+  device->linear_create = linear_create;
+  device->linear_destroy = linear_destroy;
+  device->linear_bytes = linear_bytes;
+  device->fast_storage = fast_storage;
+  device->scratch_bytes = scratch_bytes;
+  device->linear = linear;
+  device->project = project;
+  device->rows = rows;
+}
