@@ -131,8 +131,11 @@ void sfa_eval_close(sfa_eval *eval) {
 
 void sfa_eval_describe(const sfa_eval *eval, sfa_eval_info *info) {
   const eval_task *task = eval->task;
-  *info = (sfa_eval_info){
-      .task = task->name, .n_items = eval->n_items, .n_metrics = task->n_metrics, .n_shots = eval->n_shots, .has_depth = task->has_depth};
+  *info = (sfa_eval_info){.task = task->name,
+                          .n_items = eval->n_items,
+                          .n_metrics = sfa_eval_task_metrics(task),
+                          .n_shots = eval->n_shots,
+                          .has_depth = task->has_depth};
   memcpy(info->metrics, task->metrics, sizeof info->metrics);
 }
 
@@ -140,7 +143,7 @@ void sfa_eval_describe(const sfa_eval *eval, sfa_eval_info *info) {
 
 /* The standard error is that of the mean with n - 1; that of a perplexity follows from it: d exp(-m) = exp(-m) dm. */
 void sfa_eval_summarise(const sfa_eval *eval, const sfa_eval_result *results, int64_t n_results, sfa_eval_score *scores) {
-  for (int32_t m = 0; m < eval->task->n_metrics; m++) {
+  for (int32_t m = 0; m < sfa_eval_task_metrics(eval->task); m++) {
     double n = (double)n_results, mean = 0, squares = 0;
     for (int64_t i = 0; i < n_results; i++)
       mean += results[i].metrics[m] / n;

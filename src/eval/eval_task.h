@@ -39,8 +39,7 @@ typedef struct eval_task {
   const char *row_form;                                     /* what error texts expect of a row */
   bool is_json;                                             /* rows are JSON objects, else lines of text */
   bool has_depth;
-  int32_t n_metrics;
-  const char *metrics[SFA_EVAL_MAX_METRICS];
+  const char *metrics[SFA_EVAL_MAX_METRICS]; /* those after the last are NULL */
   /* EVAL_GENERATION: */
   int32_t n_shots, n_generate;
   const char *stops[4]; /* the answer ends before the first of them */
@@ -49,6 +48,8 @@ typedef struct eval_task {
 
 /* NULL: no task of that name. */
 const eval_task *sfa_eval_task_find(const char *name);
+/* How many it has. */
+int32_t sfa_eval_task_metrics(const eval_task *task);
 
 /* Judges of answers (eval_answers.c), metrics as the task's names say. */
 sfa_status sfa_eval_judge_number(sfa_context *ctx, const char *answer, const eval_item *item, double *metrics);

@@ -7,6 +7,7 @@
 
 #include "base/hash.h"
 #include "base/map.h"
+#include "file/table.h"
 
 typedef struct shard {
   char *path;
@@ -73,16 +74,7 @@ static sfa_status map_shard(sfa_context *ctx, shard *s) {
 }
 
 static sfa_status add_shard(sfa_shards *shards, const char *path) {
-  if (shards->n == shards->capacity) {
-    int64_t capacity = shards->capacity ? 2 * shards->capacity : 8;
-    shard *list;
-    SFA_TRY(sfa_alloc_zero(shards->ctx, (size_t)capacity, sizeof *list, "a list of shards", (void **)&list));
-    if (shards->n)
-      memcpy(list, shards->list, (size_t)shards->n * sizeof *list);
-    sfa_free(shards->ctx, shards->list);
-    shards->list = list;
-    shards->capacity = capacity;
-  }
+  SFA_TRY(sfa_list_grow(shards->ctx, (void **)&shards->list, shards->n, &shards->capacity, sizeof *shards->list, "a list of shards"));
   shard *s = &shards->list[shards->n];
   *s = (shard){.first = shards->n_tokens};
   SFA_TRY(sfa_strdup(shards->ctx, path, &s->path));

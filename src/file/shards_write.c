@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "base/hash.h"
+#include "file/table.h"
 
 struct sfa_shard_writer {
   sfa_context *ctx;
@@ -17,7 +18,7 @@ struct sfa_shard_writer {
   int file; /* of the current shard; -1: none */
   sfa_shard_header header;
   uint64_t *sums; /* of the current shard's blocks */
-  size_t n_sums, sums_capacity;
+  int64_t n_sums, sums_capacity;
   uint8_t *block; /* of ids as they are stored */
   int64_t n_in_block;
   int64_t n_tokens, n_documents; /* of all shards */
@@ -74,16 +75,7 @@ static sfa_status begin_shard(sfa_shard_writer *w) {
 }
 
 static sfa_status end_block(sfa_shard_writer *w) {
-  if (w->n_sums == w->sums_capacity) {
-    size_t capacity = w->sums_capacity ? 2 * w->sums_capacity : 1024;
-    uint64_t *sums;
-    SFA_TRY(sfa_alloc(w->ctx, capacity * sizeof *sums, "the checksums of a shard", (void **)&sums));
-    if (w->n_sums)
-      memcpy(sums, w->sums, w->n_sums * sizeof *sums);
-    sfa_free(w->ctx, w->sums);
-    w->sums = sums;
-    w->sums_capacity = capacity;
-  }
+  SFA_TRY(sfa_list_grow(w->ctx, (void **)&w->sums, w->n_sums, &w->sums_capacity, sizeof *w->sums, "the checksums of a shard"));
   size_t bytes = (size_t)w->n_in_block * w->header.id_bytes;
   w->sums[w->n_sums++] = sfa_hash_bytes(0, w->block, bytes);
   w->n_in_block = 0;
@@ -97,9 +89,9 @@ static sfa_status end_shard(sfa_shard_writer *w, bool is_last) {
     SFA_TRY(end_block(w));
   size_t ids_bytes = (size_t)h->n_tokens * h->id_bytes;
   SFA_TRY(write_all(w, &(uint64_t){0}, (8 - ids_bytes % 8) % 8));
-  SFA_TRY(write_all(w, w->sums, w->n_sums * sizeof *w->sums));
+  SFA_TRY(write_all(w, w->sums, (size_t)w->n_sums * sizeof *w->sums));
   h->is_last = is_last;
-  h->block_sums = sfa_hash_bytes(0, w->sums, w->n_sums * sizeof *w->sums);
+  h->block_sums = sfa_hash_bytes(0, w->sums, (size_t)w->n_sums * sizeof *w->sums);
   h->checksum = sfa_hash_bytes(0, h, sizeof *h - sizeof h->checksum);
   if (lseek(w->file, 0, SEEK_SET) != 0)
     return fail_errno(w, "write");

@@ -1,4 +1,4 @@
-/* Arena and table of named items: every reader of a model file keeps what it found in these. */
+/* Arena, growing lists and tables of named items: every reader of a model file keeps what it found in these. */
 #include "file/table.h"
 
 #include <string.h>
@@ -51,6 +51,21 @@ void sfa_arena_free(sfa_context *ctx, sfa_arena *arena) {
     sfa_free(ctx, arena->chunks);
     arena->chunks = next;
   }
+}
+
+sfa_status sfa_list_grow(sfa_context *ctx, void **list, int64_t n, int64_t *capacity, size_t item_bytes, const char *what) {
+  enum { FIRST = 16 };
+  void *larger;
+  if (n < *capacity)
+    return SFA_OK;
+  const int64_t most = *capacity ? 2 * *capacity : FIRST;
+  SFA_TRY(sfa_alloc_zero(ctx, (size_t)most, item_bytes, what, &larger));
+  if (n)
+    memcpy(larger, *list, (size_t)n * item_bytes);
+  sfa_free(ctx, *list);
+  *list = larger;
+  *capacity = most;
+  return SFA_OK;
 }
 
 void *sfa_table_at(const sfa_table *table, int64_t index) { return table->items + (size_t)index * table->item_bytes; }

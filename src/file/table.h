@@ -1,4 +1,4 @@
-/* file/table.h: memory that is given back in one go, and hashed tables of named items. */
+/* file/table.h: memory that is given back in one go, lists that grow, and hashed tables of named items. */
 #ifndef SFA_TABLE_H
 #define SFA_TABLE_H
 
@@ -14,6 +14,10 @@ sfa_status sfa_arena_alloc(sfa_context *ctx, sfa_arena *arena, size_t bytes, voi
 /* A copy with a NUL behind it. */
 sfa_status sfa_arena_text(sfa_context *ctx, sfa_arena *arena, const char *text, size_t bytes, const char **out);
 void sfa_arena_free(sfa_context *ctx, sfa_arena *arena);
+
+/* Room for one more in *list, an array of n items: where it is full it moves to one of twice the size, new places zeroed. Start with NULL
+ * and 0; free with sfa_free. what: "a list of ..." for the error. */
+sfa_status sfa_list_grow(sfa_context *ctx, void **list, int64_t n, int64_t *capacity, size_t item_bytes, const char *what);
 
 /* Items of one size in the order they came; the first member of each is `const char *name`. Start it zeroed but for item_bytes. */
 typedef struct sfa_table {

@@ -60,16 +60,7 @@ static bool is_text_name(const char *name, bool *rows) {
 }
 
 static sfa_status add_input(sfa_text_reader *r, const char *path, int64_t bytes) {
-  if (r->n_inputs == r->capacity) {
-    int64_t capacity = r->capacity ? 2 * r->capacity : 16;
-    input *list;
-    SFA_TRY(sfa_alloc_zero(r->ctx, (size_t)capacity, sizeof *list, "a list of files", (void **)&list));
-    if (r->n_inputs)
-      memcpy(list, r->list, (size_t)r->n_inputs * sizeof *list);
-    sfa_free(r->ctx, r->list);
-    r->list = list;
-    r->capacity = capacity;
-  }
+  SFA_TRY(sfa_list_grow(r->ctx, (void **)&r->list, r->n_inputs, &r->capacity, sizeof *r->list, "a list of files"));
   input *in = &r->list[r->n_inputs];
   *in = (input){.bytes = bytes};
   SFA_TRY(sfa_arena_text(r->ctx, &r->arena, path, strlen(path), &in->path));

@@ -22,7 +22,7 @@ typedef struct sfa_learn_options {
   int32_t max_seqlen;  /* of a sequence; 0: max_tokens */
   bool checkpointing;  /* keep only the input of every layer, and compute the rest again on the way back: a third more time, a fraction of
                         * the memory */
-  bool bf16_products;  /* operands of matrix products rounded to bf16, sums in f32; where that is faster (AMX) */
+  bool bf16_products;  /* operands of matrix products rounded to bf16, sums in f32 */
   int32_t loss_tokens; /* tokens whose logits exist at a time; 0: what 32 MB hold */
 } sfa_learn_options;
 

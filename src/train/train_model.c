@@ -28,16 +28,7 @@ static sfa_status add(tensor_list *list, sfa_role role, int32_t layer, const cha
   sfa_tensor_names names = list->names;
   names.prefix = role == SFA_ROLE_HEAD ? "" : list->config->family->tensor_prefixes[0];
   sfa_role_name(&names, false, role, layer, suffix, text);
-  if (list->n == list->capacity) {
-    sfa_tensor_out *larger;
-    const int64_t capacity = list->capacity ? 2 * list->capacity : 64;
-    SFA_TRY(sfa_alloc_zero(list->ctx, (size_t)capacity, sizeof *larger, "a list of tensors", (void **)&larger));
-    if (list->n)
-      memcpy(larger, list->tensors, (size_t)list->n * sizeof *larger);
-    sfa_free(list->ctx, list->tensors);
-    list->tensors = larger;
-    list->capacity = capacity;
-  }
+  SFA_TRY(sfa_list_grow(list->ctx, (void **)&list->tensors, list->n, &list->capacity, sizeof *list->tensors, "a list of tensors"));
   sfa_tensor_out *t = &list->tensors[list->n++];
   *t = (sfa_tensor_out){.type = SFA_TENSOR_F32, .n_dims = columns ? 2 : 1, .shape = {rows, columns ? columns : 1, 1, 1}};
   return sfa_arena_text(list->ctx, &list->texts, text, strlen(text), &t->name);

@@ -29,6 +29,13 @@ double check_median(double *x, int n) {
   return x[n / 2];
 }
 
+void check_must(sfa_context *ctx, sfa_status status) {
+  if (status == SFA_OK)
+    return;
+  fprintf(stderr, "sfa_check: %s\n", sfa_context_error(ctx));
+  exit(1);
+}
+
 void *check_block(size_t bytes) {
   void *p = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
   if (!p) {

@@ -1,6 +1,5 @@
 /* sfa_check --bench-backward: gradients over codes beside their dense twin, one head, causal and not, on one thread and on two; and what
  * share of the processor's multiply-adds the twin uses: 5 products of n x n x D, half of them under a causal mask. */
-#include "base/context.h"
 #include "check.h"
 #include "check_bench.h"
 #include <math.h>
@@ -22,17 +21,10 @@ typedef struct grad_bench {
   float *rows[8]; /* q, k, v, out, d_out, d_q, d_k, d_v */
 } grad_bench;
 
-static void must(sfa_context *ctx, sfa_status status) {
-  if (status == SFA_OK)
-    return;
-  fprintf(stderr, "sfa_check: %s\n", sfa_context_error(ctx));
-  exit(1);
-}
-
 static void bench_create(grad_bench *b, sfa_isa isa, int n_threads, int n, int D, int kept, int causal) {
   const sfa_context_options context = {.struct_size = sizeof context, .n_threads = n_threads, .isa = isa};
   *b = (grad_bench){.ctx = NULL};
-  must(NULL, sfa_context_create(&context, &b->ctx));
+  check_must(NULL, sfa_context_create(&context, &b->ctx));
   const sfa_attention_options options = {.struct_size = sizeof options,
                                          .n_heads = 1,
                                          .head_dim = D,
@@ -41,7 +33,7 @@ static void bench_create(grad_bench *b, sfa_isa isa, int n_threads, int n, int D
                                          .k_q = kept,
                                          .k_k = kept,
                                          .causal = causal};
-  must(b->ctx, sfa_attention_plan_create(b->ctx, &options, &b->plan));
+  check_must(b->ctx, sfa_attention_plan_create(b->ctx, &options, &b->plan));
   sfa_rng rng = {1};
   for (int i = 0; i < 8; i++) {
     b->rows[i] = check_block((size_t)n * (size_t)D * sizeof(float));
@@ -52,7 +44,7 @@ static void bench_create(grad_bench *b, sfa_isa isa, int n_threads, int n, int D
   b->forward.out = b->rows[3];
   b->forward.lse = check_block((size_t)n * sizeof(float));
   b->forward.workspace = check_block(sfa_attention_workspace_bytes(b->plan));
-  must(b->ctx, sfa_attention_run(b->plan, &b->forward));
+  check_must(b->ctx, sfa_attention_run(b->plan, &b->forward));
   b->args = (sfa_attention_grad_args){.struct_size = sizeof b->args, .forward = &b->forward, .d_out = b->rows[4]};
   b->args.d_q = b->rows[5];
   b->args.d_k = b->rows[6];
@@ -125,7 +117,7 @@ static void bench_shape(sfa_isa isa, int n_threads, int n, int D, int causal, in
     const double per_ms = peak(isa);
     for (int c = 0; c < N_CANDIDATES; c++) {
       const double start = n_threads > 1 ? (double)sfa_now_ns() * 1e-6 : check_clock_ms();
-      must(candidates[c].ctx, sfa_attention_backward(candidates[c].plan, &candidates[c].args));
+      check_must(candidates[c].ctx, sfa_attention_backward(candidates[c].plan, &candidates[c].args));
       if (round >= 0) /* the first one warms up */
         ms[c][round] = (n_threads > 1 ? (double)sfa_now_ns() * 1e-6 : check_clock_ms()) - start;
     }

@@ -7,47 +7,17 @@
  * Uniform supports: all features alike. Skewed: feature number r of D is scaled by ((r + 1/2) / D + 1/4)^-1.2, which at D = 64 keeps the
  * hottest in 58 % (K = 8) and 71 % (K = 16) of the rows, as trained models do. */
 #include "check.h"
+#include "check_bench.h"
 #include <math.h>
 #include <sfa/attention.h>
 #include <sfa/postings.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 enum { MAX_ROUNDS = 21 };
 
-static double now_ns(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-  return (double)t.tv_sec * 1e9 + (double)t.tv_nsec;
-}
-
-static int by_value(const void *a, const void *b) {
-  const double x = *(const double *)a, y = *(const double *)b;
-  return (x > y) - (x < y);
-}
-
-static double median(double *x, int n) {
-  qsort(x, (size_t)n, sizeof *x, by_value);
-  return x[n / 2];
-}
-
-static void must(sfa_context *ctx, sfa_status status) {
-  if (status == SFA_OK)
-    return;
-  fprintf(stderr, "sfa_check: %s\n", sfa_context_error(ctx));
-  exit(1);
-}
-
-static void *memory(size_t bytes) {
-  void *p = aligned_alloc(64, (bytes + 63) / 64 * 64);
-  if (!p) {
-    fprintf(stderr, "sfa_check: out of memory (%zu bytes)\n", bytes);
-    exit(1);
-  }
-  return p;
-}
+static double now_ns(void) { return 1e6 * check_clock_ms(); }
 
 static void fill_rows(sfa_rng *rng, int64_t n, int D, bool skewed, float *x) {
   float scale[256];
@@ -59,8 +29,8 @@ static void fill_rows(sfa_rng *rng, int64_t n, int D, bool skewed, float *x) {
 
 static sfa_codes select_rows(sfa_context *ctx, const float *x, int64_t n, int D, int K) {
   sfa_codes codes;
-  must(ctx, sfa_codes_place(ctx, n, D, K, SFA_F32, memory(sfa_codes_bytes(n, D, K, SFA_F32)), &codes));
-  must(ctx, sfa_codes_select(ctx, x, SFA_F32, D, &codes));
+  check_must(ctx, sfa_codes_place(ctx, n, D, K, SFA_F32, check_block(sfa_codes_bytes(n, D, K, SFA_F32)), &codes));
+  check_must(ctx, sfa_codes_select(ctx, x, SFA_F32, D, &codes));
   return codes; /* ids is the memory */
 }
 
@@ -69,7 +39,8 @@ static sfa_codes select_rows(sfa_context *ctx, const float *x, int64_t n, int D,
 static void bench_paper(sfa_context *ctx, int D, int K, bool skewed, int n_rounds) {
   enum { N = 4096 };
   sfa_rng rng = {1};
-  float *q = memory(N * (size_t)D * sizeof *q), *k = memory(N * (size_t)D * sizeof *k), *out = memory(N * (size_t)D * sizeof *out);
+  float *q = check_block(N * (size_t)D * sizeof *q), *k = check_block(N * (size_t)D * sizeof *k),
+        *out = check_block(N * (size_t)D * sizeof *out);
   fill_rows(&rng, N, D, skewed, q);
   fill_rows(&rng, N, D, skewed, k);
   sfa_codes q_codes = select_rows(ctx, q, N, D, K), k_codes = select_rows(ctx, k, N, D, K);
@@ -84,25 +55,25 @@ static void bench_paper(sfa_context *ctx, int D, int K, bool skewed, int n_round
                                      .k_q = K,
                                      .k_k = K,
                                      .policy = way ? SFA_POLICY_PAPER : SFA_POLICY_TILES};
-    must(ctx, sfa_attention_plan_create(ctx, &o, &plans[way]));
+    check_must(ctx, sfa_attention_plan_create(ctx, &o, &plans[way]));
     bytes = sfa_attention_workspace_bytes(plans[way]) > bytes ? sfa_attention_workspace_bytes(plans[way]) : bytes;
   }
   sfa_attention_args args = {.struct_size = sizeof args, .q = {.data = q}, .k = {.data = k}, .v = {.data = k}, .out = out};
   args.q_codes = &q_codes;
   args.k_codes = &k_codes;
-  args.workspace = memory(bytes);
+  args.workspace = check_block(bytes);
   double times[2][MAX_ROUNDS], ratios[MAX_ROUNDS];
   for (int round = -1; round < n_rounds; round++) /* the first one warms up */
     for (int way = 0; way < 2; way++) {
       const double start = now_ns();
-      must(ctx, sfa_attention_run(plans[way], &args));
+      check_must(ctx, sfa_attention_run(plans[way], &args));
       if (round >= 0)
         times[way][round] = now_ns() - start;
     }
   for (int round = 0; round < n_rounds; round++)
     ratios[round] = times[1][round] / times[0][round];
   printf("paper    %-7s d %3d k %2d  tiles %6.1f ms  paper %6.1f ms  %.2f of the tiles' time\n", skewed ? "skewed" : "uniform", D, K,
-         1e-6 * median(times[0], n_rounds), 1e-6 * median(times[1], n_rounds), median(ratios, n_rounds));
+         1e-6 * check_median(times[0], n_rounds), 1e-6 * check_median(times[1], n_rounds), check_median(ratios, n_rounds));
   fflush(stdout);
   for (int way = 0; way < 2; way++)
     sfa_attention_plan_destroy(plans[way]);
@@ -134,15 +105,15 @@ static void bench_search(sfa_context *ctx, const sfa_cache *cache, sfa_search se
       const double start = now_ns();
       search.postings = way ? postings : NULL;
       for (search.query_row = 0; search.query_row < N_QUERIES; search.query_row++)
-        must(ctx, sfa_cache_scores(cache, &search, scores));
+        check_must(ctx, sfa_cache_scores(cache, &search, scores));
       if (round >= 0)
         times[way][round] = (now_ns() - start) / (double)(N_QUERIES * search.end_key);
     }
   for (int round = 0; round < n_rounds; round++)
     ratios[round] = times[0][round] / times[1][round];
   printf("postings %-7s n %7lld k %2d overlap %.2f  scan %.3f ns a key  index %.3f  ratio %.2f\n", skewed ? "skewed" : "uniform",
-         (long long)search.end_key, search.query->k, shared, median(times[0], n_rounds), median(times[1], n_rounds),
-         median(ratios, n_rounds));
+         (long long)search.end_key, search.query->k, shared, check_median(times[0], n_rounds), check_median(times[1], n_rounds),
+         check_median(ratios, n_rounds));
   fflush(stdout);
 }
 
@@ -151,22 +122,22 @@ static void bench_index(sfa_context *ctx, bool skewed, int64_t n_keys, int n_rou
       .struct_size = sizeof options, .n_layers = 2, .n_kv_heads = 1, .head_dim = INDEX_DIM, .head_dim_v = 8, .k = index_k};
   sfa_cache *cache;
   sfa_rng rng = {1};
-  float *x = memory(CHUNK * (size_t)INDEX_DIM * sizeof *x), *q = memory(N_QUERIES * (size_t)INDEX_DIM * sizeof *q);
-  float *scores = memory((size_t)n_keys * sizeof *scores);
-  must(ctx, sfa_cache_create(ctx, &options, &cache));
+  float *x = check_block(CHUNK * (size_t)INDEX_DIM * sizeof *x), *q = check_block(N_QUERIES * (size_t)INDEX_DIM * sizeof *q);
+  float *scores = check_block((size_t)n_keys * sizeof *scores);
+  check_must(ctx, sfa_cache_create(ctx, &options, &cache));
   fill_rows(&rng, N_QUERIES, INDEX_DIM, skewed, q);
   for (int64_t done = 0; done < n_keys; done += CHUNK) {
     fill_rows(&rng, CHUNK, INDEX_DIM, skewed, x);
     for (int32_t layer = 0; layer < 2; layer++)
-      must(ctx, sfa_cache_append(cache, 0, layer, CHUNK, &(sfa_rows){.data = x}, &(sfa_rows){.data = x}));
+      check_must(ctx, sfa_cache_append(cache, 0, layer, CHUNK, &(sfa_rows){.data = x}, &(sfa_rows){.data = x}));
   }
   for (int32_t layer = 0; layer < 2; layer++) {
     sfa_codes queries = select_rows(ctx, q, N_QUERIES, INDEX_DIM, index_k[layer]);
     sfa_codes keys = select_rows(ctx, x, CHUNK, INDEX_DIM, index_k[layer]);
     sfa_postings *postings;
-    must(ctx, sfa_postings_create(cache, layer, &postings));
+    check_must(ctx, sfa_postings_create(cache, layer, &postings));
     const double start = now_ns();
-    must(ctx, sfa_postings_update(postings, 0));
+    check_must(ctx, sfa_postings_update(postings, 0));
     printf("postings %-7s n %7lld k %2d sealed in %.1f ns a key, %.1f bytes a key\n", skewed ? "skewed" : "uniform", (long long)n_keys,
            index_k[layer], (now_ns() - start) / (double)n_keys, (double)sfa_postings_bytes(postings) / (double)n_keys);
     sfa_search search = {.struct_size = sizeof search, .layer = layer, .query = &queries};
@@ -189,7 +160,7 @@ int check_bench_forms(const char *isa_name, const char *only, bool quick) {
       continue;
     const sfa_context_options options = {.struct_size = sizeof options, .n_threads = 1, .isa = isa};
     sfa_context *ctx = NULL;
-    must(ctx, sfa_context_create(&options, &ctx));
+    check_must(ctx, sfa_context_create(&options, &ctx));
     printf("%s, one thread\n", sfa_isa_name(isa));
     for (int skewed = 0; skewed < 2; skewed++) {
       for (int D = 64; D <= 256 && (!only || !strcmp(only, "paper")); D *= 2)

@@ -41,7 +41,7 @@ sfa_context *fuzz_context(void) {
   static const sfa_allocator allocator = {limited_alloc, limited_free, NULL};
   if (!context) {
     sfa_context_options options = {.struct_size = sizeof options, .allocator = &allocator, .n_threads = 1};
-    fuzz_check(sfa_context_create(&options, &context) == SFA_OK, "a context is made");
+    fuzz_check(sfa_context_init(&options, &context) == SFA_OK, "a context is made"); /* base alone: no backend is needed */
   }
   return context;
 }
@@ -62,6 +62,23 @@ void fuzz_write(const char *name, const void *data, size_t bytes) {
   fuzz_check(file != NULL, "a file is made");
   fuzz_check(bytes == 0 || fwrite(data, 1, bytes, file) == bytes, "a file is written");
   fuzz_check(fclose(file) == 0, "a file is closed");
+}
+
+void fuzz_write_repaired(const char *name, const uint8_t *data, size_t bytes, void (*repair)(uint8_t *data, size_t bytes)) {
+  uint8_t *copy = malloc(bytes + !bytes);
+  fuzz_check(copy != NULL, "memory for the input");
+  if (bytes)
+    memcpy(copy, data, bytes);
+  if (bytes && copy[0])
+    repair(copy, bytes);
+  fuzz_write(name, copy, bytes);
+  free(copy);
+}
+
+void fuzz_check_open(sfa_status status, const char *name, const void *given) {
+  fuzz_check((status == SFA_OK) == (given != NULL), "something is given on success alone");
+  if (status != SFA_OK)
+    fuzz_check(strstr(sfa_context_error(fuzz_context()), fuzz_path(name)) || status == SFA_ERROR_MEMORY, "the error names the file");
 }
 
 void fuzz_remove(const char *name) { remove(fuzz_path(name)); }

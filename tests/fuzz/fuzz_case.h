@@ -14,6 +14,11 @@ sfa_context *fuzz_context(void);
 /* The path of a file in this process's own directory; the directory itself for "". Valid until the next call. */
 const char *fuzz_path(const char *name);
 void fuzz_write(const char *name, const void *data, size_t bytes);
+/* Writes a copy on which `repair` has set checksums right, so that what lies behind them is reached; an input that begins with a zero byte
+ * goes as it is. */
+void fuzz_write_repaired(const char *name, const uint8_t *data, size_t bytes, void (*repair)(uint8_t *data, size_t bytes));
+/* What a reader of the file must hold to: something is given on success alone, and an error names the file. */
+void fuzz_check_open(sfa_status status, const char *name, const void *given);
 void fuzz_remove(const char *name);
 
 /* An input that stands for several files has a line "%%" between them: the first such line, or NULL, and what follows it. */

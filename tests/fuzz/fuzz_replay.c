@@ -41,6 +41,6 @@ int main(int argc, char **argv) {
   }
   free(entries);
   printf("%d inputs replayed\n", n);
-  sfa_context_destroy(fuzz_context());
+  sfa_context_free(fuzz_context());
   return status;
 }
