@@ -171,6 +171,52 @@ sfa_stored_rows sfa_attn_keys_stored(const sfa_kv_view *view, const sfa_kv_side 
       .scales_stride = side->scales.row_stride};
 }
 
+/* Memory is asked for some kilobytes of work before it is used, as much at a time as is used: in bursts, or too late, processor and memory
+ * wait for each other. In a cache a tile's values follow its codes, and the order of both is that of the work, so that scores ask for what
+ * lies `ahead` behind the codes, and values for what lies so far behind them (value_keys), at last for the begin of the next tile. Where
+ * keys and values are apart, scores ask for the next keys, and the last values for the next values. */
+typedef struct work_order {
+  int64_t ahead, code_bytes; /* code_bytes 0: keys and values are apart */
+} work_order;
+
+static work_order order_of(const sfa_attn_block *block, int64_t tile) {
+  const sfa_kv_view *view = block->view;
+  int64_t value_bytes = (int64_t)sfa_stored_bytes(view->v.format.dtype, SFA_KEY_TILE * view->v.values.row_stride);
+  work_order order = {.ahead = sfa_min64(SFA_AHEAD_BYTES, value_bytes)};
+  if (view->k.format.k && !block->indexed) {
+    int64_t bytes = sfa_kv_at(view, &view->v.values, block->kv_head, tile) - sfa_kv_at(view, &view->k.ids, block->kv_head, tile);
+    order.code_bytes = bytes > 0 && bytes <= order.ahead ? bytes : 0;
+  }
+  return order;
+}
+
+static void ask_beside_scores(const sfa_attn_block *block, int64_t tile, sfa_stored_rows *keys) {
+  work_order order = order_of(block, tile);
+  int64_t n_next = block->view->n_keys - (tile + 1) * SFA_KEY_TILE;
+  if (order.code_bytes) {
+    keys->next = (const unsigned char *)keys->ids + order.ahead;
+    keys->next_bytes = order.code_bytes;
+  } else if (n_next > 0) {
+    sfa_stored_rows next =
+        sfa_attn_keys_stored(block->view, &block->view->k, block->kv_head, tile + 1, (int32_t)sfa_min64(SFA_KEY_TILE, n_next));
+    if (next.ids) {
+      sfa_stored_rows_prefetch(&next, (int32_t)sfa_id_bytes(block->view->k.format.dim));
+    } else {
+      keys->next = next.values;
+      keys->next_bytes = (int64_t)sfa_stored_bytes(next.dtype, next.n * next.values_stride);
+    }
+  }
+}
+
+static void ask_beside_values(const sfa_attn_block *block, int64_t tile, sfa_stored_rows *values) {
+  const sfa_kv_view *view = block->view;
+  if ((tile + 1) * SFA_KEY_TILE >= view->n_keys)
+    return;
+  work_order order = order_of(block, tile + 1);
+  values->next = sfa_kv_at(view, order.code_bytes ? &view->k.ids : &view->v.values, block->kv_head, tile + 1);
+  values->next_bytes = order.ahead;
+}
+
 int32_t sfa_attn_keys_weigh(const sfa_attn_block *block, int64_t tile, const sfa_attn_state *state, float *P, float *alpha,
                             bool *rescaled) {
   const sfa_attention_plan *plan = block->call->plan;
@@ -184,14 +230,7 @@ int32_t sfa_attn_keys_weigh(const sfa_attn_block *block, int64_t tile, const sfa
       memcpy(P + i * SFA_KEY_TILE, scores + (int64_t)i * SFA_KEY_SPAN, SFA_KEY_TILE * sizeof *P);
   } else {
     sfa_stored_rows keys = sfa_attn_keys_stored(block->view, &block->view->k, block->kv_head, tile, n_keys);
-    if (first_key + SFA_KEY_TILE < block->view->n_keys) {
-      int64_t n_next = sfa_min64(SFA_KEY_TILE, block->view->n_keys - first_key - SFA_KEY_TILE);
-      sfa_stored_rows next = sfa_attn_keys_stored(block->view, &block->view->k, block->kv_head, tile + 1, (int32_t)n_next);
-      if (next.ids)
-        sfa_stored_rows_prefetch(&next, (int32_t)sfa_id_bytes(plan->options.head_dim));
-      else
-        keys.next = next.values;
-    }
+    ask_beside_scores(block, tile, &keys);
     kernels->score_keys(&keys, n_rows, plan->options.head_dim, s->q_table, plan->query_scale, P);
   }
   const float *slope = block->call->args->alibi_slopes ? s->slope : NULL;
@@ -217,8 +256,7 @@ void sfa_attn_keys_values(const sfa_attn_block *block, int64_t tile, int32_t n_k
   const sfa_kernels *kernels = block->call->plan->kernels;
   int32_t E = block->call->plan->options.head_dim_v;
   sfa_stored_rows values = sfa_attn_keys_stored(block->view, &block->view->v, block->kv_head, tile, n_keys);
-  if ((tile + 1) * SFA_KEY_TILE < block->view->n_keys)
-    values.next = sfa_kv_at(block->view, &block->view->v.values, block->kv_head, tile + 1);
+  ask_beside_values(block, tile, &values);
   if (rescaled)
     kernels->rescale(block->n_rows, E, alpha, state->o);
   kernels->value_keys(&values, block->n_rows, P, E, state->o);

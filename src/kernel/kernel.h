@@ -44,9 +44,10 @@ enum {
   SFA_EXACT_TERMS = 32, /* slots whose products with an int8 key are summed exactly */
   SFA_DEPTH_STEPS = 8,  /* an octave's, of count_depths */
   SFA_N_DEPTHS = 40 * SFA_DEPTH_STEPS,
-  SFA_KEYS_ROWS = 16,    /* most query rows of the slots whose lanes are keys */
-  SFA_EXPAND_SLACK = 16, /* bytes behind the values of expand_add */
-  SFA_EXPAND_STEPS = 1   /* single keys that take expand_add as long as 64 at once, where it has that: from AVX-512 on */
+  SFA_KEYS_ROWS = 16,     /* most query rows of the slots whose lanes are keys */
+  SFA_AHEAD_BYTES = 4096, /* from a memory request to the work on it, in bytes of work: see value_keys */
+  SFA_EXPAND_SLACK = 16,  /* bytes behind the values of expand_add */
+  SFA_EXPAND_STEPS = 1    /* single keys that take expand_add as long as 64 at once, where it has that: from AVX-512 on */
 };
 
 /* Bytes of one row's table for score_keys: room for 256 numbers after its step at least, so that any id of one byte stays within it. */
@@ -61,7 +62,8 @@ typedef struct sfa_stored_rows {
   int64_t ids_stride, values_stride; /* elements between rows */
   const uint16_t *scales;            /* f16, SFA_I8 and SFA_I4; else NULL */
   int64_t scales_stride;
-  const void *next; /* values that will be asked for after these, laid out alike: memory to ask ahead for. NULL: unknown */
+  const void *next; /* memory that is wanted afterwards: next_bytes of it are asked for, spread over the work on these rows */
+  int64_t next_bytes;
 } sfa_stored_rows;
 
 /* Codes of a tile turned around: for each feature the keys that keep it, rising. */
@@ -183,7 +185,8 @@ typedef struct sfa_kernels {
   /* softmax_tile on rows: P in place, m, l, alpha [n_rows]. */
   int (*softmax_keys)(int32_t n_rows, int32_t n_keys, float *S, float *m, float *l, float *alpha);
   /* O [n_rows][E] += P V with V as it is stored: the bits of load_rows (without scales), scale_weights and value_product_masked (up to the
-   * sign of a zero). A key whose P is 0 in every row is not read. */
+   * sign of a zero). A key whose P is 0 in every row is not read. Memory: SFA_AHEAD_BYTES from the first row on have been asked for; this
+   * asks for the rest that far ahead, and for `next` over the last rows. */
   void (*value_keys)(const sfa_stored_rows *values, int32_t n_rows, const float *P, int32_t E, float *O);
 
   /* ---- leaving values out (attn_drop.c). P [..][SFA_KEY_TILE] are weights from 0 to 1, a tile's, 0 beyond its keys ---- */

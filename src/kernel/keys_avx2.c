@@ -46,6 +46,7 @@ V_INLINE void score_whole_of(const int id_bytes, const sfa_stored_rows *keys, in
                              float query_scale, const float *scale, float *S) {
   for (int32_t j = 0; j < keys->n; j += 8) {
     const __m256 key_scale = _mm256_mul_ps(_mm256_loadu_ps(scale + j), _mm256_set1_ps(query_scale));
+    sfa_next_prefetch(keys, j / 8, SFA_KEY_TILE / 8);
     for (int32_t i = 0; i < n_rows; i++) {
       const float *head = (const float *)((const char *)table + (size_t)i * sfa_query_table_bytes(D));
       const int32_t *q = (const int32_t *)(head + 16);

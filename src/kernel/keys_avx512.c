@@ -46,9 +46,13 @@ V_INLINE void store_scores(__m512 total, float step, __m512 key_scale, float *S)
 V_INLINE void score_packed(const int K, const int size, const sfa_stored_rows *keys, int32_t n_rows, int32_t D, const void *table,
                            float query_scale, const float *scale, float *S) {
   enum { most = 4 };
-  const int n = K / 4; /* registers of 16 keys */
+  const int n = K / 4, lines = K / 2 + 1; /* registers of 16 keys; their lines of memory, and of scales */
+  const char *ahead = keys->next ? keys->next : keys->values;
   for (int32_t j = 0; j < SFA_KEY_TILE; j += 16) {
     const __m512 key_scale = _mm512_mul_ps(_mm512_loadu_ps(scale + j), _mm512_set1_ps(query_scale));
+#pragma GCC unroll 9
+    for (int line = 0; line < lines; line++, ahead += 64)
+      __builtin_prefetch(ahead);
     __m512i ids[most], quads[most];
     slot64 k[most];
 #pragma GCC unroll 4
@@ -99,12 +103,13 @@ V_INLINE __m512i chunk_sums(const int size, const sfa_stored_rows *keys, int32_t
 /* Any number of keys, slots and strides. */
 V_INLINE void score_chunks(const int size, const sfa_stored_rows *keys, int32_t n_rows, int32_t D, const void *table, float query_scale,
                            const float *scale, float *S) {
+  const int32_t n_chunks = (keys->width + SFA_EXACT_TERMS - 1) / SFA_EXACT_TERMS;
   for (int32_t j = 0; j < keys->n; j += 16) {
     const __m512 key_scale = _mm512_mul_ps(_mm512_loadu_ps(scale + j), _mm512_set1_ps(query_scale));
     for (int32_t first = 0; first < keys->width; first += SFA_EXACT_TERMS) {
       const int32_t terms = keys->width - first < SFA_EXACT_TERMS ? keys->width - first : SFA_EXACT_TERMS;
       const int last = first + terms == keys->width;
-      sfa_next_prefetch(keys, j / 16 * (keys->width / SFA_EXACT_TERMS) + first / SFA_EXACT_TERMS, 4 * (keys->width / SFA_EXACT_TERMS + 1));
+      sfa_next_prefetch(keys, j / 16 * n_chunks + first / SFA_EXACT_TERMS, SFA_KEY_TILE / 16 * n_chunks);
       __mmask32 masks[16];
       slot64 k[8];
       for (int i = 0; i < 16; i++)

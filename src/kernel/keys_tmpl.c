@@ -120,10 +120,13 @@ static void score_keys(const sfa_stored_rows *keys, int32_t n_rows, int32_t D, c
     return;
   }
   memset(S, 0, (size_t)n_rows * SFA_KEY_TILE * sizeof *S);
+  if (keys->ids)
+    sfa_next_prefetch(keys, 0, 1);
   const int32_t paired = keys->dtype == SFA_BF16 && !keys->ids ? D - D % 16 : 0;
   if (paired)
     score_pairs(keys, n_rows, D, paired, table, S);
-  score_turned(keys, n_rows, D, paired, table, S);
+  if (paired < keys->width)
+    score_turned(keys, n_rows, D, paired, table, S);
 }
 
 static void adjust_keys(int32_t n_rows, int32_t n_keys, float softcap, const float *slope, const int32_t *pos, float *S) {

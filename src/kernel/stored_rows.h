@@ -37,12 +37,11 @@ static inline float sfa_query_step(uint32_t largest, int32_t n_terms) {
   return sfa_float_of((uint32_t)(127 + (e < -100 ? -100 : e)) << 23);
 }
 
-/* Asks ahead for a part of the rows that come next, so that the requests spread over the work on these. */
+/* Asks for part `part` of n_parts of what is wanted next. Requests that come all at once wait for each other, and the work with them. */
 static inline void sfa_next_prefetch(const sfa_stored_rows *rows, int32_t part, int32_t n_parts) {
-  const size_t bytes = sfa_stored_bytes(rows->dtype, rows->n * rows->values_stride) / (size_t)n_parts;
-  const char *from = (const char *)rows->next + bytes * (size_t)part;
-  for (size_t at = 0; rows->next && at < bytes; at += 64)
-    __builtin_prefetch(from + at, 0, 2);
+  const int64_t n_lines = (rows->next_bytes + 63) / 64, end = n_lines * (part + 1) / n_parts;
+  for (int64_t line = n_lines * part / n_parts; line < end; line++)
+    __builtin_prefetch((const char *)rows->next + line * 64);
 }
 
 /* Asks for the memory of codes that will be read soon: those of the next tile, which no processor foresees where pages are apart. */

@@ -3,9 +3,9 @@
  * A block of rows times a block of output vectors stays in registers over all keys of the tile; each key costs one load and conversion a
  * vector, which the rows share. Keys are taken from a list, so that those without weight are not touched. */
 
-/* Keys ahead that memory is asked for: where the list has gaps, and where it has none, there in bytes. The processor's own prefetching
- * needs neighbours, and looks ahead too little beside so much arithmetic. */
-enum { PREFETCH_KEYS = 6, PREFETCH_BYTES = 2048 };
+/* Where the list has gaps, memory is asked for so many keys ahead; else SFA_AHEAD_BYTES. The processor's own prefetching needs neighbours,
+ * and looks ahead too little beside so much arithmetic. */
+enum { PREFETCH_KEYS = 6 };
 
 /* Types whose elements share a lane at first: they come as pairs of vectors, the even and the odd elements. */
 V_INLINE int comes_in_pairs(const sfa_dtype dtype) { return dtype == SFA_BF16 || dtype == SFA_I4; }
@@ -34,7 +34,7 @@ V_INLINE void value_vectors(const sfa_dtype dtype, const int columns, const char
 
 /* The keys of a tile that have weight, and where their values lie. */
 typedef struct value_list {
-  const char *values, *next; /* of key 0, at the block's first element; of the next tile's key 0 */
+  const char *values, *next; /* of key 0, at the block's first element; where the last keys ask on */
   int64_t row_bytes;
   int32_t n;
   int gaps;            /* the keys are listed; else 0 .. n - 1 */
@@ -83,10 +83,10 @@ V_INLINE void value_keys_block(const sfa_dtype dtype, const int rows, const int 
       v_split(sum + a);
   if (list->gaps) {
     value_keys_run(dtype, rows, columns, 1, list, 0, list->n, NULL, P, sum);
-  } else { /* the last keys ask for the next tile */
-    const int32_t ahead = (int32_t)(PREFETCH_BYTES / list->row_bytes), here = list->n > ahead ? list->n - ahead : 0;
+  } else { /* the last keys ask for what is wanted next */
+    const int32_t ahead = (int32_t)(SFA_AHEAD_BYTES / list->row_bytes), here = list->n > ahead ? list->n - ahead : 0;
     value_keys_run(dtype, rows, columns, 0, list, 0, here, list->values + ahead * list->row_bytes, P, sum);
-    value_keys_run(dtype, rows, columns, 0, list, here, list->n, list->next + (here + ahead - list->n) * list->row_bytes, P, sum);
+    value_keys_run(dtype, rows, columns, 0, list, here, list->n, list->next, P, sum);
   }
   if (comes_in_pairs(dtype))
 #pragma GCC unroll 8
@@ -122,7 +122,7 @@ static void value_keys_rest(const sfa_stored_rows *values, const value_list *lis
   }
 }
 
-/* The list's values from element e on. Without a next tile the last keys ask for this one again: that costs nothing. */
+/* The list's values from element e on. If nothing is wanted next, the last keys ask for these values again: that costs nothing. */
 V_INLINE void list_from(const sfa_stored_rows *values, int32_t e, value_list *list) {
   const size_t bytes = sfa_stored_bytes(values->dtype, e);
   list->values = (const char *)values->values + bytes;
@@ -203,9 +203,12 @@ static void value_keys(const sfa_stored_rows *values, int32_t n_rows, const floa
   value_list list = {.row_bytes = (int64_t)sfa_stored_bytes(values->dtype, values->values_stride)};
   if (!differ) {
     list_keys(weight[0], keys, &list);
+    if (list.gaps)
+      sfa_next_prefetch(values, 0, 1);
     value_keys_listed(values, &list, n_rows, P, E, O);
     return;
   }
+  sfa_next_prefetch(values, 0, 1);
   /* A row must not meet a value that it gives no weight: that may be inf or NaN. Rows that differ take turns. */
   for (int32_t i = 0; i < n_rows; i++) {
     list_keys(weight[i], keys, &list);

@@ -45,9 +45,9 @@ typedef struct tiles {
 static void rows_of(const tiles *t, int64_t tile, sfa_stored_rows *keys, sfa_stored_rows *values) {
   const unsigned char *p = t->memory + (size_t)tile * t->tile_bytes;
   const int32_t width = t->how.K ? t->how.K : D;
-  *keys = (sfa_stored_rows){SFA_KEY_TILE, width, t->how.k_dtype, t->how.K ? p : NULL, p + t->k_values, width, width, NULL, 1, NULL};
+  *keys = (sfa_stored_rows){SFA_KEY_TILE, width, t->how.k_dtype, t->how.K ? p : NULL, p + t->k_values, width, width, NULL, 1, NULL, 0};
   keys->scales = t->how.k_dtype == SFA_I8 ? (const uint16_t *)(const void *)(p + t->k_scales) : NULL;
-  *values = (sfa_stored_rows){SFA_KEY_TILE, D, t->how.v_dtype, NULL, p + t->v_values, D, D, NULL, 1, NULL};
+  *values = (sfa_stored_rows){SFA_KEY_TILE, D, t->how.v_dtype, NULL, p + t->v_values, D, D, NULL, 1, NULL, 0};
   values->scales = t->how.v_dtype == SFA_I8 || t->how.v_dtype == SFA_I4 ? (const uint16_t *)(const void *)(p + t->v_scales) : NULL;
 }
 
@@ -105,11 +105,10 @@ static float step(const sfa_kernels *kernels, const tiles *t, const float *q, vo
     if (tile + 1 < t->n) { /* as attention does */
       sfa_stored_rows next, next_values;
       rows_of(t, tile + 1, &next, &next_values);
-      if (keys.ids)
-        sfa_stored_rows_prefetch(&next, 1);
-      else
-        keys.next = next.values;
-      values.next = next_values.values;
+      keys.next = keys.ids ? (const unsigned char *)keys.ids + SFA_AHEAD_BYTES : next.values;
+      keys.next_bytes = (int64_t)(keys.ids ? t->v_values : sfa_stored_bytes(keys.dtype, (int64_t)SFA_KEY_TILE * keys.width));
+      values.next = keys.ids ? next.ids : next_values.values;
+      values.next_bytes = SFA_AHEAD_BYTES;
     }
     kernels->score_keys(&keys, 1, D, table, query_scale, S);
     if (!t->how.v_dtype) {
