@@ -14,12 +14,11 @@
  *
  * What is multiplied (POLICY):
  *     BF16     rows as they are
- *     INT8     int8 rows; sums begin at 1.5 * 2^23 as an f32, so that their bits are f32 numbers; (sum - 1.5 * 2^23) * k_scale in one fma
- * is exact where the scale came from f16; the query's scale goes into softmax_scale SP_...   at most two of each four adjacent features of
- * a query, as a sparse operand with half the products (sparse_rows). What a group of four holds beyond two goes into a second operand, and
- * is added by another product in those steps of 32 (bf16) or 64 (int8) features where a row of the 64 has such: the result is exact
- * whatever the rows hold. The block's rows that have such come first (order_rows), so that one consumer makes the additional products
- * rather than all.
+ *     INT8     int8 rows. Sums begin at 1.5 * 2^23 as an f32, so that their bits are f32 numbers; (sum - 1.5 * 2^23) * k_scale in
+ *              one fma is exact where the scale came from f16. The query's scale goes into softmax_scale
+ *     SP_...   queries as a sparse operand, at most two of each four adjacent features, with half the products. What a group of four
+ *              holds beyond two goes into a second operand and is added by as many products again: the result is exact whatever the
+ *              rows hold. Rows that have such come first in a block (order_rows), so that not all consumers make these products
  *
  * Rows of a group of heads that share keys may be packed into one block (row = token * pack + head), which fills it where queries are few.
  */
@@ -58,15 +57,16 @@ struct sfa_prefill_job {
 /* Tile sizes, and why. A consumer of 64 rows holds O (WIDTH / 2 registers), scores (KEYS / 2), their bf16 form (KEYS / 4) and, sparse,
  * its queries: 240 registers with two consumers, 160 with three. Shared memory: 227 KiB for queries and the ring.
  *
- *     width 64    3 x 64 rows, 128 keys: the exponentials are the limit, three consumers hide each other's latency best
+ *     width 64    3 x 64 rows: the exponentials are the limit, three consumers hide each other's latency best. bf16: 128 keys; else
+ *                 64, for the registers of scales or sparse queries
  *     width 128   dense: 2 x 64 rows, 128 keys: a product over 128 keys reads its queries from shared memory half as often as over 64
  *                 sparse: 3 x 64 rows, 64 keys: queries are in registers, and a third consumer is worth more than wide tiles
  *     width 256   2 x 64 rows, 64 keys: O alone takes 128 registers; sparse bf16 queries (40 more) stay in shared memory */
 template <int POLICY, int WIDTH> struct sfa_prefill_tile {
   static constexpr bool INT8 = POLICY == SFA_POLICY_INT8 || POLICY == SFA_POLICY_SP_INT8;
   static constexpr bool SPARSE = POLICY == SFA_POLICY_SP_BF16 || POLICY == SFA_POLICY_SP_INT8;
-  static constexpr int CONSUMERS = WIDTH == (SPARSE ? 128 : 64) ? 3 : 2;
-  static constexpr int KEYS = WIDTH == 256 || (WIDTH == 128 && SPARSE) ? 64 : 128;
+  static constexpr int CONSUMERS = WIDTH == 64 || (WIDTH == 128 && SPARSE) ? 3 : 2;
+  static constexpr int KEYS = WIDTH == 256 || SPARSE || (WIDTH == 64 && INT8) ? 64 : 128;
   static constexpr int ROWS = 64 * CONSUMERS;
   static constexpr int THREADS = 128 * (1 + CONSUMERS);
   static constexpr int REGISTERS = CONSUMERS == 3 ? 160 : 240; /* of a consumer */
@@ -90,7 +90,7 @@ template <int POLICY, int WIDTH> struct sfa_prefill_tile {
   static constexpr int V_AT = K_AT + STAGES * K_BYTES;
   static constexpr int SCALES_AT = V_AT + STAGES * V_BYTES;
   static constexpr int BARRIERS_AT = SCALES_AT + STAGES * SCALE_BYTES;
-  static constexpr int SURPLUS_AT = BARRIERS_AT + 8 * (2 + 4 * STAGES); /* one word a consumer: its steps with a surplus */
+  static constexpr int SURPLUS_AT = BARRIERS_AT + 8 * (2 + 4 * STAGES); /* one word a consumer: is there any */
   static constexpr int SPAN_AT = SURPLUS_AT + 16;                       /* sfa_prefill_note */
   static constexpr int ORDER_AT = SPAN_AT + 32;                         /* a word a row of a sparse block: which of its rows it is */
   static constexpr int SHARED_BYTES = ORDER_AT + (SPARSE ? 4 * ROWS : 0) + 1024;
@@ -332,7 +332,7 @@ template <class TILE> struct sfa_prefill_queries {
   uint32_t a[TILE::REGISTER_QUERIES ? TILE::STEPS : 1][4];
   uint32_t places[TILE::SPARSE ? TILE::STEPS : 1]; /* bf16: of the kept in lanes 0 and 1 of a quad, of the surplus in 2 and 3 */
   uint32_t more_places[TILE::SPARSE && TILE::INT8 ? TILE::STEPS : 1];
-  uint32_t more; /* bit: step with a surplus */
+  uint32_t more; /* is there any surplus */
 
   static constexpr int MORE_AT = TILE::REGISTER_QUERIES ? 0 : TILE::ROW_BYTES / 2; /* byte of a row where the surplus begins */
 
@@ -354,7 +354,7 @@ template <class TILE> struct sfa_prefill_queries {
         kept_places[i] = piece.places;
         surplus[step][i] = piece.more_values;
         surplus_places[i] = piece.more_places;
-        has_more |= piece.is_more ? 1u << step : 0;
+        has_more |= piece.is_more;
       }
       places[step] = sfa_prefill_places<TILE::INT8>(kept_places, c);
       const uint32_t others = sfa_prefill_places<TILE::INT8>(surplus_places, c);
@@ -363,9 +363,8 @@ template <class TILE> struct sfa_prefill_queries {
       else if (c >= 2)
         places[step] = others;
     }
-    has_more = __reduce_or_sync(~0u, has_more);
-    if (lane == 0 && has_more)
-      sfa_shared_or(word, has_more);
+    if (__any_sync(~0u, has_more) && lane == 0)
+      sfa_shared_store(word, 1);
     sfa_named_sync(SFA_PREFILL_ALL, 128 * TILE::CONSUMERS); /* all have read their rows */
     more = sfa_shared_load(word);
 #pragma unroll
@@ -386,10 +385,11 @@ template <class TILE> struct sfa_prefill_queries {
 
 /* ---- A consumer ------------------------------------------------------------------------------------------------------------------ */
 
-/* All products of a tile of scores, started. */
-template <class TILE, class SUMS>
+/* All products of a tile of scores, started: those of the kept, and with MORE those of the surplus. */
+template <class TILE, bool MORE, class SUMS>
 static __device__ __forceinline__ void sfa_prefill_products(SUMS &s, const sfa_prefill_queries<TILE> &queries, uint64_t q, uint64_t k) {
-  constexpr int Q_BOX = TILE::ROWS * 128, K_BOX = TILE::KEYS * 128;
+  constexpr int Q_BOX = TILE::ROWS * 128, K_BOX = TILE::KEYS * 128, MORE_AT = sfa_prefill_queries<TILE>::MORE_AT;
+  sfa_matrix_fence();
 #pragma unroll
   for (int step = 0; step < TILE::STEPS; step++) {
     const int k_byte = step * TILE::K_STEP, q_byte = step * 32;
@@ -409,18 +409,17 @@ static __device__ __forceinline__ void sfa_prefill_products(SUMS &s, const sfa_p
     else
       sfa_product_bf16(s, a, b, step > 0);
   }
-  if constexpr (TILE::SPARSE)
+  if constexpr (MORE)
 #pragma unroll
-    for (int step = 0; step < TILE::STEPS; step++)
-      if (queries.more >> step & 1) {
-        const int k_byte = step * TILE::K_STEP, q_byte = sfa_prefill_queries<TILE>::MORE_AT + step * 32;
-        const uint64_t b = sfa_operand_at(k, k_byte / 128 * K_BOX + k_byte % 128),
-                       a = sfa_operand_at(q, q_byte / 128 * Q_BOX + q_byte % 128);
-        if constexpr (TILE::INT8)
-          sfa_product_sparse(s, a, queries.more_places[step], b);
-        else
-          sfa_product_sparse<1>(s, a, queries.places[step], b, 1);
-      }
+    for (int step = 0; step < TILE::STEPS; step++) {
+      const int k_byte = step * TILE::K_STEP, q_byte = MORE_AT + step * 32;
+      const uint64_t b = sfa_operand_at(k, k_byte / 128 * K_BOX + k_byte % 128), a = sfa_operand_at(q, q_byte / 128 * Q_BOX + q_byte % 128);
+      if constexpr (TILE::INT8)
+        sfa_product_sparse(s, a, queries.more_places[step], b);
+      else
+        sfa_product_sparse<1>(s, a, queries.places[step], b, 1);
+    }
+  sfa_matrix_commit();
 }
 
 /* The two rows of a thread: maximum so far (of what `scale` makes powers of two), sum of the weights of this thread's columns. */
@@ -561,6 +560,7 @@ static __device__ __forceinline__ void sfa_prefill_consume(const sfa_prefill_job
   }
   float o[WIDTH / 2], s[KEYS / 2];
   int32_t sums[TILE::INT8 ? KEYS / 2 : 1];
+  uint2 scales[TILE::INT8 ? KEYS / 8 : 1]; /* of the keys of the thread's columns, f32 */
   uint32_t p[KEYS / 4];
 #pragma unroll
   for (int i = 0; i < WIDTH / 2; i++)
@@ -568,18 +568,29 @@ static __device__ __forceinline__ void sfa_prefill_consume(const sfa_prefill_job
 
   const auto start_scores = [&](int stage) {
     const uint64_t k = sfa_operand(shared + TILE::K_AT + stage * TILE::K_BYTES);
-    sfa_matrix_fence();
+    const auto start = [&](auto &to) {
+      if (TILE::SPARSE && queries.more) /* a branch a tile: one inside of the group of products would break it up */
+        sfa_prefill_products<TILE, TILE::SPARSE>(to, queries, q, k);
+      else
+        sfa_prefill_products<TILE, false>(to, queries, q, k);
+    };
     if constexpr (TILE::INT8)
-      sfa_prefill_products<TILE>(sums, queries, q, k);
+      start(sums);
     else
-      sfa_prefill_products<TILE>(s, queries, q, k);
-    sfa_matrix_commit();
+      start(s);
   };
-  const auto begin_sums = [&] {
-    if constexpr (TILE::INT8)
+  const auto begin_sums = [&] { /* before this consumer's turn: volatile, so that it stays there */
+                                if constexpr (TILE::INT8)
 #pragma unroll
-      for (int i = 0; i < KEYS / 2; i++)
-        sums[i] = 0x4B400000;
+                                  for (int i = 0; i < KEYS / 2; i++)
+                                    asm volatile("mov.b32 %0, 0x4B400000;" : "=r"(sums[i]));
+  };
+  const auto load_scales = [&](int stage) { /* while products run */
+                                            if constexpr (TILE::INT8)
+#pragma unroll
+                                              for (int i = 0; i < KEYS / 8; i++)
+                                                scales[i] =
+                                                    sfa_shared_load2(shared + TILE::SCALES_AT + stage * TILE::SCALE_BYTES + 8 * c + 32 * i);
   };
   const auto start_values = [&](int stage) {
     const uint64_t v = sfa_operand_turned(shared + TILE::V_AT + stage * TILE::V_BYTES, KEYS * 128);
@@ -592,11 +603,9 @@ static __device__ __forceinline__ void sfa_prefill_consume(const sfa_prefill_job
   const auto softmax = [&](int stage, int32_t tile) {
     const int32_t first = tile * KEYS;
     if constexpr (TILE::INT8) {
-      const uint32_t scales = shared + TILE::SCALES_AT + stage * TILE::SCALE_BYTES + 8 * c;
 #pragma unroll
       for (int i = 0; i < KEYS / 8; i++) {
-        const uint2 pair = sfa_shared_load2(scales + 32 * i);
-        const float x = __uint_as_float(pair.x), y = __uint_as_float(pair.y), x0 = x * -12582912.f, y0 = y * -12582912.f;
+        const float x = __uint_as_float(scales[i].x), y = __uint_as_float(scales[i].y), x0 = x * -12582912.f, y0 = y * -12582912.f;
         s[4 * i] = fmaf(__int_as_float(sums[4 * i]), x, x0);
         s[4 * i + 1] = fmaf(__int_as_float(sums[4 * i + 1]), y, y0);
         s[4 * i + 2] = fmaf(__int_as_float(sums[4 * i + 2]), x, x0);
@@ -625,6 +634,7 @@ static __device__ __forceinline__ void sfa_prefill_consume(const sfa_prefill_job
     sfa_barrier_wait(k_there, 0);
     begin_sums();
     start_scores(0);
+    load_scales(0);
     sfa_matrix_wait<0>();
     softmax(0, tiles.at(0));
     round_weights();
@@ -637,6 +647,7 @@ static __device__ __forceinline__ void sfa_prefill_consume(const sfa_prefill_job
       sfa_barrier_wait(v_there + 8 * before, (j - 1) / STAGES & 1);
       start_values(before);
       sfa_named_arrive(SFA_PREFILL_TURN + (consumer + 1) % TILE::CONSUMERS, 256);
+      load_scales(stage);
       sfa_matrix_wait<1>();
       softmax(stage, tiles.at(j));
       sfa_matrix_wait<0>();
