@@ -34,12 +34,12 @@ SFA_DEVICE uint32_t f16_from_f32(float x) {
 SFA_DEVICE bool is_whole(int32_t dtype) { return dtype == SFA_I8 || dtype == SFA_I4; }
 SFA_DEVICE int32_t bytes_of(int32_t dtype) { return dtype == SFA_F32 ? 4 : is_whole(dtype) ? 1 : 2; } /* SFA_I4: of two */
 
-/* x / step to nearest even. The product by the inverse differs from the quotient by less than 2^-15, which matters beside a half only. */
+/* x / step to nearest even, and not -0. The product by the inverse differs from the quotient by less than 2^-15, which matters beside a
+ * half only. */
 SFA_DEVICE float whole_of(float x, float step, float inverse) {
   const float near = __fmul_rn(x, inverse), whole = rintf(near);
-  if (!(fabsf(fabsf(__fsub_rn(near, whole)) - 0.5f) > 0x1p-10f))
-    return rintf(__fdiv_rn(x, step));
-  return whole;
+  const bool beside_half = !(fabsf(fabsf(__fsub_rn(near, whole)) - 0.5f) > 0x1p-10f);
+  return __fadd_rn(beside_half ? rintf(__fdiv_rn(x, step)) : whole, 0.0f);
 }
 
 /* How a row is stored: its type and, of whole numbers, the row's scale. A value v reads back as stored(v) * unit. */
