@@ -225,7 +225,7 @@ template <typename W, int ROWS> static void run_few_rows(const sfa_context *ctx,
   for (int p = 0; p < (pair ? 1 : j->n_parts); p++)
     n += j->parts[p].n_out;
   const void *kernel = pair ? (const void *)few_kernel<W, ROWS, true> : (const void *)few_kernel<W, ROWS, false>;
-  if (shared > 48 << 10)
+  if (shared > 32 << 10) /* 48 KB go without asking, all arrays together */
     sfa_cuda_note(ctx, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, MOST_SHARED), "shared memory");
   const int most = ctx->device_state->n_processors * 8, blocks = (n + WARPS - 1) / WARPS;
   few_job job = *j;

@@ -10,33 +10,42 @@ sfa_status sfa_learn_alloc(sfa_learner *l, size_t count, size_t element_bytes, c
   return SFA_OK;
 }
 
+sfa_status sfa_learn_alloc_device(sfa_learner *l, size_t count, size_t element_bytes, void *out) {
+  void **memory = out;
+  size_t bytes;
+  if (!sfa_mul_size(count, element_bytes, &bytes) || bytes > PTRDIFF_MAX)
+    return sfa_fail(l->ctx, SFA_ERROR_MEMORY, "out of memory: %zu times %zu bytes", count, element_bytes);
+  SFA_TRY(sfa_memory_alloc(l->ctx, bytes, memory));
+  l->bytes += bytes;
+  return sfa_memory_zero(l->ctx, *memory, bytes);
+}
+
 /* ---- Life ------------------------------------------------------------------------------------------------------------------------- */
 
-static sfa_status alloc_rows(sfa_learner *l, int64_t dim, const char *what, float **out) {
-  return sfa_learn_alloc(l, (size_t)l->options.max_tokens, (size_t)dim * sizeof(float), what, out);
+static sfa_status alloc_rows(sfa_learner *l, int64_t dim, float **out) {
+  return sfa_learn_alloc_device(l, (size_t)l->options.max_tokens, (size_t)dim * sizeof(float), out);
 }
 
 static sfa_status create_saved(sfa_learner *l, int32_t index, sfa_learn_saved *s) {
   const sfa_model_config *c = &l->config;
   const sfa_learn_layer *layer = &l->layers[index];
-  static const char what[] = "activations kept for the way back; a smaller batch or checkpointing takes less";
   if (layer->q_norm.weight) {
-    SFA_TRY(alloc_rows(l, sfa_learn_q_dim(c), what, &s->raw_q));
-    SFA_TRY(alloc_rows(l, sfa_learn_k_dim(c), what, &s->raw_k));
+    SFA_TRY(alloc_rows(l, sfa_learn_q_dim(c), &s->raw_q));
+    SFA_TRY(alloc_rows(l, sfa_learn_k_dim(c), &s->raw_k));
   }
-  SFA_TRY(alloc_rows(l, sfa_learn_q_dim(c), what, &s->q));
-  SFA_TRY(alloc_rows(l, sfa_learn_k_dim(c), what, &s->k));
-  SFA_TRY(alloc_rows(l, sfa_learn_v_dim(c), what, &s->v));
-  SFA_TRY(alloc_rows(l, sfa_learn_attended_dim(c), what, &s->attended));
-  SFA_TRY(alloc_rows(l, c->n_heads, what, &s->lse));
+  SFA_TRY(alloc_rows(l, sfa_learn_q_dim(c), &s->q));
+  SFA_TRY(alloc_rows(l, sfa_learn_k_dim(c), &s->k));
+  SFA_TRY(alloc_rows(l, sfa_learn_v_dim(c), &s->v));
+  SFA_TRY(alloc_rows(l, sfa_learn_attended_dim(c), &s->attended));
+  SFA_TRY(alloc_rows(l, c->n_heads, &s->lse));
   if (layer->post_attention_norm.weight)
-    SFA_TRY(alloc_rows(l, c->hidden_dim, what, &s->projected));
-  SFA_TRY(alloc_rows(l, c->hidden_dim, what, &s->middle));
-  SFA_TRY(alloc_rows(l, c->ffn_dim, what, &s->gate));
+    SFA_TRY(alloc_rows(l, c->hidden_dim, &s->projected));
+  SFA_TRY(alloc_rows(l, c->hidden_dim, &s->middle));
+  SFA_TRY(alloc_rows(l, c->ffn_dim, &s->gate));
   if (layer->gate.weight)
-    SFA_TRY(alloc_rows(l, c->ffn_dim, what, &s->up));
+    SFA_TRY(alloc_rows(l, c->ffn_dim, &s->up));
   if (layer->post_ffn_norm.weight)
-    SFA_TRY(alloc_rows(l, c->hidden_dim, what, &s->down));
+    SFA_TRY(alloc_rows(l, c->hidden_dim, &s->down));
   return SFA_OK;
 }
 
@@ -44,7 +53,7 @@ static void free_saved(sfa_learner *l, sfa_learn_saved *s) {
   float *all[] = {s->raw_q,    s->raw_k, s->kept_q,    s->kept_k, s->q,    s->k,  s->v,
                   s->attended, s->lse,   s->projected, s->middle, s->gate, s->up, s->down};
   for (size_t i = 0; i < sizeof all / sizeof *all; i++)
-    sfa_free(l->ctx, all[i]);
+    sfa_memory_free(l->ctx, all[i]);
 }
 
 static int32_t n_saved(const sfa_learner *l) { return l->options.checkpointing ? 1 : l->config.n_layers; }
@@ -52,9 +61,11 @@ static int32_t n_saved(const sfa_learner *l) { return l->options.checkpointing ?
 static sfa_status create_rotations(sfa_learner *l) {
   const sfa_model_config *c = &l->config;
   for (int kind = 0; c->rope_pairs && kind < SFA_LAYER_KINDS; kind++) {
-    SFA_TRY(alloc_rows(l, c->rope_pairs, "rotations", &l->rope_cos[kind]));
-    SFA_TRY(alloc_rows(l, c->rope_pairs, "rotations", &l->rope_sin[kind]));
-    SFA_TRY(alloc_rows(l, c->rope_pairs, "rotations", &l->rope_back[kind]));
+    SFA_TRY(alloc_rows(l, c->rope_pairs, &l->rope_cos[kind]));
+    SFA_TRY(alloc_rows(l, c->rope_pairs, &l->rope_sin[kind]));
+    SFA_TRY(alloc_rows(l, c->rope_pairs, &l->rope_back[kind]));
+    SFA_TRY(sfa_learn_alloc_device(l, (size_t)c->rope_pairs, sizeof(double), &l->frequencies[kind]));
+    SFA_TRY(sfa_memory_copy(l->ctx, l->frequencies[kind], c->rope_frequencies[kind], (size_t)c->rope_pairs * sizeof(double)));
   }
   return SFA_OK;
 }
@@ -65,28 +76,33 @@ static sfa_status create_buffers(sfa_learner *l) {
   int64_t widest = 0;
   for (size_t i = 0; i < sizeof dims / sizeof *dims; i++)
     widest = sfa_max64(widest, dims[i]);
-  SFA_TRY(sfa_learn_alloc(l, (size_t)(c->n_layers + 1) * (size_t)l->options.max_tokens, (size_t)c->hidden_dim * sizeof(float),
-                          "the stream between layers", &l->streams));
+  const size_t n_tokens = (size_t)l->options.max_tokens, loss_tokens = (size_t)l->options.loss_tokens;
+  SFA_TRY(sfa_learn_alloc_device(l, (size_t)(c->n_layers + 1) * n_tokens, (size_t)c->hidden_dim * sizeof(float), &l->streams));
   SFA_TRY(sfa_learn_alloc(l, (size_t)n_saved(l), sizeof *l->saved, "activations", &l->saved));
   for (int32_t i = 0; i < n_saved(l); i++)
     SFA_TRY(create_saved(l, i, &l->saved[i]));
   SFA_TRY(create_rotations(l));
-  SFA_TRY(sfa_learn_alloc(l, (size_t)l->options.max_tokens, sizeof(int32_t), "positions", &l->positions_of));
-  SFA_TRY(alloc_rows(l, c->hidden_dim, "activations", &l->normed));
-  SFA_TRY(alloc_rows(l, c->hidden_dim, "activations", &l->d_normed));
-  SFA_TRY(alloc_rows(l, c->hidden_dim, "activations", &l->d_stream));
-  SFA_TRY(alloc_rows(l, sfa_learn_q_dim(c), "activations", &l->d_q));
-  SFA_TRY(alloc_rows(l, sfa_learn_k_dim(c), "activations", &l->d_k));
-  SFA_TRY(alloc_rows(l, sfa_learn_v_dim(c), "activations", &l->d_v));
-  SFA_TRY(alloc_rows(l, sfa_learn_attended_dim(c), "activations", &l->d_attended));
-  SFA_TRY(alloc_rows(l, sfa_learn_attended_dim(c), "activations", &l->heads));
-  SFA_TRY(alloc_rows(l, sfa_learn_attended_dim(c), "activations", &l->d_heads));
-  SFA_TRY(alloc_rows(l, c->n_heads, "activations", &l->lse_heads));
-  SFA_TRY(alloc_rows(l, c->ffn_dim, "activations", &l->activated));
-  SFA_TRY(sfa_learn_alloc(l, (size_t)c->hidden_dim + (size_t)c->head_dim, sizeof(float), "activations", &l->norm_weight));
-  SFA_TRY(sfa_learn_alloc(l, (size_t)l->options.loss_tokens, (size_t)c->vocab_size * sizeof(float), "logits", &l->logits));
-  SFA_TRY(sfa_learn_alloc(l, (size_t)l->options.loss_tokens, 2 * sizeof(float), "losses", &l->losses));
-  return sfa_learn_alloc(l, 1, l->training->scratch_bytes(widest), "packed operands", &l->scratch);
+  SFA_TRY(sfa_learn_alloc(l, n_tokens, sizeof(int32_t), "positions", &l->host_positions));
+  SFA_TRY(sfa_learn_alloc_device(l, n_tokens, sizeof(int32_t), &l->positions_of));
+  SFA_TRY(sfa_learn_alloc_device(l, n_tokens, sizeof(int32_t), &l->tokens));
+  SFA_TRY(sfa_learn_alloc_device(l, n_tokens, sizeof(int32_t), &l->targets));
+  SFA_TRY(sfa_learn_alloc_device(l, n_tokens + 1, sizeof(int32_t), &l->cu_seqlens));
+  SFA_TRY(alloc_rows(l, c->hidden_dim, &l->normed));
+  SFA_TRY(alloc_rows(l, c->hidden_dim, &l->d_normed));
+  SFA_TRY(alloc_rows(l, c->hidden_dim, &l->d_stream));
+  SFA_TRY(alloc_rows(l, sfa_learn_q_dim(c), &l->d_q));
+  SFA_TRY(alloc_rows(l, sfa_learn_k_dim(c), &l->d_k));
+  SFA_TRY(alloc_rows(l, sfa_learn_v_dim(c), &l->d_v));
+  SFA_TRY(alloc_rows(l, sfa_learn_attended_dim(c), &l->d_attended));
+  SFA_TRY(alloc_rows(l, sfa_learn_attended_dim(c), &l->heads));
+  SFA_TRY(alloc_rows(l, sfa_learn_attended_dim(c), &l->d_heads));
+  SFA_TRY(alloc_rows(l, c->n_heads, &l->lse_heads));
+  SFA_TRY(alloc_rows(l, c->ffn_dim, &l->activated));
+  SFA_TRY(sfa_learn_alloc_device(l, (size_t)c->hidden_dim + (size_t)c->head_dim, sizeof(float), &l->norm_weight));
+  SFA_TRY(sfa_learn_alloc_device(l, loss_tokens, (size_t)c->vocab_size * sizeof(float), &l->logits));
+  SFA_TRY(sfa_learn_alloc_device(l, loss_tokens, 2 * sizeof(float), &l->losses));
+  SFA_TRY(sfa_learn_alloc(l, loss_tokens, 2 * sizeof(float), "losses", &l->host_losses));
+  return sfa_learn_alloc_device(l, 1, l->training->scratch_bytes(widest), &l->scratch);
 }
 
 /* The file's own wish, the same for all heads of a layer. */
@@ -128,9 +144,9 @@ sfa_status sfa_learner_create(sfa_context *ctx, sfa_weights *weights, const sfa_
   }
   l->ctx = ctx;
   l->weights = weights;
-  l->device = sfa_device_cpu();
-  l->training = sfa_training_cpu();
-  status = fill_learner(l, options);
+  status = sfa_device_of(ctx, &l->device, &l->training);
+  if (status == SFA_OK)
+    status = fill_learner(l, options);
   if (status != SFA_OK) {
     sfa_learner_destroy(l);
     return status;
@@ -143,23 +159,26 @@ void sfa_learner_destroy(sfa_learner *l) {
   if (!l)
     return;
   for (int32_t i = 0; i < l->n_parameters; i++) {
-    sfa_free(l->ctx, l->parameters[i].value);
-    sfa_free(l->ctx, l->parameters[i].gradient);
+    sfa_memory_free(l->ctx, l->parameters[i].value);
+    sfa_memory_free(l->ctx, l->parameters[i].gradient);
   }
   for (int32_t i = 0; l->saved && i < n_saved(l); i++)
     free_saved(l, &l->saved[i]);
   sfa_learn_plans_free(l);
   for (int kind = 0; kind < SFA_LAYER_KINDS; kind++) {
-    sfa_free(l->ctx, l->rope_cos[kind]);
-    sfa_free(l->ctx, l->rope_sin[kind]);
-    sfa_free(l->ctx, l->rope_back[kind]);
+    sfa_memory_free(l->ctx, l->rope_cos[kind]);
+    sfa_memory_free(l->ctx, l->rope_sin[kind]);
+    sfa_memory_free(l->ctx, l->rope_back[kind]);
+    sfa_memory_free(l->ctx, l->frequencies[kind]);
   }
-  void *all[] = {l->parameters,   l->names,     l->layers,    l->k_keys,     l->k_queries, l->streams, l->saved,
-                 l->positions_of, l->normed,    l->d_normed,  l->d_q,        l->d_k,       l->d_v,     l->heads,
-                 l->d_heads,      l->lse_heads, l->d_stream,  l->d_attended, l->logits,    l->teacher, l->norm_weight,
-                 l->losses,       l->scratch,   l->workspace, l->activated};
-  for (size_t i = 0; i < sizeof all / sizeof *all; i++)
-    sfa_free(l->ctx, all[i]);
+  void *device[] = {l->streams, l->positions_of, l->tokens, l->targets, l->cu_seqlens, l->normed,   l->d_normed,   l->d_q,
+                    l->d_k,     l->d_v,          l->heads,  l->d_heads, l->lse_heads,  l->d_stream, l->d_attended, l->logits,
+                    l->teacher, l->norm_weight,  l->losses, l->scratch, l->workspace,  l->activated};
+  for (size_t i = 0; i < sizeof device / sizeof *device; i++)
+    sfa_memory_free(l->ctx, device[i]);
+  void *host[] = {l->parameters, l->names, l->layers, l->k_keys, l->k_queries, l->saved, l->host_positions, l->host_losses, l->host_rows};
+  for (size_t i = 0; i < sizeof host / sizeof *host; i++)
+    sfa_free(l->ctx, host[i]);
   sfa_model_config_free(l->ctx, &l->config);
   sfa_weights_close(l->weights);
   sfa_free(l->ctx, l);
@@ -187,9 +206,10 @@ sfa_learner_shape sfa_learner_shape_of(const sfa_learner *l) {
                              .context_len = c->context_len};
 }
 
-void sfa_learner_clear(sfa_learner *l) {
+sfa_status sfa_learner_clear(sfa_learner *l) {
   for (int32_t i = 0; i < l->n_parameters; i++)
-    memset(l->parameters[i].gradient, 0, (size_t)l->parameters[i].n * sizeof(float));
+    SFA_TRY(sfa_memory_zero(l->ctx, l->parameters[i].gradient, (size_t)l->parameters[i].n * sizeof(float)));
+  return SFA_OK;
 }
 
 /* ---- Run -------------------------------------------------------------------------------------------------------------------------- */
@@ -222,28 +242,30 @@ static sfa_status place_tokens(sfa_learner *l, const sfa_learn_batch *batch) {
   int32_t most = 0;
   for (int32_t b = 0; b < batch->n_sequences; b++)
     for (int32_t t = batch->cu_seqlens[b]; t < batch->cu_seqlens[b + 1]; t++) {
-      l->positions_of[t] = t - batch->cu_seqlens[b];
-      most = l->positions_of[t] > most ? l->positions_of[t] : most;
+      l->host_positions[t] = t - batch->cu_seqlens[b];
+      most = l->host_positions[t] > most ? l->host_positions[t] : most;
     }
   if (l->positions && most >= c->context_len)
     return sfa_fail(l->ctx, SFA_ERROR_RANGE, "a sequence of %d tokens: this model has learned positions for %lld", most + 1,
                     (long long)c->context_len);
-  for (int kind = 0; kind < SFA_LAYER_KINDS; kind++)
-    for (int64_t t = 0; t < batch->n_tokens; t++)
-      for (int64_t p = 0; p < c->rope_pairs; p++) {
-        double angle = (double)l->positions_of[t] * c->rope_frequencies[kind][p];
-        int64_t at = t * c->rope_pairs + p;
-        l->rope_cos[kind][at] = (float)cos(angle);
-        l->rope_sin[kind][at] = (float)sin(angle);
-        l->rope_back[kind][at] = -l->rope_sin[kind][at];
-      }
+  const size_t bytes = (size_t)batch->n_tokens * sizeof(int32_t);
+  SFA_TRY(sfa_memory_copy(l->ctx, l->positions_of, l->host_positions, bytes));
+  SFA_TRY(sfa_memory_copy(l->ctx, l->tokens, batch->tokens, bytes));
+  if (batch->targets)
+    SFA_TRY(sfa_memory_copy(l->ctx, l->targets, batch->targets, bytes));
+  SFA_TRY(sfa_memory_copy(l->ctx, l->cu_seqlens, batch->cu_seqlens, (size_t)(batch->n_sequences + 1) * sizeof(int32_t)));
+  for (int kind = 0; c->rope_pairs && kind < SFA_LAYER_KINDS; kind++) {
+    l->device->rotations(l->ctx, batch->n_tokens, l->positions_of, c->rope_pairs, l->frequencies[kind], l->rope_cos[kind],
+                         l->rope_sin[kind]);
+    l->training->scale(l->ctx, (int64_t)batch->n_tokens * c->rope_pairs, -1.0f, l->rope_sin[kind], false, l->rope_back[kind]);
+  }
   return SFA_OK;
 }
 
 static void embed(sfa_learner *l, const sfa_learn_batch *batch) {
   const sfa_model_config *c = &l->config;
   float *x = sfa_learn_stream(l, 0);
-  l->training->gather(l->ctx, batch->n_tokens, c->hidden_dim, l->embedding->value, batch->tokens, c->embedding_scale, false, x);
+  l->training->gather(l->ctx, batch->n_tokens, c->hidden_dim, l->embedding->value, l->tokens, c->embedding_scale, false, x);
   if (l->positions)
     l->training->gather(l->ctx, batch->n_tokens, c->hidden_dim, l->positions->value, l->positions_of, 1.0f, true, x);
 }
@@ -251,8 +273,7 @@ static void embed(sfa_learner *l, const sfa_learn_batch *batch) {
 static void embed_backward(sfa_learner *l, const sfa_learn_batch *batch) {
   const sfa_model_config *c = &l->config;
   if (l->embedding->trainable)
-    l->training->scatter_add(l->ctx, batch->n_tokens, c->hidden_dim, l->d_stream, batch->tokens, c->embedding_scale,
-                             l->embedding->gradient);
+    l->training->scatter_add(l->ctx, batch->n_tokens, c->hidden_dim, l->d_stream, l->tokens, c->embedding_scale, l->embedding->gradient);
   if (l->positions && l->positions->trainable)
     l->training->scatter_add(l->ctx, batch->n_tokens, c->hidden_dim, l->d_stream, l->positions_of, 1.0f, l->positions->gradient);
 }
@@ -270,17 +291,18 @@ static int32_t lowest_layer(const sfa_learner *l) {
 }
 
 /* What the caller wants to see of a layer, and its share of the head loss. */
-static void show_heads(sfa_learner *l, const sfa_learn_batch *batch, int32_t index, const float *attended, sfa_learn_result *result) {
+static sfa_status show_heads(sfa_learner *l, const sfa_learn_batch *batch, int32_t index, const float *attended, sfa_learn_result *result) {
   int64_t n = batch->n_tokens * sfa_learn_attended_dim(&l->config);
   const float *target = batch->head_targets ? batch->head_targets[index] : NULL;
   if (batch->head_outputs && batch->head_outputs[index])
-    memcpy(batch->head_outputs[index], attended, (size_t)n * sizeof *attended);
+    SFA_TRY(sfa_memory_copy(l->ctx, batch->head_outputs[index], attended, (size_t)n * sizeof *attended));
   if (!target)
-    return;
+    return SFA_OK;
   double size = l->training->square_sum(l->ctx, n, target);
   l->training->scale(l->ctx, n, 1.0f, attended, false, l->heads);
   l->training->scale(l->ctx, n, -1.0f, target, true, l->heads);
   result->head_loss += size > 0 ? l->training->square_sum(l->ctx, n, l->heads) / size / l->config.n_layers : 0;
+  return SFA_OK;
 }
 
 static sfa_status run_back(sfa_learner *l, const sfa_learn_batch *batch, const sfa_learn_result *result) {
@@ -315,8 +337,10 @@ sfa_status sfa_learner_run(sfa_learner *l, const sfa_learn_batch *given, sfa_lea
   for (int32_t i = 0; i < l->config.n_layers; i++) {
     sfa_learn_saved *saved = &l->saved[l->options.checkpointing ? 0 : i];
     SFA_TRY(sfa_learn_layer_forward(l, &batch, i, saved));
-    show_heads(l, &batch, i, saved->attended, result);
+    SFA_TRY(show_heads(l, &batch, i, saved->attended, result));
   }
   SFA_TRY(sfa_learn_loss_run(l, &batch, result));
-  return batch.backward ? run_back(l, &batch, result) : SFA_OK;
+  if (batch.backward)
+    SFA_TRY(run_back(l, &batch, result));
+  return l->device->finish ? l->device->finish(l->ctx) : SFA_OK;
 }

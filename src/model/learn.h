@@ -34,7 +34,7 @@ typedef struct sfa_parameter {
   int32_t n_dims;   /* 1 or 2 */
   int64_t shape[2]; /* the second is 1 for vectors */
   int64_t n;
-  float *value, *gradient; /* [n], for the caller to change; the gradient of a frozen parameter is not touched */
+  float *value, *gradient; /* [n] in the memory of the context's device, for the caller to change; that of a frozen one is not touched */
   bool decays;             /* a matrix (embeddings too), not a norm or a bias */
   bool trainable;          /* set by the caller at any time; true at first. Frozen layers at the bottom cost no backward pass */
 } sfa_parameter;
@@ -60,10 +60,10 @@ int32_t sfa_learner_count(const sfa_learner *learner);
 /* 0 .. count - 1, in the order of the layers; the pointer holds as long as the learner. Tied embeddings are one parameter. */
 sfa_parameter *sfa_learner_parameter(sfa_learner *learner, int32_t index);
 /* Gradients = 0. */
-void sfa_learner_clear(sfa_learner *learner);
+sfa_status sfa_learner_clear(sfa_learner *learner);
 /* Fills the parameters as Hugging Face initialises: normal with deviation initializer_range of the config (0.02), GPT-2's two projections
  * into the stream 0.02 / sqrt(2 n_layers), biases 0, norms 1. The same numbers on every machine. */
-void sfa_learner_init_random(sfa_learner *learner, uint64_t seed);
+sfa_status sfa_learner_init_random(sfa_learner *learner, uint64_t seed);
 
 /* How attention is sparse from the next run on; copied. NULL arrays: dense. */
 typedef struct sfa_learn_sparsity {
@@ -77,7 +77,7 @@ typedef struct sfa_learn_sparsity {
 /* What the file asks for (sparse_attention_config) holds until the first call. */
 sfa_status sfa_learner_sparsity(sfa_learner *learner, const sfa_learn_sparsity *sparsity);
 
-/* Logits [n][vocab_size] of a teacher for tokens first .. first + n - 1 of the batch. */
+/* Logits [n][vocab_size], in the memory of the device, of a teacher for tokens first .. first + n - 1 of the batch. */
 typedef sfa_status (*sfa_teacher_fn)(void *user, int32_t first, int32_t n, float *logits);
 
 /* loss = sum of next-token losses of scored tokens
@@ -92,7 +92,7 @@ typedef struct sfa_learn_batch {
   float loss_scale;          /* 0: 1 */
   float loss_weight;         /* of the next-token loss; 0: 1; below 0: none */
 
-  /* Conversion (the paper's Eq. 8, and distillation). */
+  /* Conversion (the paper's Eq. 8, and distillation). Targets are in the memory of the device. */
   float head_weight;                /* lambda */
   const float *const *head_targets; /* [n_layers] of [n_tokens][H * E], entries may be NULL; NULL: none */
   float teacher_weight, temperature;
@@ -100,9 +100,9 @@ typedef struct sfa_learn_batch {
   void *teacher_user;
 
   /* Wanted beside the losses; memory of the caller, NULL: not wanted. */
-  float *token_losses;        /* [n_tokens] nats, 0 where not scored */
-  float *hidden;              /* [n_tokens][hidden_dim] after the final norm */
+  float *hidden;              /* [n_tokens][hidden_dim] after the final norm, like the next in the memory of the device */
   float *const *head_outputs; /* [n_layers] of [n_tokens][H * E], entries may be NULL */
+  float *token_losses;        /* [n_tokens] nats, 0 where not scored; this and the next on the host */
   int64_t *key_uses;          /* [n_layers][n_kv_heads][head_dim] keys that keep the feature are added; 0 in dense layers */
   int64_t *query_uses;        /* [n_layers][n_kv_heads][head_dim] */
 } sfa_learn_batch;
@@ -117,7 +117,7 @@ typedef struct sfa_learn_result {
 /* A batch larger than max_tokens, ids outside the vocabulary: an error, nothing changed. A loss that is not finite is no error here: the
  * caller looks at the result. */
 sfa_status sfa_learner_run(sfa_learner *learner, const sfa_learn_batch *batch, sfa_learn_result *result);
-/* logits [n][vocab_size] of hidden rows, final softcap included: for teachers. */
+/* logits [n][vocab_size] of hidden rows, final softcap included, in the memory of the device: for teachers. */
 sfa_status sfa_learner_logits(sfa_learner *learner, int32_t n, const float *hidden, float *logits);
 
 #endif

@@ -55,17 +55,18 @@ static sfa_status make_plan(sfa_learner *l, const sfa_learn_plan *wanted, sfa_at
                                    .causal = 1,
                                    .has_window = local,
                                    .window_size = {local ? c->window_len - 1 : -1, -1},
-                                   .precision = SFA_PRECISION_F32};
+                                   .precision = sfa_learn_on_gpu(l) ? SFA_PRECISION_DEFAULT : SFA_PRECISION_F32};
   return sfa_attention_plan_create(l->ctx, &options, plan);
 }
 
 static sfa_status need_workspace(sfa_learner *l, size_t bytes) {
   if (bytes <= l->workspace_bytes)
     return SFA_OK;
-  sfa_free(l->ctx, l->workspace);
+  sfa_memory_free(l->ctx, l->workspace);
+  l->workspace = NULL;
   l->bytes -= l->workspace_bytes;
   l->workspace_bytes = 0;
-  SFA_TRY(sfa_alloc(l->ctx, bytes, "attention's workspace", &l->workspace));
+  SFA_TRY(sfa_memory_alloc(l->ctx, bytes, &l->workspace));
   l->workspace_bytes = bytes;
   l->bytes += bytes;
   return SFA_OK;
@@ -118,12 +119,11 @@ static sfa_status note_kept(sfa_learner *l, int64_t n, sfa_learn_saved *saved) {
   const sfa_model_config *c = &l->config;
   int64_t n_q = sfa_learn_q_dim(c), n_k = sfa_learn_k_dim(c);
   if (!saved->kept_q)
-    SFA_TRY(sfa_learn_alloc(l, (size_t)l->options.max_tokens, (size_t)n_q * sizeof(float), "kept features", &saved->kept_q));
+    SFA_TRY(sfa_learn_alloc_device(l, (size_t)l->options.max_tokens, (size_t)n_q * sizeof(float), &saved->kept_q));
   if (!saved->kept_k)
-    SFA_TRY(sfa_learn_alloc(l, (size_t)l->options.max_tokens, (size_t)n_k * sizeof(float), "kept features", &saved->kept_k));
-  memcpy(saved->kept_q, saved->q, (size_t)(n * n_q) * sizeof(float));
-  memcpy(saved->kept_k, saved->k, (size_t)(n * n_k) * sizeof(float));
-  return SFA_OK;
+    SFA_TRY(sfa_learn_alloc_device(l, (size_t)l->options.max_tokens, (size_t)n_k * sizeof(float), &saved->kept_k));
+  SFA_TRY(sfa_memory_copy(l->ctx, saved->kept_q, saved->q, (size_t)(n * n_q) * sizeof(float)));
+  return sfa_memory_copy(l->ctx, saved->kept_k, saved->k, (size_t)(n * n_k) * sizeof(float));
 }
 
 sfa_status sfa_learn_keep(sfa_learner *l, int64_t n, int32_t index, sfa_learn_saved *saved) {
@@ -145,10 +145,20 @@ sfa_status sfa_learn_keep(sfa_learner *l, int64_t n, int32_t index, sfa_learn_sa
 static sfa_status count_uses(sfa_learner *l, int64_t n, int32_t n_heads, int32_t k, float *x, int64_t stride, int64_t *uses) {
   const sfa_keep_options options = {.struct_size = sizeof options, .k = k};
   int32_t dim = l->config.head_dim;
+  const int64_t width = (int64_t)n_heads * dim;
+  const float *rows = x;
   SFA_TRY(sfa_rows_keep(l->ctx, &options, n, n_heads, dim, x, stride));
+  if (sfa_learn_on_gpu(l)) {
+    if (!l->host_rows)
+      SFA_TRY(sfa_learn_alloc(l, (size_t)l->options.max_tokens, (size_t)sfa_learn_q_dim(&l->config) * sizeof(float), "rows of features",
+                              &l->host_rows));
+    SFA_TRY(sfa_memory_copy(l->ctx, l->host_rows, x, (size_t)((n - 1) * stride + width) * sizeof(float)));
+    SFA_TRY(sfa_stream_wait(l->ctx));
+    rows = l->host_rows;
+  }
   for (int64_t t = 0; t < n; t++)
-    for (int64_t i = 0; i < (int64_t)n_heads * dim; i++)
-      uses[i % dim] += x[t * stride + i] != 0.0f;
+    for (int64_t i = 0; i < width; i++)
+      uses[i % dim] += rows[t * stride + i] != 0.0f;
   return SFA_OK;
 }
 
@@ -156,8 +166,8 @@ static sfa_status count_all_uses(sfa_learner *l, const sfa_learn_batch *batch, i
   const sfa_model_config *c = &l->config;
   int64_t n = batch->n_tokens, q_dim = sfa_learn_q_dim(c), k_dim = sfa_learn_k_dim(c);
   int32_t group = c->n_heads / c->n_kv_heads;
-  memcpy(l->d_q, saved->q, (size_t)(n * q_dim) * sizeof(float)); /* free until the way back */
-  memcpy(l->d_k, saved->k, (size_t)(n * k_dim) * sizeof(float));
+  SFA_TRY(sfa_memory_copy(l->ctx, l->d_q, saved->q, (size_t)(n * q_dim) * sizeof(float))); /* free until the way back */
+  SFA_TRY(sfa_memory_copy(l->ctx, l->d_k, saved->k, (size_t)(n * k_dim) * sizeof(float)));
   for (int32_t g = 0; g < c->n_kv_heads; g++) {
     head_run run = run_at(l, index, g);
     int64_t at = ((int64_t)index * c->n_kv_heads + g) * c->head_dim;
@@ -175,27 +185,22 @@ static sfa_status count_all_uses(sfa_learner *l, const sfa_learn_batch *batch, i
 
 /* Columns of some heads: rows of `width` at `column` of rows of `stride`, to or from contiguous ones. */
 static void take_heads(const sfa_learner *l, int64_t n, int64_t width, const float *from, int64_t stride, int64_t column, float *to) {
-  (void)l;
-  for (int64_t t = 0; t < n; t++)
-    memcpy(to + t * width, from + t * stride + column, (size_t)width * sizeof *to);
+  l->training->copy_rows(l->ctx, n, width, from + column, stride, to, width);
 }
 
 static void put_heads(const sfa_learner *l, int64_t n, int64_t width, const float *from, float *to, int64_t stride, int64_t column) {
-  (void)l;
-  for (int64_t t = 0; t < n; t++)
-    memcpy(to + t * stride + column, from + t * width, (size_t)width * sizeof *to);
+  l->training->copy_rows(l->ctx, n, width, from, width, to + column, stride);
 }
 
-static sfa_attention_args arguments_of(const sfa_learner *l, const sfa_learn_batch *batch, const head_run *run,
-                                       const sfa_learn_saved *saved) {
+static sfa_attention_args arguments_of(const sfa_learner *l, const head_run *run, const sfa_learn_saved *saved) {
   const sfa_model_config *c = &l->config;
   int64_t group = c->n_heads / c->n_kv_heads;
   return (sfa_attention_args){.struct_size = sizeof(sfa_attention_args),
                               .q = {saved->q + run->first * group * c->head_dim, SFA_F32, 0, sfa_learn_q_dim(c), c->head_dim, NULL},
                               .k = {saved->k + (int64_t)run->first * c->head_dim, SFA_F32, 0, sfa_learn_k_dim(c), c->head_dim, NULL},
                               .v = {saved->v + (int64_t)run->first * c->head_dim_v, SFA_F32, 0, sfa_learn_v_dim(c), c->head_dim_v, NULL},
-                              .cu_seqlens_q = batch->cu_seqlens,
-                              .cu_seqlens_k = batch->cu_seqlens,
+                              .cu_seqlens_q = l->cu_seqlens,
+                              .cu_seqlens_k = l->cu_seqlens,
                               .out = saved->attended,
                               .lse = saved->lse,
                               .workspace = l->workspace};
@@ -209,7 +214,7 @@ sfa_status sfa_learn_attend(sfa_learner *l, const sfa_learn_batch *batch, int32_
     bool some = run.n < c->n_kv_heads;
     sfa_attention_plan *plan;
     SFA_TRY(find_plan(l, batch, index, &run, &plan));
-    sfa_attention_args args = arguments_of(l, batch, &run, saved);
+    sfa_attention_args args = arguments_of(l, &run, saved);
     if (some)
       args.out = l->heads, args.lse = l->lse_heads;
     SFA_TRY(sfa_attention_run(plan, &args));
@@ -230,7 +235,7 @@ sfa_status sfa_learn_attend_backward(sfa_learner *l, const sfa_learn_batch *batc
     head_run run = run_at(l, index, first);
     sfa_attention_plan *plan;
     SFA_TRY(find_plan(l, batch, index, &run, &plan));
-    sfa_attention_args args = arguments_of(l, batch, &run, saved);
+    sfa_attention_args args = arguments_of(l, &run, saved);
     sfa_attention_grad_args gradients = {.struct_size = sizeof gradients,
                                          .forward = &args,
                                          .d_out = l->d_attended,

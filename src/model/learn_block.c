@@ -14,8 +14,7 @@
 static const float *weight_of(sfa_learner *l, const sfa_learn_norm *norm) {
   if (!l->config.family->norm_plus_one)
     return norm->weight->value;
-  for (int64_t i = 0; i < norm->weight->n; i++)
-    l->norm_weight[i] = 1.0f + norm->weight->value[i];
+  l->training->shift(l->ctx, norm->weight->n, norm->weight->value, 1.0f, l->norm_weight);
   return l->norm_weight;
 }
 
@@ -193,13 +192,6 @@ static void add_head_gradient(sfa_learner *l, int64_t n, const float *attended, 
   l->training->scale(l->ctx, n_elements, -factor, target, true, l->d_attended);
 }
 
-/* Features that top-k before rope left out. */
-static void drop_gradients(int64_t n, const float *kept, float *d_rows) {
-  for (int64_t i = 0; i < n; i++)
-    if (kept[i] == 0.0f)
-      d_rows[i] = 0.0f;
-}
-
 sfa_status sfa_learn_layer_backward(sfa_learner *l, const sfa_learn_batch *batch, int32_t index, sfa_learn_saved *saved, float head_scale) {
   const sfa_model_config *c = &l->config;
   const sfa_learn_layer *layer = &l->layers[index];
@@ -215,8 +207,8 @@ sfa_status sfa_learn_layer_backward(sfa_learner *l, const sfa_learn_batch *batch
   turn(l, index, n, c->n_heads, true, l->d_q);
   turn(l, index, n, c->n_kv_heads, true, l->d_k);
   if (l->sparsity.pre_rope) {
-    drop_gradients(n * sfa_learn_q_dim(c), saved->kept_q, l->d_q);
-    drop_gradients(n * sfa_learn_k_dim(c), saved->kept_k, l->d_k);
+    l->training->keep_where(l->ctx, n * sfa_learn_q_dim(c), saved->kept_q, l->d_q); /* what top-k before rope left out */
+    l->training->keep_where(l->ctx, n * sfa_learn_k_dim(c), saved->kept_k, l->d_k);
   }
   if (layer->q_norm.weight) {
     sfa_learn_norm_backward(l, &layer->q_norm, n, c->n_heads, c->head_dim, saved->raw_q, l->d_q, l->d_q, false);

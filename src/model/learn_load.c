@@ -19,8 +19,8 @@ static void separate_pairs(const sfa_model_config *c, int64_t n_rows, int64_t ro
   }
 }
 
-/* The values of a file's tensor in the parameter's order. */
-static sfa_status read_values(sfa_learner *l, const sfa_tensor *t, sfa_parameter *p) {
+/* The values of a file's tensor in the parameter's order; on the host. */
+static sfa_status read_values(sfa_learner *l, const sfa_tensor *t, const sfa_parameter *p, float *out) {
   const sfa_model_config *c = &l->config;
   bool pairs = c->rope_interleaved && (p->role == SFA_ROLE_Q || p->role == SFA_ROLE_K);
   bool turned = c->is_gguf && is_conv1d(c, p->role) && p->n_dims == 2; /* GGUF has [out][in] */
@@ -28,21 +28,31 @@ static sfa_status read_values(sfa_learner *l, const sfa_tensor *t, sfa_parameter
     return sfa_fail(l->ctx, SFA_ERROR_FORMAT, "tensor %s: rows of %lld are not whole blocks of %s", t->name,
                     (long long)t->shape[t->n_dims - 1], sfa_tensor_type_name(t->type));
   if (!pairs && !turned) {
-    sfa_tensor_dequantize(t->type, p->n, t->data, p->value);
+    sfa_tensor_dequantize(t->type, p->n, t->data, out);
   } else {
     float *values;
     SFA_TRY(sfa_alloc_zero(l->ctx, (size_t)p->n, sizeof *values, "a tensor on its way", (void **)&values));
     sfa_tensor_dequantize(t->type, p->n, t->data, values);
     if (pairs)
-      separate_pairs(c, p->shape[0], p->shape[1], values, p->value);
+      separate_pairs(c, p->shape[0], p->shape[1], values, out);
     for (int64_t i = 0; turned && i < p->shape[0]; i++)
       for (int64_t o = 0; o < p->shape[1]; o++)
-        p->value[i * p->shape[1] + o] = values[o * p->shape[0] + i];
+        out[i * p->shape[1] + o] = values[o * p->shape[0] + i];
     sfa_free(l->ctx, values);
   }
   for (int64_t i = 0; c->is_gguf && c->family->norm_plus_one && sfa_role_is_norm(p->role) && i < p->n; i++)
-    p->value[i] -= 1.0f;
+    out[i] -= 1.0f;
   return SFA_OK;
+}
+
+static sfa_status place_values(sfa_learner *l, const sfa_tensor *t, const sfa_parameter *p) {
+  float *values;
+  SFA_TRY(sfa_alloc_zero(l->ctx, (size_t)p->n, sizeof *values, t->name, (void **)&values));
+  sfa_status status = read_values(l, t, p, values);
+  if (status == SFA_OK)
+    status = sfa_memory_copy(l->ctx, p->value, values, (size_t)p->n * sizeof *values);
+  sfa_free(l->ctx, values);
+  return status;
 }
 
 /* Makes a parameter of a tensor: role and layer as they are, n_out x n_in (1: a vector). */
@@ -67,10 +77,10 @@ static sfa_status add_parameter(sfa_learner *l, const sfa_tensor_names *names, c
                        .decays = !is_vector,
                        .trainable = true};
   l->n_parameters++;
-  SFA_TRY(sfa_learn_alloc(l, (size_t)p->n, sizeof(float), t->name, &p->value));
-  SFA_TRY(sfa_learn_alloc(l, (size_t)p->n, sizeof(float), "gradients", &p->gradient));
+  SFA_TRY(sfa_learn_alloc_device(l, (size_t)p->n, sizeof(float), &p->value));
+  SFA_TRY(sfa_learn_alloc_device(l, (size_t)p->n, sizeof(float), &p->gradient));
   *out = p;
-  return read_values(l, t, p);
+  return place_values(l, t, p);
 }
 
 static sfa_status load_norm(sfa_learner *l, const sfa_tensor_names *names, sfa_role role, int32_t layer, sfa_learn_norm *norm) {
@@ -172,16 +182,23 @@ sfa_status sfa_learn_load(sfa_learner *l) {
   return SFA_OK;
 }
 
-void sfa_learner_init_random(sfa_learner *l, uint64_t seed) {
-  for (int32_t i = 0; i < l->n_parameters; i++) {
-    sfa_parameter *p = &l->parameters[i];
-    sfa_rng rng = {seed + (uint64_t)i * 0x632be59bd9b4e019ull};
-    bool is_weight = p->name[strlen(p->name) - 1] == 't'; /* ".weight" */
-    double range = (double)l->initializer_range;
-    if (l->config.family->conv1d && (p->role == SFA_ROLE_O || p->role == SFA_ROLE_DOWN))
-      range /= sqrt(2.0 * l->config.n_layers);
-    float constant = is_weight && !l->config.family->norm_plus_one ? 1.0f : 0.0f;
-    for (int64_t e = 0; e < p->n; e++)
-      p->value[e] = p->decays ? (float)(range * sfa_rng_normal(&rng)) : constant;
-  }
+static sfa_status init_parameter(sfa_learner *l, const sfa_parameter *p, uint64_t seed) {
+  sfa_rng rng = {seed};
+  bool is_weight = p->name[strlen(p->name) - 1] == 't'; /* ".weight" */
+  double range = (double)l->initializer_range;
+  float *values, constant = is_weight && !l->config.family->norm_plus_one ? 1.0f : 0.0f;
+  if (l->config.family->conv1d && (p->role == SFA_ROLE_O || p->role == SFA_ROLE_DOWN))
+    range /= sqrt(2.0 * l->config.n_layers);
+  SFA_TRY(sfa_alloc(l->ctx, (size_t)p->n * sizeof *values, p->name, (void **)&values));
+  for (int64_t e = 0; e < p->n; e++)
+    values[e] = p->decays ? (float)(range * sfa_rng_normal(&rng)) : constant;
+  sfa_status status = sfa_memory_copy(l->ctx, p->value, values, (size_t)p->n * sizeof *values);
+  sfa_free(l->ctx, values);
+  return status;
+}
+
+sfa_status sfa_learner_init_random(sfa_learner *l, uint64_t seed) {
+  for (int32_t i = 0; i < l->n_parameters; i++)
+    SFA_TRY(init_parameter(l, &l->parameters[i], seed + (uint64_t)i * 0x632be59bd9b4e019ull));
+  return SFA_OK;
 }

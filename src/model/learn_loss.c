@@ -18,8 +18,7 @@ static sfa_status teach(sfa_learner *l, const sfa_learn_batch *batch, int32_t fi
   if (!batch->teacher)
     return SFA_OK;
   if (!l->teacher)
-    SFA_TRY(sfa_learn_alloc(l, (size_t)l->options.loss_tokens, (size_t)l->config.vocab_size * sizeof(float), "a teacher's logits",
-                            &l->teacher));
+    SFA_TRY(sfa_learn_alloc_device(l, (size_t)l->options.loss_tokens, (size_t)l->config.vocab_size * sizeof(float), &l->teacher));
   SFA_TRY(batch->teacher(batch->teacher_user, first, n, l->teacher));
   loss->teacher = l->teacher;
   loss->temperature = batch->temperature > 0 ? batch->temperature : 1.0f;
@@ -34,7 +33,7 @@ static sfa_status loss_chunk(sfa_learner *l, const sfa_learn_batch *batch, int32
   sfa_loss loss = {.n_rows = n,
                    .n_classes = l->config.vocab_size,
                    .logits = l->logits,
-                   .targets = batch->targets + first,
+                   .targets = l->targets + first,
                    .softcap = l->config.final_softcap,
                    .backward = batch->backward,
                    .target_scale = sfa_learn_scale(batch) * (batch->loss_weight > 0   ? batch->loss_weight
@@ -45,15 +44,20 @@ static sfa_status loss_chunk(sfa_learner *l, const sfa_learn_batch *batch, int32
   SFA_TRY(teach(l, batch, first, n, &loss));
   head_logits(l, n, hidden, l->logits);
   l->training->loss(l->ctx, &loss);
-  for (int32_t t = 0; t < n; t++) {
-    result->n_scored += batch->targets[first + t] >= 0;
-    result->loss_sum += (double)l->losses[t];
-    result->teacher_sum += loss.teacher ? (double)divergences[t] : 0.0;
-  }
-  if (batch->token_losses)
-    memcpy(batch->token_losses + first, l->losses, (size_t)n * sizeof(float));
   if (batch->backward)
     sfa_learn_linear_backward(l, &l->head, n, hidden, l->logits, false, d_hidden);
+  float *losses = l->host_losses, *apart = losses + l->options.loss_tokens;
+  SFA_TRY(sfa_memory_copy(l->ctx, losses, l->losses, (size_t)n * sizeof(float)));
+  if (loss.teacher)
+    SFA_TRY(sfa_memory_copy(l->ctx, apart, divergences, (size_t)n * sizeof(float)));
+  SFA_TRY(sfa_stream_wait(l->ctx));
+  for (int32_t t = 0; t < n; t++) {
+    result->n_scored += batch->targets[first + t] >= 0;
+    result->loss_sum += (double)losses[t];
+    result->teacher_sum += loss.teacher ? (double)apart[t] : 0.0;
+  }
+  if (batch->token_losses)
+    memcpy(batch->token_losses + first, losses, (size_t)n * sizeof(float));
   return SFA_OK;
 }
 

@@ -7,6 +7,7 @@
 #include "model/model_parts.h"
 
 #include <sfa/attention.h>
+#include <sfa/stream.h>
 
 /* A linear layer: a parameter, or a range of one's outputs (q, k and v in one). Its row of output o and input i is at
  * value[o * out_stride + i * in_stride]. */
@@ -68,11 +69,13 @@ struct sfa_learner {
   sfa_learn_plan plans[SFA_LEARN_PLANS];
   int32_t n_plans;
 
-  /* Activations; T = options.max_tokens. */
+  /* Activations, in the memory of the device; T = options.max_tokens. */
   float *streams;         /* [n_layers + 1][T][hidden] inputs of the layers, and what leaves the last */
   sfa_learn_saved *saved; /* [n_layers], with checkpointing [1] */
   float *rope_cos[SFA_LAYER_KINDS], *rope_sin[SFA_LAYER_KINDS], *rope_back[SFA_LAYER_KINDS]; /* [T][rope_pairs]; back: -sin */
+  double *frequencies[SFA_LAYER_KINDS];                                                      /* [rope_pairs] */
   int32_t *positions_of;                                                                     /* [T] of each token in its sequence */
+  int32_t *tokens, *targets, *cu_seqlens;                                                    /* [T], [T], [T + 1] of the batch */
   float *normed, *d_normed, *d_stream;                                                       /* [T][hidden] */
   float *d_q, *d_k, *d_v;
   float *d_attended; /* [T][H][E] */
@@ -84,10 +87,16 @@ struct sfa_learner {
   float *losses;           /* [loss_tokens][2] of tokens, divergences */
   void *scratch, *workspace;
   size_t workspace_bytes;
+
+  /* On the host. */
+  int32_t *host_positions; /* [T] */
+  float *host_losses;      /* [loss_tokens][2] */
+  float *host_rows;        /* [T][H * D] for statistics of a device with memory of its own; NULL until they are wanted */
 };
 
-/* Memory that counts in bytes. */
+/* Zeros that count in bytes: memory of the host, or of the context's device. */
 sfa_status sfa_learn_alloc(sfa_learner *learner, size_t count, size_t element_bytes, const char *what, void *out);
+sfa_status sfa_learn_alloc_device(sfa_learner *learner, size_t count, size_t element_bytes, void *out);
 
 /* learn_load.c: parameters from the weights. */
 sfa_status sfa_learn_load(sfa_learner *learner);
@@ -117,6 +126,7 @@ void sfa_learn_plans_free(sfa_learner *learner);
 /* learn_loss.c: from streams[n_layers] to the losses and, where wanted, to d_stream. */
 sfa_status sfa_learn_loss_run(sfa_learner *learner, const sfa_learn_batch *batch, sfa_learn_result *result);
 
+static inline bool sfa_learn_on_gpu(const sfa_learner *l) { return sfa_context_device(l->ctx) != SFA_DEVICE_CPU; }
 static inline float sfa_learn_scale(const sfa_learn_batch *batch) { return batch->loss_scale != 0 ? batch->loss_scale : 1.0f; }
 static inline int64_t sfa_learn_q_dim(const sfa_model_config *c) { return (int64_t)c->n_heads * c->head_dim; }
 static inline int64_t sfa_learn_k_dim(const sfa_model_config *c) { return (int64_t)c->n_kv_heads * c->head_dim; }

@@ -1,6 +1,8 @@
 /* Checkpoints as files; the layout is in docs/LAYOUTS.md. */
 #include "train/checkpoint.h"
 
+#include <sfa/stream.h>
+
 #include <dirent.h>
 #include <errno.h>
 #include <inttypes.h>
@@ -38,6 +40,7 @@ static uint64_t padded(uint64_t bytes) { return (bytes + 7) & ~(uint64_t)7; }
 
 /* A file whose bytes behind the header are summed as they are written. */
 typedef struct writer {
+  sfa_context *ctx;
   sfa_save *save;
   uint64_t sum;
 } writer;
@@ -48,6 +51,21 @@ static sfa_status put(writer *w, const void *data, uint64_t bytes) {
   w->sum = sfa_hash_bytes(w->sum, data, (size_t)bytes);
   SFA_TRY(sfa_save_write(w->save, data, (size_t)bytes));
   return sfa_save_write(w->save, zeros, (size_t)(padded(bytes) - bytes));
+}
+
+/* data in the memory of the context's device. */
+static sfa_status put_array(writer *w, const float *data, uint64_t bytes) {
+  void *values;
+  if (sfa_context_device(w->ctx) == SFA_DEVICE_CPU)
+    return put(w, data, bytes);
+  SFA_TRY(sfa_alloc(w->ctx, (size_t)bytes, "an array on its way to a file", &values));
+  sfa_status status = sfa_memory_copy(w->ctx, values, data, (size_t)bytes);
+  if (status == SFA_OK)
+    status = sfa_stream_wait(w->ctx);
+  if (status == SFA_OK)
+    status = put(w, values, bytes);
+  sfa_free(w->ctx, values);
+  return status;
 }
 
 static entry entry_of(sfa_learner *learner, const sfa_optimizer *optimizer, int32_t index) {
@@ -73,7 +91,7 @@ static sfa_status write_all(writer *w, header *head, const char *recipe, sfa_lea
     SFA_TRY(put(w, &e, sizeof e));
     SFA_TRY(put(w, p->name, e.name_bytes));
     for (uint64_t a = 0; a < e.n_arrays; a++)
-      SFA_TRY(put(w, arrays[a], e.n * sizeof(float)));
+      SFA_TRY(put_array(w, arrays[a], e.n * sizeof(float)));
   }
   return sfa_save_write(w->save, &w->sum, sizeof w->sum);
 }
@@ -90,7 +108,7 @@ static sfa_status save_text(sfa_context *ctx, const char *folder, const sfa_trai
   char name[NAME_BYTES], *path;
   snprintf(name, sizeof name, name_format, state->step);
   SFA_TRY(sfa_save_path(ctx, folder, name, &path));
-  writer w = {0};
+  writer w = {.ctx = ctx};
   sfa_status status = sfa_save_begin(ctx, path, &w.save);
   sfa_free(ctx, path);
   if (status != SFA_OK)
@@ -258,7 +276,7 @@ sfa_status sfa_checkpoint_restore(const sfa_checkpoint *c, sfa_learner *learner,
                 saved.name, p->name);
     float *const arrays[] = {p->value, optimizer->m[i], optimizer->v[i]};
     for (uint64_t a = 0; a < wanted.n_arrays; a++)
-      memcpy(arrays[a], saved.arrays[a], (size_t)wanted.n * sizeof(float));
+      SFA_TRY(sfa_memory_copy(c->ctx, arrays[a], saved.arrays[a], (size_t)wanted.n * sizeof(float)));
   }
   return SFA_OK;
 }

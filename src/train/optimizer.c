@@ -1,9 +1,16 @@
 /* AdamW as torch.optim.AdamW and clip_grad_norm_ compute it; the loops over elements are the device's (device/training.h). */
 #include "train/optimizer.h"
 
+#include <sfa/stream.h>
+
 #include <math.h>
 
 #include "device/training.h"
+
+static sfa_status alloc_moments(sfa_context *ctx, int64_t n, float **moments) {
+  SFA_TRY(sfa_memory_alloc(ctx, (size_t)n * sizeof **moments, (void **)moments));
+  return sfa_memory_zero(ctx, *moments, (size_t)n * sizeof **moments);
+}
 
 sfa_status sfa_optimizer_create(sfa_context *ctx, sfa_learner *learner, sfa_optimizer *o) {
   const int32_t n = sfa_learner_count(learner);
@@ -15,9 +22,9 @@ sfa_status sfa_optimizer_create(sfa_context *ctx, sfa_learner *learner, sfa_opti
     const sfa_parameter *p = sfa_learner_parameter(learner, i);
     if (!p->trainable)
       continue;
-    status = sfa_alloc_zero(ctx, (size_t)p->n, sizeof(float), p->name, (void **)&o->m[i]);
+    status = alloc_moments(ctx, p->n, &o->m[i]);
     if (status == SFA_OK)
-      status = sfa_alloc_zero(ctx, (size_t)p->n, sizeof(float), p->name, (void **)&o->v[i]);
+      status = alloc_moments(ctx, p->n, &o->v[i]);
   }
   if (status != SFA_OK)
     sfa_optimizer_free(o);
@@ -29,9 +36,9 @@ void sfa_optimizer_free(sfa_optimizer *o) {
     return;
   for (int32_t i = 0; i < o->n; i++) {
     if (o->m)
-      sfa_free(o->ctx, o->m[i]);
+      sfa_memory_free(o->ctx, o->m[i]);
     if (o->v)
-      sfa_free(o->ctx, o->v[i]);
+      sfa_memory_free(o->ctx, o->v[i]);
   }
   sfa_free(o->ctx, o->m);
   sfa_free(o->ctx, o->v);

@@ -1,18 +1,20 @@
 /* A frozen dense model beside the one in training. */
 #include "train/teacher.h"
 
-static sfa_status alloc_rows(const sfa_teacher *t, int64_t n_tokens, int64_t dim, const char *what, float **rows) {
-  return sfa_alloc_zero(t->ctx, (size_t)n_tokens * (size_t)dim, sizeof **rows, what, (void **)rows);
+#include <sfa/stream.h>
+
+static sfa_status alloc_rows(const sfa_teacher *t, int64_t n_tokens, int64_t dim, float **rows) {
+  return sfa_memory_alloc(t->ctx, (size_t)n_tokens * (size_t)dim * sizeof **rows, (void **)rows);
 }
 
 static sfa_status open_rows(sfa_teacher *t, int64_t n_tokens, bool heads, bool predictions) {
   if (predictions)
-    SFA_TRY(alloc_rows(t, n_tokens, t->shape.hidden_dim, "the teacher's predictions", &t->hidden));
+    SFA_TRY(alloc_rows(t, n_tokens, t->shape.hidden_dim, &t->hidden));
   if (!heads)
     return SFA_OK;
   SFA_TRY(sfa_alloc_zero(t->ctx, (size_t)t->shape.n_layers, sizeof *t->heads, "the teacher's head outputs", (void **)&t->heads));
   for (int32_t layer = 0; layer < t->shape.n_layers; layer++)
-    SFA_TRY(alloc_rows(t, n_tokens, (int64_t)t->shape.n_heads * t->shape.head_dim_v, "the teacher's head outputs", &t->heads[layer]));
+    SFA_TRY(alloc_rows(t, n_tokens, (int64_t)t->shape.n_heads * t->shape.head_dim_v, &t->heads[layer]));
   return SFA_OK;
 }
 
@@ -37,9 +39,9 @@ void sfa_teacher_close(sfa_teacher *t) {
   if (!t->ctx)
     return;
   for (int32_t layer = 0; t->heads && layer < t->shape.n_layers; layer++)
-    sfa_free(t->ctx, t->heads[layer]);
+    sfa_memory_free(t->ctx, t->heads[layer]);
   sfa_free(t->ctx, t->heads);
-  sfa_free(t->ctx, t->hidden);
+  sfa_memory_free(t->ctx, t->hidden);
   sfa_learner_destroy(t->learner);
   *t = (sfa_teacher){0};
 }

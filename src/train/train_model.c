@@ -2,6 +2,8 @@
  * own reader finds in config.json: what it accepts here it opens later. */
 #include "train/train_model.h"
 
+#include <sfa/stream.h>
+
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -171,6 +173,24 @@ static cJSON *make_config(const sfa_recipe *recipe, bool sparse) {
   return NULL;
 }
 
+/* A parameter's values where a file's writer finds them: in the memory of the host. */
+static sfa_status take_values(sfa_context *ctx, const sfa_parameter *p, const float **values) {
+  float *copy;
+  *values = p->value;
+  if (sfa_context_device(ctx) == SFA_DEVICE_CPU)
+    return SFA_OK;
+  *values = NULL;
+  SFA_TRY(sfa_alloc(ctx, (size_t)p->n * sizeof *copy, p->name, (void **)&copy));
+  *values = copy;
+  SFA_TRY(sfa_memory_copy(ctx, copy, p->value, (size_t)p->n * sizeof *copy));
+  return sfa_stream_wait(ctx);
+}
+
+static void return_values(sfa_context *ctx, int64_t n, const sfa_tensor_out *tensors) {
+  for (int64_t i = 0; i < n && sfa_context_device(ctx) != SFA_DEVICE_CPU; i++)
+    sfa_free(ctx, (void *)(uintptr_t)tensors[i].values);
+}
+
 sfa_status sfa_train_model_save(sfa_context *ctx, const char *folder, const sfa_recipe *recipe, sfa_train_saved what,
                                 sfa_learner *learner) {
   const int32_t n_parameters = sfa_learner_count(learner);
@@ -183,17 +203,19 @@ sfa_status sfa_train_model_save(sfa_context *ctx, const char *folder, const sfa_
     status = sfa_alloc_zero(ctx, (size_t)n_parameters, sizeof *tensors, "a list of tensors", (void **)&tensors);
   if (status == SFA_OK) {
     int64_t n = 0;
-    for (int32_t i = 0; i < n_parameters; i++) {
+    for (int32_t i = 0; i < n_parameters && status == SFA_OK; i++) {
       const sfa_parameter *p = sfa_learner_parameter(learner, i);
       if (what == SFA_SAVE_ADAPTER && !p->trainable)
         continue;
       tensors[n++] = (sfa_tensor_out){.name = p->name,
                                       .type = recipe->weights == SFA_EXPORT_BF16 ? SFA_TENSOR_BF16 : SFA_TENSOR_F32,
                                       .n_dims = p->n_dims,
-                                      .shape = {p->shape[0], p->n_dims == 2 ? p->shape[1] : 1, 1, 1},
-                                      .values = p->value};
+                                      .shape = {p->shape[0], p->n_dims == 2 ? p->shape[1] : 1, 1, 1}};
+      status = take_values(ctx, p, &tensors[n - 1].values);
     }
-    status = save_tensors(ctx, folder, what == SFA_SAVE_ADAPTER ? "adapter.safetensors" : "model.safetensors", n, tensors);
+    if (status == SFA_OK)
+      status = save_tensors(ctx, folder, what == SFA_SAVE_ADAPTER ? "adapter.safetensors" : "model.safetensors", n, tensors);
+    return_values(ctx, n, tensors);
     sfa_free(ctx, tensors);
   }
   if (status == SFA_OK)

@@ -164,7 +164,7 @@ static sfa_status create_model(sfa_train *t, const char *folder, bool is_resumed
   if (!is_resumed || !is_there)
     SFA_TRY(sfa_train_model_create(t->ctx, folder, member(t, "model")));
   SFA_TRY(create_learner(t, folder));
-  sfa_learner_init_random(t->learner, (uint64_t)t->recipe.seed);
+  SFA_TRY(sfa_learner_init_random(t->learner, (uint64_t)t->recipe.seed));
   return is_resumed ? SFA_OK : sfa_train_model_save(t->ctx, folder, &t->recipe, SFA_SAVE_INITIAL, t->learner);
 }
 

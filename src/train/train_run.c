@@ -77,7 +77,7 @@ static sfa_status run_step(sfa_train *t, double *loss, double *norm) {
   const int64_t n = r->sequences * r->sequence_len;
   double sum = 0;
   SFA_TRY(set_sparsity(t, t->state.step, true));
-  sfa_learner_clear(t->learner);
+  SFA_TRY(sfa_learner_clear(t->learner));
   for (int64_t i = 0; i < r->accumulate; i++) {
     sfa_learn_batch batch = {.n_tokens = (int32_t)n,
                              .n_sequences = (int32_t)r->sequences,
