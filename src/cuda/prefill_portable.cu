@@ -2,25 +2,25 @@
  *
  *     s_ij = softmax_scale q_i . k_j     (softcap, alibi, masks)        o_i = sum_j 2^(s_ij - m_i) v_j / sum_j 2^(s_ij - m_i)
  *
- * A block has four warps and one head; a warp owns 16 TILES query rows and walks the key tiles in rising order: scores into registers (as
+ * A block has one head; a warp owns 16 TILES query rows and walks the key tiles in rising order: scores into registers (as
  * the m16n8k16 accumulators lie), online softmax there, and the weights, rounded to bf16, are the left operand of the product with the
  * values. One buffer each for a tile of keys and of values: while one is multiplied, the copy of the other is under way (cp.async).
  *
  * Rows lie in shared memory in pieces of 16 bytes, piece c of row r at c ^ (r mod 8), so that the eight rows of a ldmatrix meet all banks.
- * Features beyond head_dim are not multiplied but for the second half of a piece of 16, which holds zeros. int8 rows become bf16 as they
- * are loaded, times their scale.
+ * Features beyond head_dim are zeros there, up to a width of 64, 128 or 256: products without a branch between them, which the assembler
+ * then puts under the loads. int8 rows become bf16 as they are loaded, times their scale.
  *
- * Widths: 64 and 128 take 128 query rows, two m-tiles a warp, so that a fragment of keys or values serves two products; O of 256 features
- * leaves registers for one m-tile, and 96 KiB of shared memory, which sm_89 has too.
+ * Widths 64 and 128 take four warps with two m-tiles each, so that a fragment of keys or values serves two products. O of 256 features
+ * leaves registers for one m-tile: eight warps share a tile of keys, or four where shared memory is small (sm_89, sm_120: 99 KiB).
  */
 #include "cuda/cuda_sight.cuh"
 
 #include <cuda_bf16.h>
 #include <math_constants.h>
 
-enum { WARPS = 4, THREADS = 32 * WARPS, KEYS = 64 };
+enum { KEYS = 64 };
 
-template <int WIDTH> struct shape {
+template <int WIDTH, int WARPS> struct shape {
   static constexpr int TILES = WIDTH == 256 ? 1 : 2; /* of 16 rows, a warp */
   static constexpr int ROWS = 16 * TILES * WARPS;
   static constexpr int BYTES = (ROWS + 2 * KEYS) * WIDTH * 2;
@@ -31,21 +31,19 @@ template <int WIDTH> struct shape {
 /* ---- Instructions ----------------------------------------------------------------------------------------------------------------- */
 
 static __device__ __forceinline__ void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 static __device__ __forceinline__ void load_matrices(uint32_t (&x)[4], uint32_t at) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-               : "r"(at)
-               : "memory");
+               : "r"(at));
 }
 static __device__ __forceinline__ void load_transposed(uint32_t (&x)[4], uint32_t at) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-               : "r"(at)
-               : "memory");
+               : "r"(at));
 }
 /* 16 bytes, or zeros. */
 static __device__ __forceinline__ void copy_piece(uint32_t to, const void *from, bool there) {
@@ -74,18 +72,15 @@ template <int WIDTH> static __device__ __forceinline__ uint32_t piece_at(int row
 }
 
 /* N rows from token `first` on of a head, of which `n` are there, into the block at `to`; scales: [tokens][n_heads] of int8 rows. */
-template <int WIDTH, int N>
+template <int WIDTH, int N, int THREADS>
 static __device__ __forceinline__ void load_rows(uint32_t to, const sfa_cuda_rows &rows, const float *scales, int n_heads, int dim,
                                                  int64_t first, int64_t n, int head) {
-  const int n_pieces = (dim + 15) / 16 * 2;
 #pragma unroll
   for (int i = 0; i < N * (WIDTH / 8) / THREADS; i++) {
     const int at = i * THREADS + (int)threadIdx.x, row = at / (WIDTH / 8), piece = at % (WIDTH / 8);
     const bool there = row < n && piece * 8 < dim;
     const int64_t token = first + (there ? row : 0), offset = token * rows.token_stride + head * rows.head_stride + (there ? piece * 8 : 0);
     const uint32_t place = to + piece_at<WIDTH>(row, piece);
-    if (piece >= n_pieces)
-      continue;
     if (rows.dtype == SFA_BF16) {
       copy_piece(place, (const uint16_t *)rows.data + offset, there);
       continue;
@@ -104,9 +99,10 @@ static __device__ __forceinline__ void load_rows(uint32_t to, const sfa_cuda_row
 
 /* ---- A block ------------------------------------------------------------------------------------------------------------------------ */
 
-template <int WIDTH>
-static __global__ void __launch_bounds__(THREADS, 2) attend(const __grid_constant__ sfa_cuda_prefill a, int n_blocks, int shaped) {
-  constexpr int TILES = shape<WIDTH>::TILES, ROWS = shape<WIDTH>::ROWS;
+template <int WIDTH, int WARPS>
+static __global__ void __launch_bounds__(32 * WARPS, 8 / WARPS)
+    attend(const __grid_constant__ sfa_cuda_prefill a, int n_blocks, int shaped) {
+  constexpr int TILES = shape<WIDTH, WARPS>::TILES, ROWS = shape<WIDTH, WARPS>::ROWS, THREADS = 32 * WARPS;
   extern __shared__ __align__(128) unsigned char memory[];
   const uint32_t q_at = (uint32_t)__cvta_generic_to_shared(memory), k_at = q_at + ROWS * WIDTH * 2, v_at = k_at + KEYS * WIDTH * 2;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = lane / 4, column = lane % 4 * 2;
@@ -125,9 +121,9 @@ static __global__ void __launch_bounds__(THREADS, 2) attend(const __grid_constan
   const sfa_walk walk = sfa_walk_of<KEYS>(scores, position, n_rows, S);
   int64_t tile = sfa_walk_first(walk);
 
-  load_rows<WIDTH, ROWS>(q_at, a.q, a.q_scales, a.n_heads, D, first_q + block_row, T - block_row, head);
+  load_rows<WIDTH, ROWS, THREADS>(q_at, a.q, a.q_scales, a.n_heads, D, first_q + block_row, T - block_row, head);
   if (tile < walk.end)
-    load_rows<WIDTH, KEYS>(k_at, a.k, a.k_scales, a.n_kv_heads, D, first_k + tile * KEYS, S - tile * KEYS, kv_head);
+    load_rows<WIDTH, KEYS, THREADS>(k_at, a.k, a.k_scales, a.n_kv_heads, D, first_k + tile * KEYS, S - tile * KEYS, kv_head);
   copies_commit();
 
   float o[TILES][WIDTH / 8][4], largest[TILES][2], sum[TILES][2];
@@ -150,7 +146,7 @@ static __global__ void __launch_bounds__(THREADS, 2) attend(const __grid_constan
 
   while (tile < walk.end) {
     const int64_t key = tile * KEYS;
-    load_rows<WIDTH, KEYS>(v_at, a.v, NULL, 0, E, first_k + key, S - key, kv_head);
+    load_rows<WIDTH, KEYS, THREADS>(v_at, a.v, NULL, 0, E, first_k + key, S - key, kv_head);
     copies_commit();
     copies_wait<1>();
     __syncthreads(); /* queries and keys are there */
@@ -164,28 +160,27 @@ static __global__ void __launch_bounds__(THREADS, 2) attend(const __grid_constan
         for (int i = 0; i < 4; i++)
           s[t][n][i] = 0.0f;
 #pragma unroll
-    for (int d = 0; d < WIDTH / 16; d++)
-      if (d * 16 < D) {
-        uint32_t q[TILES][4];
+    for (int d = 0; d < WIDTH / 16; d++) {
+      uint32_t q[TILES][4];
 #pragma unroll
-        for (int t = 0; t < TILES; t++)
-          load_matrices(q[t], q_at + piece_at<WIDTH>(warp_row + 16 * t + at_row, 2 * d + at_piece));
+      for (int t = 0; t < TILES; t++)
+        load_matrices(q[t], q_at + piece_at<WIDTH>(warp_row + 16 * t + at_row, 2 * d + at_piece));
 #pragma unroll
-        for (int n = 0; n < KEYS / 16; n++) {
-          uint32_t k[4]; /* keys 0..7 and 8..15, of the first eight features, then of the others */
-          load_matrices(k, k_at + piece_at<WIDTH>(16 * n + at_row, 2 * d + at_piece));
+      for (int n = 0; n < KEYS / 16; n++) {
+        uint32_t k[4]; /* keys 0..7 and 8..15, of the first eight features, then of the others */
+        load_matrices(k, k_at + piece_at<WIDTH>(16 * n + at_row, 2 * d + at_piece));
 #pragma unroll
-          for (int t = 0; t < TILES; t++) {
-            multiply(s[t][2 * n], q[t], k[0], k[2]);
-            multiply(s[t][2 * n + 1], q[t], k[1], k[3]);
-          }
+        for (int t = 0; t < TILES; t++) {
+          multiply(s[t][2 * n], q[t], k[0], k[2]);
+          multiply(s[t][2 * n + 1], q[t], k[1], k[3]);
         }
       }
+    }
     __syncthreads(); /* the keys are used */
 
     const int64_t next = sfa_walk_next(walk, tile);
     if (next < walk.end)
-      load_rows<WIDTH, KEYS>(k_at, a.k, a.k_scales, a.n_kv_heads, D, first_k + next * KEYS, S - next * KEYS, kv_head);
+      load_rows<WIDTH, KEYS, THREADS>(k_at, a.k, a.k_scales, a.n_kv_heads, D, first_k + next * KEYS, S - next * KEYS, kv_head);
     copies_commit();
 
     if (shaped) {
@@ -263,16 +258,15 @@ static __global__ void __launch_bounds__(THREADS, 2) attend(const __grid_constan
         for (int i = 0; i < 4; i++)
           p[t][i] = two_bf16(s[t][2 * j + i / 2][i % 2 * 2], s[t][2 * j + i / 2][i % 2 * 2 + 1]);
 #pragma unroll
-      for (int n = 0; n < WIDTH / 16; n++)
-        if (n * 16 < E) {
-          uint32_t v[4]; /* keys 0..7 and 8..15 of eight features, then of the other eight */
-          load_transposed(v, v_at + piece_at<WIDTH>(16 * j + at_row, 2 * n + at_piece));
+      for (int n = 0; n < WIDTH / 16; n++) {
+        uint32_t v[4]; /* keys 0..7 and 8..15 of eight features, then of the other eight */
+        load_transposed(v, v_at + piece_at<WIDTH>(16 * j + at_row, 2 * n + at_piece));
 #pragma unroll
-          for (int t = 0; t < TILES; t++) {
-            multiply(o[t][2 * n], p[t], v[0], v[1]);
-            multiply(o[t][2 * n + 1], p[t], v[2], v[3]);
-          }
+        for (int t = 0; t < TILES; t++) {
+          multiply(o[t][2 * n], p[t], v[0], v[1]);
+          multiply(o[t][2 * n + 1], p[t], v[2], v[3]);
         }
+      }
     }
     __syncthreads(); /* the values are used */
     tile = next;
@@ -311,14 +305,15 @@ static __global__ void __launch_bounds__(THREADS, 2) attend(const __grid_constan
 /* ---- The launch -----------------------------------------------------------------------------------------------------------------------
  */
 
-template <int WIDTH> static const char *launch(const sfa_cuda_prefill *a, cudaStream_t stream) {
-  cudaError_t error = cudaFuncSetAttribute(attend<WIDTH>, cudaFuncAttributeMaxDynamicSharedMemorySize, shape<WIDTH>::BYTES);
+template <int WIDTH, int WARPS> static const char *launch(const sfa_cuda_prefill *a, cudaStream_t stream) {
+  using tile = shape<WIDTH, WARPS>;
+  cudaError_t error = cudaFuncSetAttribute(attend<WIDTH, WARPS>, cudaFuncAttributeMaxDynamicSharedMemorySize, tile::BYTES);
   if (error == cudaSuccess) {
-    const int n_blocks = (int)((a->q_tokens.max_seqlen + shape<WIDTH>::ROWS - 1) / shape<WIDTH>::ROWS);
+    const int n_blocks = (int)((a->q_tokens.max_seqlen + tile::ROWS - 1) / tile::ROWS);
     const dim3 grid((unsigned)n_blocks, (unsigned)a->n_heads, (unsigned)a->q_tokens.n_sequences);
     const sfa_cuda_scores *s = &a->scores;
     const int shaped = s->softcap > 0 || s->alibi_slopes || !(s->softmax_scale > 0);
-    attend<WIDTH><<<grid, THREADS, shape<WIDTH>::BYTES, stream>>>(*a, n_blocks, shaped);
+    attend<WIDTH, WARPS><<<grid, 32 * WARPS, tile::BYTES, stream>>>(*a, n_blocks, shaped);
     error = cudaGetLastError();
   }
   return error == cudaSuccess ? NULL : cudaGetErrorString(error);
@@ -334,5 +329,11 @@ extern "C" const char *sfa_cuda_prefill_portable_run(const sfa_cuda_prefill *arg
   if (!pieces_aligned(&args->q) || !pieces_aligned(&args->k) || !pieces_aligned(&args->v))
     return "rows for the tensor cores must begin, and lie apart, at multiples of 16 bytes";
   const int32_t width = args->head_dim > args->head_dim_v ? args->head_dim : args->head_dim_v;
-  return width <= 64 ? launch<64>(args, stream) : width <= 128 ? launch<128>(args, stream) : launch<256>(args, stream);
+  if (width <= 128)
+    return width <= 64 ? launch<64, 4>(args, stream) : launch<128, 4>(args, stream);
+  int device = 0, most_bytes = 0;
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&most_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess)
+    return "the driver does not tell the GPU's shared memory";
+  return most_bytes >= shape<256, 8>::BYTES ? launch<256, 8>(args, stream) : launch<256, 4>(args, stream);
 }
