@@ -633,6 +633,49 @@ case_output() {
 }
 
 # Ctrl-C: what was printed stays, exit 130.
+case_finetune() {
+  local dense=$work/dense/model card=$work/all/report.json
+  cat >"$work/recipe.json" <<'END'
+{"model": {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+  "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 256, "hidden_act": "silu"},
+ "steps": 60, "sequences": 4, "sequence_len": 32, "warmup_steps": 2, "learning_rate": 0.005, "checkpoint_every": 0}
+END
+  head -c 30000 "$book" >"$work/text"
+  good tokenizer train "$work/text" --format text --vocab 300 -o "$work/tok"
+  good data "$work/text" --format text --tokenizer "$work/tok" -o "$work/shards"
+  good train --config "$work/recipe.json" --data "$work/shards/train" --tokenizer "$work/tok" -o "$work/dense"
+  local convert=(finetune -m "$dense" --data "$work/shards/train" --validation "$work/shards/train" --set "steps=12,sequences=2" --set sequence_len=32)
+  good "${convert[@]}" -o "$work/all" --sfa-k 4 --task "piqa=$root/tests/golden/eval/piqa.jsonl" --limit 3 --json
+  card=$work/all/report.json
+  equal "k" "$("$json_get" sparse_attention_config.k <"$work/all/model/config.json")" 4
+  equal "steps" "$("$json_get" steps <"$work/all/recipe.json")" 12
+  equal "the card on stdout" "$(get loss.1)" "$("$json_get" loss.1 <"$card")"
+  equal "tokens of the card" "$(get tokens)" 8192
+  holds "codes take less memory" "$(get kv_bytes.1) < 0.8 * $(get kv_bytes.0)"
+  holds "the models are near each other" "$(get kl_to_dense) > 0 && $(get kl_to_dense) < 1 && $(get top1_agreement) > 0.3 && $(get top1_agreement) <= 1"
+  holds "losses" "$(get loss.0) < 5.5 && $(get loss.1) < $(get loss.0) + 0.5"
+  equal "task" "$(get tasks.0.task tasks.0.acc.# tasks.0.acc_norm.# | tr '\n' ' ')" "piqa 2 2 "
+  # An adapter holds what learned, and gives the same model when it is laid over the dense one.
+  good "${convert[@]}" -o "$work/qk" --sfa-k 4 --sfa-kq all --set train=qk
+  [[ $out == *kl_to_dense*kv_bytes* ]] || fault "report card: $out"
+  holds "an adapter is small" "$(wc -c <"$work/qk/adapter/adapter.safetensors") < 0.4 * $(wc -c <"$dense/model.safetensors")"
+  good generate -m "$work/qk/model" -p "The time" -n 8 --temp 0
+  local text=$out
+  good generate -m "$dense" --adapter "$work/qk/adapter" -p "The time" -n 8 --temp 0
+  equal "the adapter gives the model" "$out" "$text"
+  good info -m "$dense" --adapter "$work/qk/adapter" --json
+  equal "dense queries" "$(get sfa_k sfa_k_q | tr '\n' ' ')" "4 0 "
+  # A budget is shared out by what each head loses.
+  good "${convert[@]}" -o "$work/budget" --mean-k 6
+  holds "the budget" "($("$json_get" k.0 <"$work/budget/sensitivity.json") + $("$json_get" k.1 <"$work/budget/sensitivity.json")) <= 12"
+  equal "tried" "$("$json_get" rises.# rises.0.layers.# rises.0.layers.0.# <"$work/budget/sensitivity.json" | tr '\n' ' ')" "2 2 2 "
+  equal "k of the layers" "$("$json_get" sparse_attention_config.k.0 <"$work/budget/model/config.json")" "$("$json_get" k.0 <"$work/budget/sensitivity.json")"
+  bad 2 "wants a dense model" finetune -m "$dense" -o "$work/none"
+  bad 2 "one of them is meant" "${convert[@]}" -o "$work/none" --sfa-k 4 --mean-k 6
+  bad 2 "NAME=FILE" "${convert[@]}" -o "$work/none" --sfa-k 4 --task piqa
+  bad 1 "cannot make the folder" "${convert[@]}" -o "$work/no/such/folder" --sfa-k 4
+}
+
 case_interrupt() {
   local pid state i
   set -m # a job of its own, so that SIGINT is not ignored in it
