@@ -125,23 +125,32 @@ static void add_to_stream(sfa_forward *f, const sfa_linear *linear, const sfa_no
   m->device->add(m->ctx, n, dim, f->stream, f->normed);
 }
 
-/* Three columns of f->qkv: q [n][H][D], k [n][G][D], v [n][G][E], rows `stride` apart. */
+/* Parts of f->qkv: q [n][H][D], k [n][G][D], v [n][G][E]; one after the other, or where one layer makes them columns of one array. */
 typedef struct qkv_view {
   float *q, *k, *v;
-  int64_t stride;
+  int64_t q_stride, k_stride, v_stride;
 } qkv_view;
+
+static qkv_view view_qkv(const sfa_forward *f, const sfa_layer *layer) {
+  const sfa_model_config *c = &f->model->config;
+  const int64_t q = (int64_t)c->n_heads * c->head_dim, k = (int64_t)c->n_kv_heads * c->head_dim, v = (int64_t)c->n_kv_heads * c->head_dim_v;
+  if (!layer->qkv[1])
+    return (qkv_view){f->qkv, f->qkv + q, f->qkv + q + k, q + k + v, q + k + v, q + k + v};
+  return (qkv_view){f->qkv, f->qkv + f->chunk_len * q, f->qkv + f->chunk_len * (q + k), q, k, v};
+}
 
 static qkv_view project_qkv(sfa_forward *f, const sfa_layer *layer, int32_t n) {
   const sfa_model *m = f->model;
   const sfa_model_config *c = &m->config;
-  int64_t q_dim = (int64_t)c->n_heads * c->head_dim, k_dim = (int64_t)c->n_kv_heads * c->head_dim;
-  qkv_view view = {f->qkv, f->qkv + q_dim, f->qkv + q_dim + k_dim, q_dim + k_dim + (int64_t)c->n_kv_heads * c->head_dim_v};
+  qkv_view view = view_qkv(f, layer);
   const sfa_linear_part parts[] = {
-      {layer->qkv[0], view.q, view.stride}, {layer->qkv[1], view.k, view.stride}, {layer->qkv[2], view.v, view.stride}};
+      {layer->qkv[0], view.q, view.q_stride}, {layer->qkv[1], view.k, view.k_stride}, {layer->qkv[2], view.v, view.v_stride}};
   project_stream(f, &layer->attention_norm, n, layer->qkv[1] ? 3 : 1, parts, false, 0);
   if (layer->q_norm.weight) {
-    m->device->rms_norm(m->ctx, n, c->n_heads, c->head_dim, view.q, view.stride, layer->q_norm.weight, c->norm_eps, view.q, view.stride);
-    m->device->rms_norm(m->ctx, n, c->n_kv_heads, c->head_dim, view.k, view.stride, layer->k_norm.weight, c->norm_eps, view.k, view.stride);
+    m->device->rms_norm(m->ctx, n, c->n_heads, c->head_dim, view.q, view.q_stride, layer->q_norm.weight, c->norm_eps, view.q,
+                        view.q_stride);
+    m->device->rms_norm(m->ctx, n, c->n_kv_heads, c->head_dim, view.k, view.k_stride, layer->k_norm.weight, c->norm_eps, view.k,
+                        view.k_stride);
   }
   return view;
 }
@@ -170,13 +179,13 @@ static sfa_status probe_queries(sfa_forward *f, int32_t n, const qkv_view *view,
   sfa_context *ctx = f->model->ctx;
   size_t row = (size_t)f->model->config.n_heads * (size_t)f->model->config.head_dim;
   *queries = view->q;
-  *stride = view->stride;
+  *stride = view->q_stride;
   if (!on_gpu(f))
     return SFA_OK;
   if (!f->probe_queries)
     SFA_TRY(sfa_alloc_zero(ctx, (size_t)f->chunk_len, row * sizeof(float), "the queries of a step", (void **)&f->probe_queries));
   for (int32_t t = 0; t < n; t++)
-    SFA_TRY(sfa_memory_copy(ctx, f->probe_queries + (size_t)t * row, view->q + t * view->stride, row * sizeof(float)));
+    SFA_TRY(sfa_memory_copy(ctx, f->probe_queries + (size_t)t * row, view->q + t * view->q_stride, row * sizeof(float)));
   *queries = f->probe_queries;
   *stride = (int64_t)row;
   return sfa_stream_wait(ctx);
@@ -204,9 +213,9 @@ static sfa_status attend(sfa_forward *f, int32_t index, int32_t n, const qkv_vie
   /* Rotary positions are applied where rows are read: before top-k, in the same pass. */
   const sfa_rope turn = {f->rope_cos[kind], f->rope_sin[kind], 2 * c->rope_pairs, c->rope_interleaved};
   const sfa_rope *rope = c->rope_pairs ? &turn : NULL;
-  sfa_rows q = {view->q, SFA_F32, 0, view->stride, c->head_dim, rope};
-  sfa_rows k = {view->k, SFA_F32, 0, view->stride, c->head_dim, rope};
-  const sfa_rows v = {view->v, SFA_F32, 0, view->stride, c->head_dim_v, NULL};
+  sfa_rows q = {view->q, SFA_F32, 0, view->q_stride, c->head_dim, rope};
+  sfa_rows k = {view->k, SFA_F32, 0, view->k_stride, c->head_dim, rope};
+  const sfa_rows v = {view->v, SFA_F32, 0, view->v_stride, c->head_dim_v, NULL};
   const int32_t slot = 0;
   SFA_TRY(keep_features(f, n, c->n_kv_heads, route->attention->keep_keys, view->k, &k));
   SFA_TRY(keep_features(f, n, c->n_heads, route->attention->keep_queries, view->q, &q));

@@ -129,6 +129,9 @@ static sfa_status create_plan(const sfa_forward *f, const resolution *r, const s
       .precision = r->precision,
       .eps = n_tokens == 1 ? r->eps : 0, /* what is read stays exact */
   };
+  /* A GPU's own choice for short chunks takes whole ones only. */
+  if (n_tokens > 1 && sfa_context_device(f->model->ctx) != SFA_DEVICE_CPU && r->precision != SFA_PRECISION_F32)
+    options.policy = SFA_POLICY_BF16;
   return sfa_attention_plan_create(f->model->ctx, &options, plan);
 }
 

@@ -171,12 +171,12 @@ void sfa_learner_destroy(sfa_learner *l) {
     sfa_memory_free(l->ctx, l->rope_back[kind]);
     sfa_memory_free(l->ctx, l->frequencies[kind]);
   }
-  void *device[] = {l->streams, l->positions_of, l->tokens, l->targets, l->cu_seqlens, l->normed,   l->d_normed,   l->d_q,
-                    l->d_k,     l->d_v,          l->heads,  l->d_heads, l->lse_heads,  l->d_stream, l->d_attended, l->logits,
-                    l->teacher, l->norm_weight,  l->losses, l->scratch, l->workspace,  l->activated};
+  void *device[] = {l->streams, l->positions_of, l->tokens,      l->targets, l->cu_seqlens, l->normed,    l->d_normed,   l->d_q,
+                    l->d_k,     l->d_v,          l->heads,       l->d_heads, l->lse_heads,  l->d_stream,  l->d_attended, l->logits,
+                    l->teacher, l->uses,         l->norm_weight, l->losses,  l->scratch,    l->workspace, l->activated};
   for (size_t i = 0; i < sizeof device / sizeof *device; i++)
     sfa_memory_free(l->ctx, device[i]);
-  void *host[] = {l->parameters, l->names, l->layers, l->k_keys, l->k_queries, l->saved, l->host_positions, l->host_losses, l->host_rows};
+  void *host[] = {l->parameters, l->names, l->layers, l->k_keys, l->k_queries, l->saved, l->host_positions, l->host_losses, l->host_uses};
   for (size_t i = 0; i < sizeof host / sizeof *host; i++)
     sfa_free(l->ctx, host[i]);
   sfa_model_config_free(l->ctx, &l->config);

@@ -141,24 +141,21 @@ sfa_status sfa_learn_keep(sfa_learner *l, int64_t n, int32_t index, sfa_learn_sa
   return l->sparsity.pre_rope ? note_kept(l, n, saved) : SFA_OK;
 }
 
-/* uses [D] += the rows of n_heads heads in which a feature is among the k kept; x [n][stride] is changed. */
-static sfa_status count_uses(sfa_learner *l, int64_t n, int32_t n_heads, int32_t k, float *x, int64_t stride, int64_t *uses) {
+/* uses [D] += the rows of n_heads heads in which a feature is among the k kept; x: rows `stride` apart. */
+static sfa_status count_uses(sfa_learner *l, int64_t n, int32_t n_heads, int32_t k, const float *x, int64_t stride, int64_t *uses) {
   const sfa_keep_options options = {.struct_size = sizeof options, .k = k};
-  int32_t dim = l->config.head_dim;
-  const int64_t width = (int64_t)n_heads * dim;
-  const float *rows = x;
-  SFA_TRY(sfa_rows_keep(l->ctx, &options, n, n_heads, dim, x, stride));
-  if (sfa_learn_on_gpu(l)) {
-    if (!l->host_rows)
-      SFA_TRY(sfa_learn_alloc(l, (size_t)l->options.max_tokens, (size_t)sfa_learn_q_dim(&l->config) * sizeof(float), "rows of features",
-                              &l->host_rows));
-    SFA_TRY(sfa_memory_copy(l->ctx, l->host_rows, x, (size_t)((n - 1) * stride + width) * sizeof(float)));
-    SFA_TRY(sfa_stream_wait(l->ctx));
-    rows = l->host_rows;
-  }
-  for (int64_t t = 0; t < n; t++)
-    for (int64_t i = 0; i < width; i++)
-      uses[i % dim] += rows[t * stride + i] != 0.0f;
+  const int64_t dim = l->config.head_dim, width = n_heads * dim;
+  const size_t bytes = (size_t)l->options.max_tokens * (size_t)sfa_learn_q_dim(&l->config) * sizeof(float);
+  if (!l->uses)
+    SFA_TRY(sfa_learn_alloc_device(l, 1, bytes, &l->uses));
+  if (!l->host_uses)
+    SFA_TRY(sfa_learn_alloc(l, 1, bytes, "rows of features", &l->host_uses));
+  l->training->copy_rows(l->ctx, n, width, x, stride, l->uses, width);
+  SFA_TRY(sfa_rows_keep(l->ctx, &options, n, n_heads, (int32_t)dim, l->uses, width));
+  SFA_TRY(sfa_memory_copy(l->ctx, l->host_uses, l->uses, (size_t)(n * width) * sizeof(float)));
+  SFA_TRY(sfa_stream_wait(l->ctx));
+  for (int64_t i = 0; i < n * width; i++)
+    uses[i % dim] += l->host_uses[i] != 0.0f;
   return SFA_OK;
 }
 
@@ -166,16 +163,14 @@ static sfa_status count_all_uses(sfa_learner *l, const sfa_learn_batch *batch, i
   const sfa_model_config *c = &l->config;
   int64_t n = batch->n_tokens, q_dim = sfa_learn_q_dim(c), k_dim = sfa_learn_k_dim(c);
   int32_t group = c->n_heads / c->n_kv_heads;
-  SFA_TRY(sfa_memory_copy(l->ctx, l->d_q, saved->q, (size_t)(n * q_dim) * sizeof(float))); /* free until the way back */
-  SFA_TRY(sfa_memory_copy(l->ctx, l->d_k, saved->k, (size_t)(n * k_dim) * sizeof(float)));
   for (int32_t g = 0; g < c->n_kv_heads; g++) {
     head_run run = run_at(l, index, g);
     int64_t at = ((int64_t)index * c->n_kv_heads + g) * c->head_dim;
     int32_t k_keys = stored_k(l, run.k_keys), k_queries = stored_k(l, run.k_queries);
     if (batch->key_uses && k_keys)
-      SFA_TRY(count_uses(l, n, 1, k_keys, l->d_k + (int64_t)g * c->head_dim, k_dim, batch->key_uses + at));
+      SFA_TRY(count_uses(l, n, 1, k_keys, saved->k + (int64_t)g * c->head_dim, k_dim, batch->key_uses + at));
     if (batch->query_uses && k_keys)
-      SFA_TRY(count_uses(l, n, group, k_queries ? k_queries : c->head_dim, l->d_q + (int64_t)g * group * c->head_dim, q_dim,
+      SFA_TRY(count_uses(l, n, group, k_queries ? k_queries : c->head_dim, saved->q + (int64_t)g * group * c->head_dim, q_dim,
                          batch->query_uses + at));
   }
   return SFA_OK;

@@ -85,13 +85,14 @@ struct sfa_learner {
   float *norm_weight;      /* [hidden] one plus a weight */
   float *logits, *teacher; /* [loss_tokens][vocab]; teacher allocated when wanted */
   float *losses;           /* [loss_tokens][2] of tokens, divergences */
+  float *uses;             /* [T][H * D] */
   void *scratch, *workspace;
   size_t workspace_bytes;
 
   /* On the host. */
   int32_t *host_positions; /* [T] */
   float *host_losses;      /* [loss_tokens][2] */
-  float *host_rows;        /* [T][H * D] for statistics of a device with memory of its own; NULL until they are wanted */
+  float *host_uses;        /* [T][H * D] for statistics, and uses on the device; NULL until they are wanted */
 };
 
 /* Zeros that count in bytes: memory of the host, or of the context's device. */

@@ -1,6 +1,7 @@
 /* Models on a GPU against the CPU's: every family, prompts and steps of one token, dense and sparse, with the same session calls. Skipped
  * where there is no GPU. */
 #include "engine/session.h"
+#include "model/learn.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -154,7 +155,129 @@ static void sparse(void **state) {
     }
 }
 
+/* ---- Learning -------------------------------------------------------------------------------------------------------------------- */
+
+enum { BATCH = 96, LENGTHS = 3 };
+
+static sfa_learner *open_learner(sfa_context *ctx, const char *path, bool bf16) {
+  sfa_weights *weights;
+  sfa_learner *learner;
+  const sfa_learn_options options = {.max_tokens = BATCH, .bf16_products = bf16, .loss_tokens = 40};
+  if (sfa_weights_open(ctx, path, &weights) != SFA_OK || sfa_learner_create(ctx, weights, &options, &learner) != SFA_OK)
+    fail_msg("%s: %s", path, sfa_context_error(ctx));
+  return learner;
+}
+
+/* Steps of AdamW over one batch; losses [STEPS]. */
+static void learn(sfa_context *ctx, sfa_learner *learner, int32_t k, int n_steps, double *losses) {
+  static const int32_t cu_seqlens[LENGTHS + 1] = {0, 40, 41, BATCH};
+  const sfa_learner_shape shape = sfa_learner_shape_of(learner);
+  const sfa_training *ops = sfa_learner_training(learner);
+  int32_t kept[256], *ids = make_text(BATCH + 1, shape.vocab_size), n = sfa_learner_count(learner);
+  for (int i = 0; i < 256; i++)
+    kept[i] = k;
+  const sfa_learn_sparsity sparsity = {.k_keys = kept, .k_queries = kept};
+  assert_int_equal(sfa_learner_sparsity(learner, &sparsity), SFA_OK);
+  const sfa_learn_batch batch = {.n_tokens = BATCH,
+                                 .n_sequences = LENGTHS,
+                                 .tokens = ids,
+                                 .targets = ids + 1,
+                                 .cu_seqlens = cu_seqlens,
+                                 .backward = true,
+                                 .loss_scale = 1.0f / BATCH};
+  float **moments = calloc((size_t)n * 2, sizeof *moments);
+  for (int step = 0; step < n_steps; step++) {
+    sfa_learn_result result;
+    assert_int_equal(sfa_learner_clear(learner), SFA_OK);
+    if (sfa_learner_run(learner, &batch, &result) != SFA_OK)
+      fail_msg("a batch: %s", sfa_context_error(ctx));
+    losses[step] = result.loss_sum / BATCH;
+    for (int32_t i = 0; n_steps > 1 && i < n; i++) {
+      const sfa_parameter *p = sfa_learner_parameter(learner, i);
+      const sfa_adamw how = {.rate = 1e-3f,
+                             .beta1 = 0.9f,
+                             .beta2 = 0.95f,
+                             .eps = 1e-8f,
+                             .gradient_scale = 1,
+                             .correction1 = (float)(1 - pow(0.9, step + 1)),
+                             .correction2 = (float)(1 - pow(0.95, step + 1))};
+      for (int m = 0; step == 0 && m < 2; m++) {
+        assert_int_equal(sfa_memory_alloc(ctx, (size_t)p->n * sizeof(float), (void **)&moments[2 * i + m]), SFA_OK);
+        assert_int_equal(sfa_memory_zero(ctx, moments[2 * i + m], (size_t)p->n * sizeof(float)), SFA_OK);
+      }
+      ops->adamw(ctx, &how, p->n, p->gradient, moments[2 * i], moments[2 * i + 1], p->value);
+    }
+  }
+  for (int32_t i = 0; i < 2 * n; i++)
+    sfa_memory_free(ctx, moments[i]);
+  free(moments);
+  free(ids);
+}
+
+static float *gradient_of(sfa_context *ctx, const sfa_parameter *p) {
+  float *copy = malloc((size_t)p->n * sizeof *copy);
+  assert_int_equal(sfa_memory_copy(ctx, copy, p->gradient, (size_t)p->n * sizeof *copy), SFA_OK);
+  assert_int_equal(sfa_stream_wait(ctx), SFA_OK);
+  return copy;
+}
+
+static void check_gradients(const char *path, int32_t k, bool bf16, double limit) {
+  sfa_learner *a = open_learner(cpu, path, bf16), *b = open_learner(gpu, path, bf16);
+  double losses[2], worst = 0;
+  const char *where = "";
+  learn(cpu, a, k, 1, &losses[0]);
+  learn(gpu, b, k, 1, &losses[1]);
+  for (int32_t i = 0; i < sfa_learner_count(a); i++) {
+    const sfa_parameter *p = sfa_learner_parameter(a, i);
+    float *expected = gradient_of(cpu, p), *found = gradient_of(gpu, sfa_learner_parameter(b, i));
+    double error = error_of(found, expected, p->n);
+    if (!(error <= worst))
+      worst = error, where = p->name;
+    free(expected);
+    free(found);
+  }
+  print_message("%-30s k %2d %s: loss %.6f, the CPU's %.6f, gradients differ by %.2e at most, %s\n", path + sizeof MODELS - 1, k,
+                bf16 ? "bf16" : "f32", losses[1], losses[0], worst, where);
+  assert_true(fabs(losses[1] - losses[0]) <= 2e-3 * losses[0]);
+  assert_true(worst <= limit);
+  sfa_learner_destroy(a);
+  sfa_learner_destroy(b);
+}
+
+static void gradients(void **state) {
+  (void)state;
+  if (!gpu)
+    skip();
+  for (int i = 0; i < 5; i++)
+    for (int bf16 = 0; bf16 < 2; bf16++)
+      check_gradients(paths[i], 0, bf16, 5e-2);
+  check_gradients(paths[0], 8, false, 0.2); /* a feature at the edge of the choice may fall on either side */
+}
+
+static void curves(void **state) {
+  (void)state;
+  if (!gpu)
+    skip();
+  enum { N = 40 };
+  double expected[N], found[N], again[N];
+  sfa_learner *a = open_learner(cpu, paths[0], true), *b = open_learner(gpu, paths[0], true), *c = open_learner(gpu, paths[0], true);
+  learn(cpu, a, 0, N, expected);
+  learn(gpu, b, 0, N, found);
+  learn(gpu, c, 0, N, again);
+  for (int i = 0; i < N; i++)
+    if (i % 8 == 7)
+      print_message("step %2d: loss %.5f, the CPU's %.5f\n", i, found[i], expected[i]);
+  assert_memory_equal(found, again, sizeof found);
+  assert_true(expected[N - 1] < 0.9 * expected[0]);
+  for (int i = 0; i < N; i++)
+    assert_true(fabs(found[i] - expected[i]) <= 2e-2 * expected[i]);
+  sfa_learner_destroy(a);
+  sfa_learner_destroy(b);
+  sfa_learner_destroy(c);
+}
+
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(families), cmocka_unit_test(sparse)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(families), cmocka_unit_test(sparse), cmocka_unit_test(gradients),
+                                     cmocka_unit_test(curves)};
   return cmocka_run_group_tests(tests, open_both, close_both);
 }
