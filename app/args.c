@@ -83,6 +83,7 @@ static const row rows[] = {
     {0, "index", "", TEXT, AT(index), "FILE", 0, 0, 0, VERB_INDEX, NULL},
     {0, "verify", 0, FLAG, AT(verify), 0, 0, 0, 0, VERB_GENERATE | VERB_INDEX, "read all of the index first, and compare its checksums"},
     {0, "tensors", 0, FLAG, AT(tensors), 0, 0, 0, 0, VERB_INFO, "list the tensors too"},
+    {0, "devices", 0, FLAG, AT(devices), 0, 0, 0, 0, VERB_INFO, "instead of a model: the processor and the GPUs, and why there is none"},
     {'n', "n-predict", 0, INT, AT(n_predict), "N", 0, 1, BIG, VERB_GENERATE | VERB_CHAT | VERB_DEMO,
      "most new tokens (generate: 256; chat: as the context allows; demo: 64)"},
     {'c', "context", 0, INT, AT(context), "N", 0, 1, BIG, RUNS | VERB_DEMO, "tokens of context (default: the model's)"},

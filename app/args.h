@@ -33,7 +33,7 @@ typedef struct app_options {
   const char *model, *tokenizer, *prompt, *file, *system, *out, *index;
   int weights; /* sfa_weight_format */
   bool verify;
-  bool raw, no_special, json, tensors, help, child;
+  bool raw, no_special, json, tensors, devices, help, child;
   int_list tokens;
   /* Amounts. */
   int64_t n_predict, context, threads, chunk, stride, repeats;

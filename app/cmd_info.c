@@ -1,5 +1,7 @@
-/* sfa info: what a model file holds, and what its KV cache takes. */
+/* sfa info: what a model file holds, and what its KV cache takes; sfa info --devices: what there is to compute on. */
 #include "app.h"
+
+#include <sfa/stream.h>
 
 #include <stdio.h>
 
@@ -130,7 +132,65 @@ static int info_table(const app *a, const cache_row *rows, int n_rows) {
   return app_flush();
 }
 
+/* ---- Devices ---------------------------------------------------------------------------------------------------------------------- */
+
+enum { MOST_DEVICES = 64 };
+
+static int devices_json(const app *a, const sfa_device_info *devices, int32_t n, const char *why) {
+  cJSON *d = cJSON_CreateObject(), *cpu = cJSON_AddObjectToObject(d, "cpu");
+  cJSON_AddStringToObject(cpu, "isa", sfa_isa_name(sfa_context_isa(a->ctx)));
+  cJSON_AddNumberToObject(cpu, "threads", sfa_context_threads(a->ctx));
+  cJSON *cuda = cJSON_AddObjectToObject(d, "cuda"), *gpus = cJSON_AddArrayToObject(cuda, "devices");
+  cJSON_AddStringToObject(cuda, "why", why);
+  for (int32_t i = 0; i < n; i++) {
+    const sfa_device_info *gpu = &devices[i];
+    char compute[32];
+    snprintf(compute, sizeof compute, "%d.%d", gpu->compute_major, gpu->compute_minor);
+    cJSON *row = cJSON_CreateObject();
+    cJSON_AddNumberToObject(row, "index", gpu->index);
+    cJSON_AddStringToObject(row, "name", gpu->name);
+    cJSON_AddStringToObject(row, "compute_capability", compute);
+    cJSON_AddNumberToObject(row, "n_processors", gpu->n_processors);
+    cJSON_AddNumberToObject(row, "memory_bytes", (double)gpu->memory_bytes);
+    cJSON_AddNumberToObject(row, "free_bytes", (double)gpu->free_bytes);
+    cJSON_AddBoolToObject(row, "is_usable", gpu->is_usable);
+    cJSON_AddStringToObject(row, "why", gpu->why);
+    cJSON_AddItemToArray(gpus, row);
+  }
+  return app_print_json(d);
+}
+
+static int devices_table(const app *a, const sfa_device_info *devices, int32_t n, const char *why) {
+  printf("cpu      %s, %d threads\n", sfa_isa_name(sfa_context_isa(a->ctx)), sfa_context_threads(a->ctx));
+  if (*why)
+    printf("cuda     none: %s\n", why);
+  for (int32_t i = 0; i < n; i++) {
+    const sfa_device_info *gpu = &devices[i];
+    char memory[32], left[32];
+    printf("cuda:%-3d %s, compute capability %d.%d, %d processors, %s of memory, %s free%s%s\n", gpu->index, gpu->name, gpu->compute_major,
+           gpu->compute_minor, gpu->n_processors, human_bytes((double)gpu->memory_bytes, memory),
+           human_bytes((double)gpu->free_bytes, left), gpu->is_usable ? "" : "; not usable: ", gpu->why);
+  }
+  return app_flush();
+}
+
+static int info_devices(const app_options *o) {
+  app a;
+  sfa_device_info devices[MOST_DEVICES];
+  int32_t n = 0;
+  int status = app_open_context(&a, o, 0, SFA_ISA_DEFAULT);
+  if (!status) {
+    const char *why = sfa_device_list(a.ctx, MOST_DEVICES, devices, &n) == SFA_OK ? "" : sfa_context_error(a.ctx);
+    n = n < MOST_DEVICES ? n : MOST_DEVICES;
+    status = o->json ? devices_json(&a, devices, n, why) : devices_table(&a, devices, n, why);
+  }
+  app_close(&a);
+  return status;
+}
+
 int cmd_info(const app_options *o) {
+  if (o->devices)
+    return info_devices(o);
   app a = {0};
   cache_row rows[MOST_ROWS];
   int n_rows;

@@ -22,7 +22,7 @@ find_package(CUDAToolkit REQUIRED)
 set(CMAKE_CUDA_STANDARD 17)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
-set(CMAKE_CUDA_FLAGS_RELEASE "-O3 -lineinfo")
+set(CMAKE_CUDA_FLAGS_RELEASE "-O3 -Xfatbin=-compress-all")
 
 function(sfa_cuda_object name)
   cmake_parse_arguments(ARG "" "" "ARCHITECTURES;SOURCES" ${ARGN})

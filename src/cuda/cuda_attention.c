@@ -18,7 +18,8 @@ static bool is_whole(sfa_policy policy) { return policy == SFA_POLICY_INT8 || po
 static bool is_ready(const sfa_cuda_operand *p) {
   const sfa_rows *x = p->x;
   bool rounded = p->format.dtype == SFA_F32 || p->format.dtype == SFA_BF16;
-  bool packed = p->tokens.cu_seqlens || p->tokens.n_sequences == 1 || x->batch_stride == p->tokens.max_seqlen * x->token_stride;
+  /* Of packed sequences the host does not know how many tokens there are, and tiles are read whole: the workspace has room for that. */
+  bool packed = !p->tokens.cu_seqlens && (p->tokens.n_sequences == 1 || x->batch_stride == p->tokens.max_seqlen * x->token_stride);
   bool aligned = (uintptr_t)x->data % 16 == 0 && x->token_stride % 8 == 0 && x->head_stride == p->dim;
   return x->dtype == SFA_BF16 && !p->whole && !p->k && !x->rope && !p->support && rounded && packed && aligned;
 }

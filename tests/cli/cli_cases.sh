@@ -380,6 +380,14 @@ case_info() {
   equal "tensors listed" "$(grep -c 'layers\.' "$work/out")" 45
   good info -m "$story" --json --tensors
   equal "tensors" "$(get tensors.#)" "$(get n_tensors)"
+  good info --devices
+  holds "a line of the processor" "$(grep -cE '^cpu +[a-z0-9]+, [0-9]+ threads$' "$work/out") == 1"
+  holds "lines of GPUs, or why there are none" "$(grep -cE '^cuda:[0-9]|^cuda +none: .+' "$work/out") >= 1"
+  good info --devices --json
+  holds "GPUs, or why there are none" "$(get cuda.devices.#) > 0 || $(get cuda.why | wc -c) > 20"
+  SFA_CUDA_LIBRARY=$work/none.so good info --devices
+  holds "a library that is not there is named" "$(grep -c "none: $work/none.so" "$work/out") == 1"
+  SFA_CUDA_LIBRARY=$work/none.so bad 1 "none.so" generate -m "$story" -p x --device cuda
 }
 
 case_eval() {

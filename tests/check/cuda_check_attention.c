@@ -1,0 +1,420 @@
+/* Codes, attention over arguments, and gradients on a GPU. */
+#include "cuda_check.h"
+
+#include "base/half.h"
+#include "base/rng.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- Codes -------------------------------------------------------------------------------------------------------------------------- */
+
+/* Rows with everything that a selection may trip over. */
+static float *odd_rows(int64_t n_rows, int32_t D) {
+  float *x = host_normals(7, n_rows * D, true);
+  sfa_rng rng = {8};
+  for (int64_t i = 0; i < n_rows; i++)
+    for (int32_t f = 0; f < D; f++) {
+      float *y = &x[i * D + f];
+      switch (i % 8) {
+      case 1: *y = (float)((int)(sfa_rng_next(&rng) % 5) - 2); break; /* ties */
+      case 2: *y = f % 3 ? 0 : *y; break;
+      case 3: *y = f == 5 ? NAN : f == 6 ? -INFINITY : *y; break;
+      case 4: *y = 0; break;
+      case 5: *y = f % 2 ? -0.0f : 1e-40f; break;
+      case 6: *y = ldexpf(*y, f % 20 - 10); break;
+      }
+    }
+  return x;
+}
+
+static void select_case(cuda_check *t, int32_t D, int32_t k, sfa_dtype dtype, bool bf16) {
+  enum { ROWS = 1003 };
+  size_t bytes = sfa_codes_bytes(ROWS, D, k, dtype);
+  float *x = odd_rows(ROWS, D), *dense = host_memory((size_t)ROWS * (size_t)D * sizeof *dense),
+        *dense_cpu = host_memory((size_t)ROWS * (size_t)D * sizeof *dense);
+  uint16_t *halves = host_memory((size_t)ROWS * (size_t)D * sizeof *halves);
+  for (int64_t i = 0; i < (int64_t)ROWS * D; i++)
+    halves[i] = sfa_bf16_from_f32(x[i]);
+  if (bf16) /* 1e-40 is not one of them */
+    for (int64_t i = 0; i < (int64_t)ROWS * D; i++)
+      x[i] = sfa_f32_from_bf16(halves[i]);
+  unsigned char *there = device_of(t, NULL, bytes), *here = host_memory(bytes), *cpu = host_memory(bytes);
+  void *rows = bf16 ? device_of(t, halves, (size_t)ROWS * (size_t)D * 2) : device_of(t, x, (size_t)ROWS * (size_t)D * sizeof *x);
+  void *spread = device_of(t, NULL, (size_t)ROWS * (size_t)D * sizeof *dense);
+  sfa_codes codes, fetched, expected;
+  char name[64];
+  snprintf(name, sizeof name, "D %d, k %d, dtype %d%s", D, k, (int)dtype, bf16 ? ", bf16 rows" : "");
+  cuda_ok(t, t->gpu, sfa_codes_place(t->gpu, ROWS, D, k, dtype, there, &codes), name);
+  if (cuda_ok(t, t->gpu, sfa_codes_select(t->gpu, rows, bf16 ? SFA_BF16 : SFA_F32, 0, &codes), name)) {
+    fetch(t, here, there, bytes);
+    sfa_codes_place(t->cpu, ROWS, D, k, dtype, here, &fetched);
+    sfa_codes_place(t->cpu, ROWS, D, k, dtype, cpu, &expected);
+    cuda_ok(t, t->cpu, sfa_codes_select(t->cpu, x, SFA_F32, 0, &expected), name);
+    size_t id_bytes = (size_t)ROWS * (size_t)k * (D <= 256 ? 1 : 2), value_bytes = (size_t)ROWS * (size_t)k * sfa_dtype_bytes(dtype);
+    cuda_expect(t, !memcmp(fetched.ids, expected.ids, id_bytes), "%s: other features than the CPU", name);
+    cuda_expect(t, !memcmp(fetched.values, expected.values, value_bytes), "%s: other values than the CPU", name);
+    cuda_expect(t, dtype != SFA_I8 || !memcmp(fetched.scales, expected.scales, ROWS * sizeof(uint16_t)), "%s: other scales than the CPU",
+                name);
+    if (cuda_ok(t, t->gpu, sfa_codes_densify(t->gpu, &codes, spread, D), name)) {
+      fetch(t, dense, spread, (size_t)ROWS * (size_t)D * sizeof *dense);
+      cuda_ok(t, t->cpu, sfa_codes_densify(t->cpu, &expected, dense_cpu, D), name);
+      cuda_expect(t, !memcmp(dense, dense_cpu, (size_t)ROWS * (size_t)D * sizeof *dense), "%s: other dense rows than the CPU", name);
+    }
+  }
+  sfa_memory_free(t->gpu, there), sfa_memory_free(t->gpu, rows), sfa_memory_free(t->gpu, spread);
+  free(x), free(halves), free(here), free(cpu), free(dense), free(dense_cpu);
+}
+
+void cuda_check_select(cuda_check *t) {
+  static const int32_t dims[] = {64, 128, 256, 40, 96, 8, 512};
+  static const sfa_dtype dtypes[] = {SFA_F32, SFA_BF16, SFA_F16, SFA_I8};
+  for (size_t d = 0; d < sizeof dims / sizeof *dims; d++)
+    for (size_t i = 0; i < sizeof dtypes / sizeof *dtypes; i++)
+      for (int32_t k = 1; k <= dims[d] && k <= 64; k = k < 8 ? 8 : 2 * k)
+        select_case(t, dims[d], k, dtypes[i], i % 2);
+  /* A row that f16 cannot hold is told by the wait, once. */
+  float x[16] = {1e6f, 1};
+  float *there = device_of(t, x, sizeof x);
+  void *memory = device_of(t, NULL, sfa_codes_bytes(2, 8, 2, SFA_F16));
+  sfa_codes codes;
+  sfa_codes_place(t->gpu, 2, 8, 2, SFA_F16, memory, &codes);
+  cuda_ok(t, t->gpu, sfa_codes_select(t->gpu, there, SFA_F32, 0, &codes), "a large value");
+  cuda_expect(t, sfa_stream_wait(t->gpu) == SFA_ERROR_RANGE, "the wait does not tell of 1e6 stored as f16");
+  cuda_ok(t, t->gpu, sfa_stream_wait(t->gpu), "the wait after it");
+  sfa_memory_free(t->gpu, there), sfa_memory_free(t->gpu, memory);
+}
+
+/* ---- Attention ---------------------------------------------------------------------------------------------------------------------- */
+
+static const int32_t lens_q[] = {0, 130, 131, 200, 471}, lens_k[] = {0, 130, 330, 400, 671};
+
+static const struct {
+  const char *name;
+  cuda_call c;
+} calls[] = {
+    {"dense", {.o = {.n_heads = 2, .head_dim = 64, .max_seqlen_q = 300, .max_seqlen_k = 300}}},
+    {"dense causal", {.o = {.n_heads = 2, .head_dim = 128, .max_seqlen_q = 257, .max_seqlen_k = 257, .causal = 1}, .bf16 = true}},
+    {"sparse", {.o = {.n_heads = 2, .head_dim = 64, .max_seqlen_q = 177, .max_seqlen_k = 340, .k_q = 8, .k_k = 8}}},
+    {"sparse causal GQA",
+     {.o = {.n_heads = 8, .n_kv_heads = 2, .head_dim = 128, .max_seqlen_q = 190, .max_seqlen_k = 290, .k_q = 16, .k_k = 16, .causal = 1},
+      .bf16 = true}},
+    {"K-only MQA",
+     {.o = {.n_heads = 3, .n_kv_heads = 1, .head_dim = 128, .max_seqlen_q = 133, .max_seqlen_k = 200, .k_k = 16, .causal = 1}}},
+    {"large head",
+     {.o = {.n_heads = 2, .head_dim = 256, .max_seqlen_q = 165, .max_seqlen_k = 265, .k_q = 16, .k_k = 32, .causal = 1}, .bf16 = true}},
+    {"large dense head", {.o = {.n_heads = 1, .head_dim = 256, .max_seqlen_q = 100, .max_seqlen_k = 129}}},
+    {"D 40, E 96",
+     {.o = {.n_heads = 2, .head_dim = 40, .head_dim_v = 96, .max_seqlen_q = 140, .max_seqlen_k = 166, .k_q = 8, .k_k = 8, .causal = 1}}},
+    {"D 96, E 64",
+     {.o = {.n_heads = 2, .head_dim = 96, .head_dim_v = 64, .max_seqlen_q = 140, .max_seqlen_k = 166, .k_k = 12}, .bf16 = true}},
+    {"batch",
+     {.o = {.n_heads = 4,
+            .n_kv_heads = 2,
+            .head_dim = 64,
+            .n_sequences = 3,
+            .max_seqlen_q = 95,
+            .max_seqlen_k = 171,
+            .k_q = 8,
+            .k_k = 8,
+            .causal = 1}}},
+    {"lengths",
+     {.o = {.n_heads = 4,
+            .n_kv_heads = 2,
+            .head_dim = 64,
+            .n_sequences = 4,
+            .max_seqlen_q = 271,
+            .max_seqlen_k = 271,
+            .k_q = 8,
+            .k_k = 8,
+            .causal = 1},
+      .cu_q = lens_q,
+      .cu_k = lens_k,
+      .bf16 = true}},
+    {"more queries than keys", {.o = {.n_heads = 2, .head_dim = 64, .max_seqlen_q = 200, .max_seqlen_k = 66, .causal = 1}}},
+    {"no keys but a sink", {.o = {.n_heads = 2, .head_dim = 64, .max_seqlen_q = 130, .max_seqlen_k = 0}, .sinks = true}},
+    {"window with sink tokens",
+     {.o = {.n_heads = 2,
+            .head_dim = 64,
+            .max_seqlen_q = 400,
+            .max_seqlen_k = 400,
+            .k_k = 8,
+            .causal = 1,
+            .has_window = 1,
+            .window_size = {70, 0},
+            .n_sink_tokens = 4}}},
+    {"window, both sides",
+     {.o = {.n_heads = 1, .head_dim = 128, .max_seqlen_q = 300, .max_seqlen_k = 330, .has_window = 1, .window_size = {20, 40}},
+      .bf16 = true}},
+    {"sinks, softcap",
+     {.o = {.n_heads = 4,
+            .n_kv_heads = 2,
+            .head_dim = 128,
+            .max_seqlen_q = 160,
+            .max_seqlen_k = 190,
+            .k_q = 8,
+            .k_k = 8,
+            .softmax_scale = 0.4f,
+            .softcap = 3,
+            .causal = 1},
+      .sinks = true}},
+    {"ALiBi",
+     {.o = {.n_heads = 4, .n_kv_heads = 2, .head_dim = 64, .max_seqlen_q = 150, .max_seqlen_k = 150, .k_q = 8, .k_k = 8, .causal = 1},
+      .alibi = true}},
+    {"int8 keys and values",
+     {.o = {.n_heads = 2,
+            .head_dim = 128,
+            .max_seqlen_q = 160,
+            .max_seqlen_k = 190,
+            .k_q = 16,
+            .k_k = 16,
+            .k_dtype = SFA_I8,
+            .v_dtype = SFA_I8,
+            .causal = 1}}},
+    {"few queries",
+     {.o = {.n_heads = 8, .n_kv_heads = 2, .head_dim = 128, .max_seqlen_q = 2, .max_seqlen_k = 777, .k_q = 16, .k_k = 16, .causal = 1}}},
+    {"few dense queries", {.o = {.n_heads = 2, .head_dim = 64, .max_seqlen_q = 1, .max_seqlen_k = 300}, .bf16 = true}},
+    {"few queries, batch",
+     {.o = {.n_heads = 4,
+            .n_kv_heads = 4,
+            .head_dim = 64,
+            .n_sequences = 3,
+            .max_seqlen_q = 1,
+            .max_seqlen_k = 300,
+            .k_k = 8,
+            .k_dtype = SFA_I8}}},
+    {"one of everything", {.o = {.n_heads = 1, .head_dim = 64, .max_seqlen_q = 1, .max_seqlen_k = 1}}},
+};
+
+static const sfa_policy policies[] = {SFA_POLICY_AUTO, SFA_POLICY_BF16,    SFA_POLICY_SP_BF16,
+                                      SFA_POLICY_INT8, SFA_POLICY_SP_INT8, SFA_POLICY_PAPER};
+
+/* PAPER wants sparse operands, and codes where lengths differ. */
+static bool takes(sfa_policy policy, const cuda_call *c) {
+  return policy != SFA_POLICY_PAPER || (c->o.k_q > 0 && c->o.k_k > 0 && !c->cu_q);
+}
+
+static void expect_lse(cuda_check *t, const char *what, const cuda_call *c, double tolerance) {
+  double most = 0;
+  int64_t n = c->n_q * c->o.n_heads, worst = 0;
+  for (int64_t i = 0; i < n; i++) {
+    double error = c->ref_lse[i] == c->lse[i] ? 0 : fabs(c->ref_lse[i] - c->lse[i]);
+    if (!(error <= most))
+      most = error, worst = i;
+  }
+  cuda_expect(t, most <= tolerance, "%s: error of lse %g at %lld: %.7g for %.7g", what, most, (long long)worst,
+              n ? (double)c->lse[worst] : 0, n ? c->ref_lse[worst] : 0);
+}
+
+void cuda_check_attention(cuda_check *t) {
+  for (size_t i = 0; i < sizeof calls / sizeof *calls; i++) {
+    cuda_call c = calls[i].c;
+    c.seed = 100 * i + 1;
+    cuda_call_fill(&c);
+    for (int whole = 0; whole < 2; whole++) {
+      cuda_call_reference(&c, whole);
+      for (size_t p = 0; p < sizeof policies / sizeof *policies; p++) {
+        bool is_whole = policies[p] == SFA_POLICY_INT8 || policies[p] == SFA_POLICY_SP_INT8;
+        if (is_whole != whole || !takes(policies[p], &c))
+          continue;
+        char what[96];
+        snprintf(what, sizeof what, "%s, %s", calls[i].name, sfa_policy_name(policies[p]));
+        c.o.policy = policies[p];
+        size_t out_bytes = (size_t)(c.n_q * c.o.n_heads * c.o.head_dim_v) * sizeof(float);
+        float *first = host_memory(out_bytes);
+        if (!cuda_call_run(t, t->gpu, &c)) {
+          printf("  (%s)\n", what);
+          free(first);
+          continue;
+        }
+        cuda_expect_close(t, what, c.n_q * c.o.n_heads * c.o.head_dim_v, c.out, c.ref, c.naive);
+        expect_lse(t, what, &c, whole ? 0.1 : c.o.k_dtype == SFA_I8 ? 2e-2 : 2e-3);
+        memcpy(first, c.out, out_bytes);
+        if (cuda_call_run(t, t->gpu, &c))
+          cuda_expect(t, !memcmp(first, c.out, out_bytes), "%s: other bits the second time", what);
+        free(first);
+      }
+    }
+    cuda_call_free(&c);
+  }
+}
+
+/* ---- Needles ------------------------------------------------------------------------------------------------------------------------- */
+
+/* One key shares one feature with every query, so strongly that softmax saturates: out is its V row, bit for bit, wherever it is; and where
+ * the mask forbids it, it is not. */
+static void needles(cuda_check *t, sfa_policy policy, int32_t T, int32_t D) {
+  enum { S = 300 };
+  cuda_call c = {
+      .o = {.n_heads = 1, .head_dim = D, .max_seqlen_q = T, .max_seqlen_k = S, .k_q = 8, .k_k = 8, .causal = 1, .policy = policy},
+      .seed = 5};
+  cuda_call_fill(&c);
+  char what[96];
+  snprintf(what, sizeof what, "%s, %d queries, D %d", sfa_policy_name(policy), T, D);
+  for (int64_t i = 0; i < (int64_t)T * D; i++)
+    c.q[i] = i % D == 3 ? 64 : i % D < 8 ? ldexpf(1, -8) : 0;
+  for (int needle = 0; needle < S; needle += needle < 3 || needle > S - 4 ? 1 : 37) {
+    for (int64_t i = 0; i < (int64_t)S * D; i++)
+      c.k[i] = i / D == needle ? (i % D == 3 ? 64 : 0) : (i % D >= 8 && i % D < 16 ? 0.5f : 0);
+    if (!cuda_call_run(t, t->gpu, &c))
+      break;
+    int wrong = 0;
+    for (int q = 0; q < T; q++) {
+      bool sees = needle <= q + S - T, same = !memcmp(c.out + (int64_t)q * D, c.v + (int64_t)needle * D, (size_t)D * sizeof(float));
+      wrong += sees != same;
+    }
+    if (!cuda_expect(t, !wrong, "%s: needle at %d: %d of %d rows are wrong", what, needle, wrong, T))
+      break;
+  }
+  cuda_call_free(&c);
+}
+
+void cuda_check_needles(cuda_check *t) {
+  for (size_t p = 1; p < sizeof policies / sizeof *policies; p++)
+    for (int32_t D = 64; D <= 256; D *= 2)
+      needles(t, policies[p], 300, D);
+  needles(t, SFA_POLICY_KEYS, 1, 128);
+  needles(t, SFA_POLICY_KEYS, 4, 64);
+}
+
+/* ---- Gradients ----------------------------------------------------------------------------------------------------------------------- */
+
+/* Against the maths in double: bf16 operands and weights leave an error of some 2^-8 of the largest entries. */
+static void expect_gradient(cuda_check *t, const char *what, const char *name, int64_t n, const float *got, const double *ref) {
+  double most = 0, squares = 0, ref_squares = 0, largest = 0;
+  int64_t worst = 0;
+  for (int64_t i = 0; i < n; i++) {
+    double error = fabs(got[i] - ref[i]);
+    if (!(error <= most))
+      most = error, worst = i;
+    squares += error * error;
+    ref_squares += ref[i] * ref[i];
+    largest = fabs(ref[i]) > largest ? fabs(ref[i]) : largest;
+  }
+  cuda_expect(t, most <= 0.02 * largest + 1e-6 && sqrt(squares) <= 0.01 * sqrt(ref_squares) + 1e-6,
+              "%s, %s: error up to %.3g of %.3g, RMS %.3g of %.3g, at %lld: %.7g for %.7g", what, name, most, largest, sqrt(squares),
+              sqrt(ref_squares), (long long)worst, n ? (double)got[worst] : 0, n ? ref[worst] : 0);
+}
+
+static void gradients(cuda_check *t, const char *what, cuda_call *c) {
+  const sfa_attention_options *o = &c->o;
+  int64_t n_out = c->n_q * o->n_heads * o->head_dim_v, n_lse = c->n_q * o->n_heads, n_dq = c->n_q * o->n_heads * o->head_dim;
+  int64_t n_dk = c->n_k * o->n_kv_heads * o->head_dim, n_dv = c->n_k * o->n_kv_heads * o->head_dim_v;
+  int64_t counts[] = {n_dq, n_dk, n_dv, o->n_heads};
+  static const char *const names[] = {"d_q", "d_k", "d_v", "d_sink_logit"};
+  float *d_out = host_normals(c->seed + 9, n_out, true), *d_lse = host_normals(c->seed + 10, n_lse, false), *first[4], *second[4];
+  double *ref[4];
+  void *there[4];
+  for (int i = 0; i < 4; i++) {
+    size_t bytes = (size_t)counts[i] * sizeof(float);
+    first[i] = host_memory(bytes), second[i] = host_memory(bytes), ref[i] = host_memory(2 * bytes), there[i] = device_of(t, NULL, bytes);
+  }
+  sfa_attention_plan *plan = NULL;
+  if (cuda_ok(t, t->gpu, sfa_attention_plan_create(t->gpu, o, &plan), what)) {
+    sfa_dtype dtype = SFA_F32;
+    void *q = device_of(t, c->q, (size_t)n_dq * 4), *k = device_of(t, c->k, (size_t)n_dk * 4), *v = device_of(t, c->v, (size_t)n_dv * 4);
+    void *out = device_of(t, NULL, (size_t)n_out * 4), *lse = device_of(t, NULL, (size_t)n_lse * 4);
+    void *dev_d_out = device_of(t, d_out, (size_t)n_out * 4), *dev_d_lse = device_of(t, d_lse, (size_t)n_lse * 4);
+    size_t bytes = sfa_attention_workspace_bytes(plan), back_bytes = sfa_attention_backward_workspace_bytes(plan);
+    void *workspace = device_of(t, NULL, bytes > back_bytes ? bytes : back_bytes);
+    void *sinks = c->sink_logit ? device_of(t, c->sink_logit, (size_t)o->n_heads * 4) : NULL;
+    size_t cu_bytes = (size_t)(o->n_sequences + 1) * sizeof(int32_t);
+    void *cu_q = c->cu_q ? device_of(t, c->cu_q, cu_bytes) : NULL, *cu_k = c->cu_k ? device_of(t, c->cu_k, cu_bytes) : NULL;
+    sfa_attention_args args = {.struct_size = sizeof args,
+                               .q = {.data = q, .dtype = dtype},
+                               .k.data = k,
+                               .v.data = v,
+                               .out = out,
+                               .lse = lse,
+                               .cu_seqlens_q = cu_q,
+                               .cu_seqlens_k = cu_k,
+                               .sink_logit = sinks,
+                               .workspace = workspace};
+    sfa_attention_grad_args grad = {.struct_size = sizeof grad,
+                                    .forward = &args,
+                                    .d_out = dev_d_out,
+                                    .d_lse = dev_d_lse,
+                                    .d_q = there[0],
+                                    .d_k = there[1],
+                                    .d_v = there[2],
+                                    .d_sink_logit = c->sink_logit ? there[3] : NULL,
+                                    .workspace = workspace};
+    bool good = cuda_ok(t, t->gpu, sfa_attention_run(plan, &args), what) && cuda_ok(t, t->gpu, sfa_attention_backward(plan, &grad), what);
+    for (int i = 0; good && i < 3 + (c->sink_logit != NULL); i++)
+      fetch(t, first[i], there[i], (size_t)counts[i] * 4);
+    good = good && cuda_ok(t, t->gpu, sfa_attention_backward(plan, &grad), what);
+    for (int i = 0; good && i < 3 + (c->sink_logit != NULL); i++) {
+      fetch(t, second[i], there[i], (size_t)counts[i] * 4);
+      cuda_expect(t, !memcmp(first[i], second[i], (size_t)counts[i] * 4), "%s, %s: other bits the second time", what, names[i]);
+    }
+    if (good) {
+      memset(ref[3], 0, (size_t)o->n_heads * sizeof(double));
+      double *sink = host_memory((size_t)o->n_heads * sizeof *sink);
+      for (int32_t b = 0; b < o->n_sequences; b++) {
+        int64_t q0, k0;
+        oracle_problem p = cuda_call_problem(c, b, &q0, &k0);
+        oracle_grad_f64 g = {ref[0] + q0 * o->n_heads * o->head_dim, ref[1] + k0 * o->n_kv_heads * o->head_dim,
+                             ref[2] + k0 * o->n_kv_heads * o->head_dim_v, sink};
+        oracle_backward_f64(&p, d_out + q0 * o->n_heads * o->head_dim_v, d_lse + q0 * o->n_heads, &g);
+        for (int32_t h = 0; h < o->n_heads; h++)
+          ref[3][h] += sink[h];
+      }
+      free(sink);
+      for (int i = 0; i < 3 + (c->sink_logit != NULL); i++)
+        expect_gradient(t, what, names[i], counts[i], first[i], ref[i]);
+      int64_t outside = 0;
+      for (int64_t i = 0; i < n_dq; i++)
+        outside += ref[0][i] == 0 && first[0][i] != 0;
+      for (int64_t i = 0; i < n_dk; i++)
+        outside += ref[1][i] == 0 && first[1][i] != 0;
+      cuda_expect(t, !outside, "%s: %lld gradients outside of the supports are not 0", what, (long long)outside);
+    }
+    void *all[] = {q, k, v, out, lse, dev_d_out, dev_d_lse, workspace, sinks, cu_q, cu_k};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+      sfa_memory_free(t->gpu, all[i]);
+    sfa_attention_plan_destroy(plan);
+  }
+  for (int i = 0; i < 4; i++)
+    free(first[i]), free(second[i]), free(ref[i]), sfa_memory_free(t->gpu, there[i]);
+  free(d_out), free(d_lse);
+}
+
+void cuda_check_backward(cuda_check *t) {
+  static const struct {
+    const char *name;
+    cuda_call c;
+  } cases[] = {
+      {"dense", {.o = {.n_heads = 2, .head_dim = 64, .max_seqlen_q = 200, .max_seqlen_k = 200}}},
+      {"sparse causal GQA",
+       {.o =
+            {.n_heads = 4, .n_kv_heads = 2, .head_dim = 128, .max_seqlen_q = 150, .max_seqlen_k = 150, .k_q = 16, .k_k = 16, .causal = 1}}},
+      {"D 256", {.o = {.n_heads = 1, .head_dim = 256, .max_seqlen_q = 100, .max_seqlen_k = 140, .k_q = 16, .k_k = 16, .causal = 1}}},
+      {"D 40, E 96", {.o = {.n_heads = 2, .head_dim = 40, .head_dim_v = 96, .max_seqlen_q = 130, .max_seqlen_k = 70, .k_k = 8}}},
+      {"lengths",
+       {.o = {.n_heads = 2, .head_dim = 64, .n_sequences = 4, .max_seqlen_q = 271, .max_seqlen_k = 271, .k_q = 8, .k_k = 8, .causal = 1},
+        .cu_q = lens_q,
+        .cu_k = lens_k}},
+      {"window, sinks, softcap",
+       {.o = {.n_heads = 2,
+              .head_dim = 64,
+              .max_seqlen_q = 150,
+              .max_seqlen_k = 150,
+              .k_q = 8,
+              .k_k = 8,
+              .softmax_scale = 0.4f,
+              .softcap = 3,
+              .causal = 1,
+              .has_window = 1,
+              .window_size = {50, 0}},
+        .sinks = true}},
+  };
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    cuda_call c = cases[i].c;
+    c.seed = 1000 + 50 * i;
+    cuda_call_fill(&c);
+    gradients(t, cases[i].name, &c);
+    cuda_call_free(&c);
+  }
+}

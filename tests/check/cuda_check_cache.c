@@ -1,0 +1,518 @@
+/* Caches, pages of the caller, decode, captured graphs and streams on a GPU. */
+#include "cuda_check.h"
+
+#include "base/half.h"
+
+#include <cuda_runtime_api.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- Memory ------------------------------------------------------------------------------------------------------------------------- */
+
+void cuda_check_memory(cuda_check *t) {
+  enum { N = 100000 };
+  float *x = host_normals(1, N, false), *back = host_memory(N * sizeof *x);
+  void *a = device_of(t, x, N * sizeof *x), *b = device_of(t, NULL, N * sizeof *x), *huge = a;
+  cuda_ok(t, t->gpu, sfa_memory_copy(t->gpu, b, a, N * sizeof *x), "a copy on the device");
+  fetch(t, back, b, N * sizeof *x);
+  cuda_expect(t, !memcmp(x, back, N * sizeof *x), "copies do not come back as they were");
+  cuda_ok(t, t->gpu, sfa_memory_zero(t->gpu, b, N * sizeof *x), "sfa_memory_zero");
+  fetch(t, back, b, N * sizeof *x);
+  int other = 0;
+  for (int i = 0; i < N; i++)
+    other += back[i] != 0;
+  cuda_expect(t, !other, "%d of %d elements are not cleared", other, N);
+  cuda_expect(t, sfa_memory_alloc(t->gpu, (size_t)1 << 46, &huge) == SFA_ERROR_MEMORY && !huge, "64 TiB are not refused");
+  cuda_expect(t, strstr(sfa_context_error(t->gpu), "free") != NULL, "out of memory: \"%s\"", sfa_context_error(t->gpu));
+  fetch(t, back, a, N * sizeof *x); /* and all is well after it */
+  cuda_expect(t, sfa_context_device(t->gpu) == SFA_DEVICE_CUDA && sfa_stream_of(t->gpu), "the context has no stream");
+  sfa_memory_free(t->gpu, a), sfa_memory_free(t->gpu, b), sfa_memory_free(t->gpu, NULL);
+  free(x), free(back);
+}
+
+/* ---- A cache there and one here ---------------------------------------------------------------------------------------------------------
+ */
+
+enum { LAYERS = 2, SLOTS = 4, LEN = 333 };
+
+typedef struct pair {
+  int32_t H, G, D, E;
+  sfa_dtype k_dtype, v_dtype;
+  int32_t k[LAYERS];
+  sfa_cache *gpu, *cpu;
+  float *q, *keys, *v;    /* [LEN][H][D], [LEN][G][D], [LEN][G][E] */
+  float *dq, *dkeys, *dv; /* the same there */
+} pair;
+
+static pair new_pair(cuda_check *t, int32_t H, int32_t G, int32_t D, int32_t E, int32_t k, sfa_dtype k_dtype, sfa_dtype v_dtype) {
+  pair p = {.H = H, .G = G, .D = D, .E = E, .k_dtype = k_dtype, .v_dtype = v_dtype, .k = {k, 0}};
+  sfa_cache_options o = {.struct_size = sizeof o,
+                         .n_layers = LAYERS,
+                         .n_kv_heads = G,
+                         .head_dim = D,
+                         .head_dim_v = E,
+                         .k = p.k,
+                         .k_dtype = k_dtype,
+                         .v_dtype = v_dtype,
+                         .n_sequences = SLOTS};
+  cuda_ok(t, t->gpu, sfa_cache_create(t->gpu, &o, &p.gpu), "sfa_cache_create");
+  cuda_ok(t, t->cpu, sfa_cache_create(t->cpu, &o, &p.cpu), "sfa_cache_create on the CPU");
+  p.q = host_normals(11, (int64_t)LEN * H * D, true);
+  p.keys = host_normals(12, (int64_t)LEN * G * D, true);
+  p.v = host_normals(13, (int64_t)LEN * G * E, true);
+  p.dq = device_of(t, p.q, (size_t)LEN * (size_t)(H * D) * sizeof(float));
+  p.dkeys = device_of(t, p.keys, (size_t)LEN * (size_t)(G * D) * sizeof(float));
+  p.dv = device_of(t, p.v, (size_t)LEN * (size_t)(G * E) * sizeof(float));
+  return p;
+}
+
+static void free_pair(cuda_check *t, pair *p) {
+  sfa_cache_destroy(p->gpu), sfa_cache_destroy(p->cpu);
+  sfa_memory_free(t->gpu, p->dq), sfa_memory_free(t->gpu, p->dkeys), sfa_memory_free(t->gpu, p->dv);
+  free(p->q), free(p->keys), free(p->v);
+}
+
+/* Tokens first .. end - 1 of the inputs to a sequence, in every layer of both caches. */
+static void append(cuda_check *t, pair *p, int32_t sequence, int64_t first, int64_t end) {
+  sfa_rows dk = {.data = p->dkeys + first * p->G * p->D}, dv = {.data = p->dv + first * p->G * p->E};
+  sfa_rows k = {.data = p->keys + first * p->G * p->D}, v = {.data = p->v + first * p->G * p->E};
+  for (int32_t layer = 0; layer < LAYERS; layer++) {
+    cuda_ok(t, t->gpu, sfa_cache_append(p->gpu, sequence, layer, end - first, &dk, &dv), "sfa_cache_append");
+    cuda_ok(t, t->cpu, sfa_cache_append(p->cpu, sequence, layer, end - first, &k, &v), "sfa_cache_append on the CPU");
+  }
+}
+
+static void expect_same_pages(cuda_check *t, const pair *p, const char *what) {
+  for (int32_t sequence = 0; sequence < SLOTS; sequence++)
+    for (int32_t layer = 0; layer < LAYERS; layer++) {
+      int64_t len = sfa_cache_len(p->gpu, sequence, layer);
+      cuda_expect(t, len == sfa_cache_len(p->cpu, sequence, layer), "%s: sequence %d has %lld tokens, on the CPU %lld", what, sequence,
+                  (long long)len, (long long)sfa_cache_len(p->cpu, sequence, layer));
+      size_t bytes = sfa_cache_page_bytes(p->cpu, layer);
+      unsigned char *a = host_memory(bytes), *b = host_memory(bytes);
+      for (int64_t page = 0; page * 64 < len; page++) {
+        if (!cuda_ok(t, t->gpu, sfa_cache_page_save(p->gpu, sequence, layer, page, a), what) ||
+            !cuda_ok(t, t->cpu, sfa_cache_page_save(p->cpu, sequence, layer, page, b), what))
+          break;
+        size_t at = 0;
+        while (at < bytes && a[at] == b[at])
+          at++;
+        if (!cuda_expect(t, at == bytes, "%s: page %lld of layer %d of sequence %d differs from the CPU's at byte %zu: %d for %d", what,
+                         (long long)page, layer, sequence, at, a[at], b[at]))
+          break;
+      }
+      free(a), free(b);
+    }
+}
+
+/* ---- Attention over it
+ * -------------------------------------------------------------------------------------------------------------------- */
+
+typedef struct attended {
+  float *out, *lse, *dropped;
+} attended;
+
+static void free_attended(attended *a) { free(a->out), free(a->lse), free(a->dropped); }
+
+/* The last T tokens of the inputs as queries of each sequence. */
+static attended attend(cuda_check *t, const pair *p, int32_t layer, int32_t B, const int32_t *sequences, int32_t T, float eps,
+                       sfa_policy policy) {
+  size_t n = (size_t)B * (size_t)(T * p->H);
+  attended a = {host_memory(n * (size_t)p->E * 4), host_memory(n * 4), host_memory(n * 4)};
+  sfa_attention_options o = {.struct_size = sizeof o,
+                             .n_heads = p->H,
+                             .n_kv_heads = p->G,
+                             .head_dim = p->D,
+                             .head_dim_v = p->E,
+                             .n_sequences = B,
+                             .max_seqlen_q = T,
+                             .max_seqlen_k = LEN,
+                             .k_q = p->k[layer],
+                             .k_k = p->k[layer],
+                             .from_cache = 1,
+                             .k_dtype = p->k_dtype    ? p->k_dtype
+                                        : p->k[layer] ? SFA_I8
+                                                      : SFA_BF16,
+                             .v_dtype = p->v_dtype ? p->v_dtype : SFA_BF16,
+                             .causal = 1,
+                             .eps = eps,
+                             .policy = policy};
+  sfa_attention_plan *plan;
+  if (!cuda_ok(t, t->gpu, sfa_attention_plan_create(t->gpu, &o, &plan), "plan"))
+    return a;
+  float *q = device_of(t, NULL, n * (size_t)p->D * 4), *out = device_of(t, NULL, n * (size_t)p->E * 4), *lse = device_of(t, NULL, n * 4);
+  float *dropped = device_of(t, NULL, n * 4);
+  for (int32_t b = 0; b < B; b++) {
+    int64_t first = sfa_cache_len(p->gpu, sequences[b], layer) - T;
+    sfa_memory_copy(t->gpu, q + (int64_t)b * T * p->H * p->D, p->q + first * p->H * p->D, (size_t)(T * p->H * p->D) * 4);
+  }
+  void *workspace = device_of(t, NULL, sfa_attention_workspace_bytes(plan));
+  sfa_attention_args args = {.struct_size = sizeof args, .q.data = q, .out = out, .lse = lse, .dropped = dropped, .workspace = workspace};
+  if (cuda_ok(t, t->gpu, sfa_attention_run_cached(plan, &args, p->gpu, layer, sequences), "sfa_attention_run_cached")) {
+    fetch(t, a.out, out, n * (size_t)p->E * 4);
+    fetch(t, a.lse, lse, n * 4);
+    fetch(t, a.dropped, dropped, n * 4);
+  }
+  sfa_memory_free(t->gpu, q), sfa_memory_free(t->gpu, out), sfa_memory_free(t->gpu, lse), sfa_memory_free(t->gpu, dropped),
+      sfa_memory_free(t->gpu, workspace);
+  sfa_attention_plan_destroy(plan);
+  return a;
+}
+
+/* Against the oracle over the inputs that the sequence holds. eps: what may be left out; the bound of docs/MATH.md 7 on top. */
+static void expect_attended(cuda_check *t, const pair *p, const char *what, int32_t layer, int32_t B, const int32_t *sequences, int32_t T,
+                            float eps, const attended *a) {
+  for (int32_t b = 0; b < B; b++) {
+    int64_t len = sfa_cache_len(p->gpu, sequences[b], layer), rows = (int64_t)T * p->H;
+    cuda_call c = {.o = {.n_heads = p->H,
+                         .n_kv_heads = p->G,
+                         .head_dim = p->D,
+                         .head_dim_v = p->E,
+                         .n_sequences = 1,
+                         .max_seqlen_q = T,
+                         .max_seqlen_k = len,
+                         .k_q = p->k[layer],
+                         .k_k = p->k[layer],
+                         .k_dtype = p->k_dtype    ? p->k_dtype
+                                    : p->k[layer] ? SFA_I8
+                                                  : SFA_BF16,
+                         .v_dtype = p->v_dtype ? p->v_dtype : SFA_BF16,
+                         .causal = 1},
+                   .n_q = T,
+                   .n_k = len,
+                   .q = p->q + (len - T) * p->H * p->D,
+                   .k = p->keys,
+                   .v = p->v};
+    cuda_call_reference(&c, false);
+    const float *out = a->out + b * rows * p->E;
+    char name[128];
+    snprintf(name, sizeof name, "%s, sequence %d of %lld tokens", what, sequences[b], (long long)len);
+    if (eps == 0)
+      cuda_expect_close(t, name, rows * p->E, out, c.ref, c.naive);
+    double lse_error = 0, eps_error = 0, most_dropped = 0;
+    for (int64_t i = 0; i < rows; i++) {
+      double rho = a->dropped[b * rows + i], error = fabs(a->lse[b * rows + i] - c.ref_lse[i]);
+      lse_error = !(error <= lse_error) ? error : lse_error;
+      most_dropped = !(rho <= most_dropped) ? rho : most_dropped;
+      for (int32_t e = 0; e < p->E; e++) {
+        double beyond = fabs(out[i * p->E + e] - c.ref[i * p->E + e]) - 2 * rho * 5.5; /* no normal number here is larger */
+        eps_error = !(beyond <= eps_error) ? beyond : eps_error;
+      }
+    }
+    cuda_expect(t, lse_error <= 5e-3, "%s: error of lse %g", name, lse_error);
+    cuda_expect(t, most_dropped <= eps && eps_error <= 0.03, "%s: left out %g of %g, error beyond the bound %g", name, most_dropped,
+                (double)eps, eps_error);
+    free(c.ref), free(c.ref_lse), free(c.naive);
+  }
+}
+
+void cuda_check_cache(cuda_check *t) {
+  static const struct {
+    int32_t H, G, D, E, k;
+    sfa_dtype k_dtype, v_dtype;
+  } shapes[] = {{4, 2, 64, 64, 8, 0, 0},
+                {2, 2, 128, 128, 16, SFA_I8, SFA_I8},
+                {4, 1, 256, 128, 32, SFA_F16, SFA_I4},
+                {2, 1, 40, 96, 8, SFA_BF16, SFA_F16},
+                {2, 2, 96, 40, 12, SFA_F32, SFA_F32}};
+  for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+    pair p = new_pair(t, shapes[i].H, shapes[i].G, shapes[i].D, shapes[i].E, shapes[i].k, shapes[i].k_dtype, shapes[i].v_dtype);
+    append(t, &p, 0, 0, 130);
+    append(t, &p, 0, 130, 131);
+    append(t, &p, 0, 131, LEN);
+    append(t, &p, 2, 0, 64);
+    expect_same_pages(t, &p, "after appending");
+    for (int side = 0; side < 2; side++) {
+      sfa_cache *cache = side ? p.cpu : p.gpu;
+      sfa_context *ctx = side ? t->cpu : t->gpu;
+      cuda_ok(t, ctx, sfa_cache_fork(cache, 0, 1, 150), "sfa_cache_fork");
+      cuda_ok(t, ctx, sfa_cache_truncate(cache, 0, 200), "sfa_cache_truncate");
+    }
+    append(t, &p, 1, 150, 222);
+    append(t, &p, 0, 200, 260);
+    expect_same_pages(t, &p, "after a fork and a cut");
+    cuda_expect(t, sfa_cache_bytes(p.gpu) == sfa_cache_bytes(p.cpu), "%zu bytes, on the CPU %zu", sfa_cache_bytes(p.gpu),
+                sfa_cache_bytes(p.cpu));
+    /* Keys as numbers; pages given back to another sequence. */
+    int32_t width = shapes[i].k;
+    uint8_t *ids[2] = {host_memory(100 * (size_t)width), host_memory(100 * (size_t)width)};
+    float *values[2] = {host_memory(100 * (size_t)width * 4), host_memory(100 * (size_t)width * 4)};
+    cuda_ok(t, t->gpu, sfa_cache_read_keys(p.gpu, 1, 0, shapes[i].G - 1, 33, 100, ids[0], values[0]), "sfa_cache_read_keys");
+    cuda_ok(t, t->cpu, sfa_cache_read_keys(p.cpu, 1, 0, shapes[i].G - 1, 33, 100, ids[1], values[1]), "sfa_cache_read_keys");
+    cuda_expect(t, !memcmp(ids[0], ids[1], 100 * (size_t)width) && !memcmp(values[0], values[1], 100 * (size_t)width * 4),
+                "other keys than the CPU");
+    for (int j = 0; j < 2; j++)
+      free(ids[j]), free(values[j]);
+    for (int32_t layer = 0; layer < LAYERS; layer++) {
+      size_t bytes = sfa_cache_page_bytes(p.gpu, layer);
+      unsigned char *images = host_memory(4 * bytes);
+      const void *pages[4];
+      for (int j = 0; j < 4; j++) {
+        pages[j] = images + (size_t)j * bytes;
+        cuda_ok(t, t->gpu, sfa_cache_page_save(p.gpu, 1, layer, j, images + (size_t)j * bytes), "sfa_cache_page_save");
+      }
+      cuda_ok(t, t->gpu, sfa_cache_map(p.gpu, 3, layer, 222, pages), "sfa_cache_map");
+      for (int j = 0; j < 4; j++)
+        cuda_ok(t, t->cpu, sfa_cache_page_save(p.cpu, 1, layer, j, images + (size_t)j * bytes), "sfa_cache_page_save");
+      cuda_ok(t, t->cpu, sfa_cache_map(p.cpu, 3, layer, 222, pages), "sfa_cache_map");
+      expect_same_pages(t, &p, "after mapping");
+      cuda_ok(t, t->cpu, sfa_cache_truncate(p.cpu, 3, 0), "sfa_cache_truncate"); /* the images go */
+      cuda_ok(t, t->gpu, sfa_cache_truncate(p.gpu, 3, 0), "sfa_cache_truncate");
+      free(images);
+    }
+    free_pair(t, &p);
+  }
+}
+
+/* Pages of the caller's: the same tokens in a pool, in an order of their own; the same bits as the cache. */
+static void paged(cuda_check *t, const pair *p, int32_t T, sfa_policy policy) {
+  enum { B = 2, POOL = 9, MOST = 6 };
+  static const int32_t table[B][MOST] = {{3, 7, 1, 8, 0, -5}, {2, 6, 99, 99, 99, 99}}, lens[B] = {260, 64};
+  sfa_page_options page = {.struct_size = sizeof page,
+                           .n_kv_heads = p->G,
+                           .head_dim = p->D,
+                           .head_dim_v = p->E,
+                           .k = p->k[0],
+                           .k_dtype = p->k_dtype,
+                           .v_dtype = p->v_dtype};
+  size_t n = (size_t)B * (size_t)(T * p->H), page_bytes = sfa_page_bytes(&page);
+  unsigned char *pool = device_of(t, NULL, POOL * page_bytes);
+  for (int32_t b = 0; b < B; b++) {
+    int64_t slots[261];
+    for (int32_t i = 0; i < lens[b]; i++)
+      slots[i] = table[b][i / 64] * 64 + i % 64;
+    slots[lens[b]] = b ? -1 : POOL * 64; /* nowhere */
+    void *there = device_of(t, slots, (size_t)(lens[b] + 1) * sizeof *slots);
+    sfa_rows k = {.data = p->dkeys}, v = {.data = p->dv};
+    cuda_ok(t, t->gpu, sfa_pages_store(t->gpu, &page, pool, POOL, lens[b] + 1, there, &k, &v), "sfa_pages_store");
+    sfa_memory_free(t->gpu, there);
+  }
+  static const int32_t sequences[B] = {0, 2};
+  attended cached = attend(t, p, 0, B, sequences, T, 0, policy);
+  sfa_attention_options o = {.struct_size = sizeof o,
+                             .n_heads = p->H,
+                             .n_kv_heads = p->G,
+                             .head_dim = p->D,
+                             .head_dim_v = p->E,
+                             .n_sequences = B,
+                             .max_seqlen_q = T,
+                             .max_seqlen_k = LEN,
+                             .k_q = p->k[0],
+                             .k_k = p->k[0],
+                             .from_cache = 1,
+                             .k_dtype = p->k_dtype ? p->k_dtype : SFA_I8,
+                             .v_dtype = p->v_dtype ? p->v_dtype : SFA_BF16,
+                             .causal = 1,
+                             .policy = policy};
+  sfa_attention_plan *plan;
+  if (cuda_ok(t, t->gpu, sfa_attention_plan_create(t->gpu, &o, &plan), "plan")) {
+    float *q = device_of(t, NULL, n * (size_t)p->D * 4), *out = device_of(t, NULL, n * (size_t)p->E * 4),
+          *back = host_memory(n * (size_t)p->E * 4);
+    for (int32_t b = 0; b < B; b++)
+      sfa_memory_copy(t->gpu, q + (int64_t)b * T * p->H * p->D, p->q + (int64_t)(lens[b] - T) * p->H * p->D, (size_t)(T * p->H * p->D) * 4);
+    void *workspace = device_of(t, NULL, sfa_attention_workspace_bytes(plan)), *block_table = device_of(t, table, sizeof table),
+         *seqlens = device_of(t, lens, sizeof lens);
+    sfa_attention_args args = {.struct_size = sizeof args, .q.data = q, .out = out, .workspace = workspace};
+    sfa_paged_kv kv = {.struct_size = sizeof kv,
+                       .page = page,
+                       .pool = pool,
+                       .n_pages = POOL,
+                       .block_table = block_table,
+                       .max_pages = MOST,
+                       .cache_seqlens = seqlens};
+    if (cuda_ok(t, t->gpu, sfa_attention_run_paged(plan, &args, &kv), "sfa_attention_run_paged")) {
+      fetch(t, back, out, n * (size_t)p->E * 4);
+      cuda_expect(t, !memcmp(back, cached.out, n * (size_t)p->E * 4), "%d queries: other bits from pages of the caller than from the cache",
+                  T);
+    }
+    sfa_memory_free(t->gpu, q), sfa_memory_free(t->gpu, out), sfa_memory_free(t->gpu, workspace), sfa_memory_free(t->gpu, block_table),
+        sfa_memory_free(t->gpu, seqlens);
+    free(back);
+    sfa_attention_plan_destroy(plan);
+  }
+  free_attended(&cached);
+  sfa_memory_free(t->gpu, pool);
+}
+
+void cuda_check_decode(cuda_check *t) {
+  static const struct {
+    int32_t H, G, D, E, k;
+    sfa_dtype k_dtype, v_dtype;
+  } shapes[] = {{2, 2, 128, 128, 16, 0, 0},
+                {8, 2, 128, 128, 16, SFA_I8, SFA_I8},
+                {16, 1, 64, 64, 8, SFA_I8, SFA_BF16},
+                {4, 2, 256, 256, 16, SFA_I8, SFA_BF16},
+                {4, 2, 128, 128, 8, SFA_BF16, SFA_BF16},
+                {4, 2, 40, 96, 8, SFA_I8, SFA_I8},
+                {2, 1, 96, 64, 12, SFA_F32, SFA_I4}};
+  static const int32_t sequences[] = {0, 2, 1}, following[] = {1, 2};
+  for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+    pair p = new_pair(t, shapes[i].H, shapes[i].G, shapes[i].D, shapes[i].E, shapes[i].k, shapes[i].k_dtype, shapes[i].v_dtype);
+    append(t, &p, 0, 0, 260);
+    append(t, &p, 1, 0, LEN);
+    append(t, &p, 2, 0, 64);
+    for (int32_t layer = 0; layer < LAYERS; layer++) {
+      static const int32_t queries[] = {1, 3, 60};
+      for (int j = 0; j < 3; j++) {
+        char what[96];
+        snprintf(what, sizeof what, "shape %zu, layer %d, %d queries", i, layer, queries[j]);
+        attended a = attend(t, &p, layer, 3, sequences, queries[j], 0, SFA_POLICY_AUTO);
+        expect_attended(t, &p, what, layer, 3, sequences, queries[j], 0, &a);
+        attended again = attend(t, &p, layer, 3, sequences, queries[j], 0, SFA_POLICY_AUTO);
+        size_t bytes = (size_t)(3 * queries[j] * p.H * p.E) * 4;
+        cuda_expect(t, !memcmp(a.out, again.out, bytes), "%s: other bits the second time", what);
+        free_attended(&a), free_attended(&again);
+      }
+      attended b = attend(t, &p, layer, 2, following, 1, 0, SFA_POLICY_AUTO);
+      expect_attended(t, &p, "neighbours", layer, 2, following, 1, 0, &b);
+      free_attended(&b);
+      attended eps = attend(t, &p, layer, 3, sequences, 1, 0.05f, SFA_POLICY_AUTO);
+      expect_attended(t, &p, "eps 0.05", layer, 3, sequences, 1, 0.05f, &eps);
+      free_attended(&eps);
+    }
+    paged(t, &p, 1, SFA_POLICY_AUTO);
+    paged(t, &p, 60, SFA_POLICY_BF16);
+    free_pair(t, &p);
+  }
+}
+
+/* ---- Graphs
+ * ------------------------------------------------------------------------------------------------------------------------------- */
+
+/* A step of decoding, captured once and run again and again, gives what calls give: it finds length and pages in device memory. */
+void cuda_check_graph(cuda_check *t) {
+  enum { FIRST = 120, STEPS = 20, H = 4, G = 2, D = 128 };
+  pair p = new_pair(t, H, G, D, D, 16, 0, 0);
+  append(t, &p, 0, 0, FIRST);
+  append(t, &p, 1, 0, FIRST);
+  sfa_attention_options o = {.struct_size = sizeof o,
+                             .n_heads = H,
+                             .n_kv_heads = G,
+                             .head_dim = D,
+                             .max_seqlen_q = 1,
+                             .max_seqlen_k = 256,
+                             .k_q = 16,
+                             .k_k = 16,
+                             .from_cache = 1,
+                             .k_dtype = SFA_I8,
+                             .v_dtype = SFA_BF16,
+                             .causal = 1};
+  sfa_attention_plan *plan = NULL;
+  if (!cuda_ok(t, t->gpu, sfa_attention_plan_create(t->gpu, &o, &plan), "plan")) {
+    free_pair(t, &p);
+    return;
+  }
+  float *q = device_of(t, NULL, H * D * 4), *k = device_of(t, NULL, G * D * 4), *v = device_of(t, NULL, G * D * 4),
+        *out = device_of(t, NULL, H * D * 4);
+  float there[H * D], expected[H * D];
+  void *workspace = device_of(t, NULL, sfa_attention_workspace_bytes(plan));
+  sfa_attention_args args = {.struct_size = sizeof args, .q.data = q, .out = out, .workspace = workspace};
+  sfa_rows key = {.data = k}, value = {.data = v};
+  cudaGraph_t graph;
+  cudaGraphExec_t step = NULL;
+  cudaStream_t stream;
+  int32_t slots[] = {0, 1};
+  cuda_ok(t, t->gpu, sfa_cache_reserve(p.gpu, 0, 256), "sfa_cache_reserve");
+  int64_t moves = sfa_cache_moves(p.gpu);
+  cuda_expect(t, cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) == cudaSuccess, "no stream");
+  cuda_ok(t, t->gpu, sfa_stream_wait(t->gpu), "sfa_stream_wait");
+  cuda_ok(t, t->gpu, sfa_stream_set(t->gpu, stream), "sfa_stream_set");
+  for (int32_t i = 0; i < STEPS; i++) {
+    int64_t token = FIRST + i;
+    const float *input_q = p.dq + token * H * D, *input_k = p.dkeys + token * G * D, *input_v = p.dv + token * G * D;
+    sfa_memory_copy(t->gpu, q, input_q, H * D * 4), sfa_memory_copy(t->gpu, k, input_k, G * D * 4),
+        sfa_memory_copy(t->gpu, v, input_v, G * D * 4);
+    if (i == 0) {
+      cuda_expect(t, cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal) == cudaSuccess, "no capture");
+      bool good = cuda_ok(t, t->gpu, sfa_cache_append(p.gpu, 0, 0, 1, &key, &value), "captured append") &&
+                  cuda_ok(t, t->gpu, sfa_cache_append(p.gpu, 0, 1, 1, &key, &value), "captured append") &&
+                  cuda_ok(t, t->gpu, sfa_attention_run_cached(plan, &args, p.gpu, 0, &slots[0]), "captured attention");
+      cudaError_t error = cudaStreamEndCapture(stream, &graph);
+      cuda_expect(t, good && error == cudaSuccess, "the capture is broken: %s", cudaGetErrorString(error));
+      if (!good || error != cudaSuccess || !cuda_expect(t, cudaGraphInstantiate(&step, graph, 0) == cudaSuccess, "no graph"))
+        break;
+    } else
+      cuda_ok(t, t->gpu, sfa_cache_advance(p.gpu, 0, 1), "sfa_cache_advance");
+    cuda_expect(t, cudaGraphLaunch(step, stream) == cudaSuccess, "the graph does not run");
+    fetch(t, there, out, sizeof there);
+    cuda_ok(t, t->gpu, sfa_cache_append(p.gpu, 1, 0, 1, &key, &value), "append");
+    cuda_ok(t, t->gpu, sfa_cache_append(p.gpu, 1, 1, 1, &key, &value), "append");
+    cuda_ok(t, t->gpu, sfa_attention_run_cached(plan, &args, p.gpu, 0, &slots[1]), "attention");
+    fetch(t, expected, out, sizeof expected);
+    if (!cuda_expect(t, !memcmp(there, expected, sizeof there), "step %d of the graph gives other bits than the calls", i))
+      break;
+  }
+  cuda_expect(t, sfa_cache_len(p.gpu, 0, 0) == FIRST + STEPS && sfa_cache_moves(p.gpu) == moves, "the cache holds %lld tokens",
+              (long long)sfa_cache_len(p.gpu, 0, 0));
+  for (int64_t page = 0; page < 3; page++) {
+    size_t bytes = sfa_cache_page_bytes(p.gpu, 0);
+    unsigned char *a = host_memory(bytes), *b = host_memory(bytes);
+    cuda_ok(t, t->gpu, sfa_cache_page_save(p.gpu, 0, 0, page, a), "sfa_cache_page_save");
+    cuda_ok(t, t->gpu, sfa_cache_page_save(p.gpu, 1, 0, page, b), "sfa_cache_page_save");
+    cuda_expect(t, !memcmp(a, b, bytes), "page %lld of the graph's tokens differs", (long long)page);
+    free(a), free(b);
+  }
+  sfa_stream_wait(t->gpu);
+  sfa_stream_set(t->gpu, NULL);
+  if (step)
+    cudaGraphExecDestroy(step), cudaGraphDestroy(graph);
+  cudaStreamDestroy(stream);
+  sfa_memory_free(t->gpu, q), sfa_memory_free(t->gpu, k), sfa_memory_free(t->gpu, v), sfa_memory_free(t->gpu, out),
+      sfa_memory_free(t->gpu, workspace);
+  sfa_attention_plan_destroy(plan);
+  free_pair(t, &p);
+}
+
+/* ---- Streams
+ * ------------------------------------------------------------------------------------------------------------------------------ */
+
+/* Two contexts work at the same time, each on its stream; each gets the bits that it gets alone. */
+void cuda_check_streams(cuda_check *t) {
+  enum { H = 4, D = 128, T = 700, ROUNDS = 10, SIDES = 2 };
+  sfa_context_options co = {.struct_size = sizeof co, .device = SFA_DEVICE_CUDA};
+  sfa_context *ctx[SIDES] = {t->gpu, NULL};
+  if (!cuda_expect(t, sfa_context_create(&co, &ctx[1]) == SFA_OK, "no second context"))
+    return;
+  sfa_attention_options o = {
+      .struct_size = sizeof o, .n_heads = H, .head_dim = D, .max_seqlen_q = T, .max_seqlen_k = T, .k_q = 16, .k_k = 16, .causal = 1};
+  size_t bytes = (size_t)T * H * D * sizeof(float);
+  sfa_attention_plan *plan[SIDES];
+  void *q[SIDES], *workspace[SIDES], *out[SIDES];
+  float *alone[SIDES], *together = host_memory(bytes);
+  bool good = true;
+  for (int i = 0; i < SIDES; i++) {
+    float *x = host_normals(40 + (uint64_t)i, (int64_t)T * H * D, true);
+    good = cuda_ok(t, ctx[i], sfa_attention_plan_create(ctx[i], &o, &plan[i]), "plan") && good;
+    q[i] = device_of(t, x, bytes), out[i] = device_of(t, NULL, bytes), alone[i] = host_memory(bytes);
+    workspace[i] = device_of(t, NULL, sfa_attention_workspace_bytes(plan[i]));
+    cuda_ok(t, t->gpu, sfa_stream_wait(t->gpu), "sfa_stream_wait");
+    free(x);
+  }
+  sfa_attention_args args = {.struct_size = sizeof args};
+  for (int round = 0; good && round < ROUNDS; round++) {
+    for (int i = 0; i < SIDES; i++) {
+      args.q.data = args.k.data = args.v.data = q[i];
+      args.out = out[i];
+      args.workspace = workspace[i];
+      good = cuda_ok(t, ctx[i], sfa_attention_run(plan[i], &args), "run") && good;
+      if (round == 0) { /* alone */
+        cuda_ok(t, ctx[i], sfa_stream_wait(ctx[i]), "sfa_stream_wait");
+        sfa_memory_copy(ctx[i], alone[i], out[i], bytes);
+      }
+    }
+    for (int i = 0; good && i < SIDES; i++) {
+      sfa_memory_copy(ctx[i], together, out[i], bytes);
+      cuda_ok(t, ctx[i], sfa_stream_wait(ctx[i]), "sfa_stream_wait");
+      cuda_expect(t, !memcmp(alone[i], together, bytes), "round %d, context %d: other bits with another stream beside", round, i);
+    }
+  }
+  for (int i = 0; i < SIDES; i++) {
+    sfa_memory_free(t->gpu, q[i]), sfa_memory_free(t->gpu, out[i]), sfa_memory_free(t->gpu, workspace[i]);
+    sfa_attention_plan_destroy(plan[i]);
+    free(alone[i]);
+  }
+  free(together);
+  sfa_context_destroy(ctx[1]);
+}
