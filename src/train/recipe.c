@@ -25,6 +25,7 @@ static const member members[] = {
     {"sequences", WHOLE, AT(sequences), 8, 1, 1 << 20, 0, false},
     {"accumulate", WHOLE, AT(accumulate), 1, 1, 1 << 20, 0, false},
     {"sequence_len", WHOLE, AT(sequence_len), 256, 1, 1 << 24, 0, false},
+    {"document_mask", SWITCH, AT(document_mask), 0, 0, 1, 0, false},
     {"seed", WHOLE, AT(seed), 1, 0, 0x1p53, 0, false},
     {"learning_rate", REAL, AT(learning_rate), 1e-3, 0, BIG, 0, false},
     {"final_learning_rate", REAL, AT(final_learning_rate), 0, 0, BIG, 0, false},

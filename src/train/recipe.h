@@ -20,6 +20,7 @@ typedef struct sfa_recipe {
   cJSON *json; /* all members, those that were not given with their defaults: what a checkpoint keeps */
 
   int64_t steps, sequences, accumulate, sequence_len, seed;
+  bool document_mask; /* tokens see those of their own document alone */
   double learning_rate, final_learning_rate;
   int64_t warmup_steps, decay;
   double decay_part; /* of wsd */

@@ -146,6 +146,7 @@ static sfa_status create_learner(sfa_train *t, const char *folder) {
   t->shape = sfa_learner_shape_of(t->learner);
   sfa_shards_info data;
   sfa_shards_describe(t->data.shards, &data);
+  t->end_token = data.end_token;
   SFA_REQUIRE(t->ctx, data.vocab_size <= t->shape.vocab_size,
               "the shards have ids up to %d, the model has %d tokens: they are of another tokenizer", data.vocab_size - 1,
               t->shape.vocab_size);
@@ -205,13 +206,11 @@ static sfa_status create_buffers(sfa_train *t) {
   const size_t n_features = n_heads * (size_t)t->shape.head_dim;
   SFA_TRY(sfa_alloc_zero(t->ctx, n, sizeof *t->tokens, "tokens of a batch", (void **)&t->tokens));
   SFA_TRY(sfa_alloc_zero(t->ctx, n, sizeof *t->targets, "tokens of a batch", (void **)&t->targets));
-  SFA_TRY(sfa_alloc_zero(t->ctx, (size_t)r->sequences + 1, sizeof *t->cu_seqlens, "lengths of a batch", (void **)&t->cu_seqlens));
+  SFA_TRY(sfa_alloc_zero(t->ctx, n + 1, sizeof *t->cu_seqlens, "lengths of a batch", (void **)&t->cu_seqlens));
   SFA_TRY(sfa_alloc_zero(t->ctx, n_heads, sizeof *t->k_keys, "kept features", (void **)&t->k_keys));
   SFA_TRY(sfa_alloc_zero(t->ctx, n_heads, sizeof *t->k_queries, "kept features", (void **)&t->k_queries));
   SFA_TRY(sfa_alloc_zero(t->ctx, n_features, sizeof *t->key_uses, "counts of features", (void **)&t->key_uses));
   SFA_TRY(sfa_alloc_zero(t->ctx, n_features, sizeof *t->query_uses, "counts of features", (void **)&t->query_uses));
-  for (int64_t i = 0; i <= r->sequences; i++)
-    t->cu_seqlens[i] = (int32_t)(i * r->sequence_len);
   return SFA_OK;
 }
 

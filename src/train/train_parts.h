@@ -29,7 +29,8 @@ struct sfa_train {
   int64_t first_step, saved_step; /* of this run; of the newest checkpoint, -1: none */
   double step_seconds;            /* running mean; 0: none yet */
   int32_t *tokens, *targets;      /* [sequences * sequence_len] */
-  int32_t *cu_seqlens;            /* [sequences + 1] */
+  int32_t *cu_seqlens;            /* [sequences * sequence_len + 1] of a batch: its windows, or with document_mask their documents */
+  int32_t end_token;              /* of a document */
   int32_t *k_keys, *k_queries;    /* [n_layers][n_kv_heads] of the current step */
   int64_t *key_uses, *query_uses; /* [n_layers][n_kv_heads][head_dim] */
 };

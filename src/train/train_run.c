@@ -61,6 +61,17 @@ static sfa_status fail_not_finite(const sfa_train *t, double loss, double norm) 
                   t->state.step, loss, norm, kept, t->recipe.learning_rate, t->recipe.warmup_steps, t->recipe.clip_norm);
 }
 
+/* Cuts a batch of so many windows into sequences, each of which begins at position 0 and sees itself alone; returns how many they are. */
+static int32_t cut_sequences(sfa_train *t, int64_t n_windows) {
+  const int64_t len = t->recipe.sequence_len;
+  int32_t n = 0;
+  for (int64_t i = 0; i < n_windows * len; i++)
+    if (i % len == 0 || (t->recipe.document_mask && t->tokens[i - 1] == t->end_token))
+      t->cu_seqlens[n++] = (int32_t)i;
+  t->cu_seqlens[n] = (int32_t)(n_windows * len);
+  return n;
+}
+
 /* Reads the windows of a batch. */
 static sfa_status fill_batch(sfa_train *t, int64_t first) {
   const int64_t len = t->recipe.sequence_len;
@@ -80,7 +91,6 @@ static sfa_status run_step(sfa_train *t, double *loss, double *norm) {
   SFA_TRY(sfa_learner_clear(t->learner));
   for (int64_t i = 0; i < r->accumulate; i++) {
     sfa_learn_batch batch = {.n_tokens = (int32_t)n,
-                             .n_sequences = (int32_t)r->sequences,
                              .tokens = t->tokens,
                              .targets = t->targets,
                              .cu_seqlens = t->cu_seqlens,
@@ -92,6 +102,7 @@ static sfa_status run_step(sfa_train *t, double *loss, double *norm) {
                              .temperature = (float)r->temperature};
     sfa_learn_result result;
     SFA_TRY(fill_batch(t, (t->state.step * r->accumulate + i) * r->sequences));
+    batch.n_sequences = cut_sequences(t, r->sequences);
     if (t->teacher.learner)
       SFA_TRY(sfa_teacher_answer(&t->teacher, &batch));
     SFA_TRY(sfa_learner_run(t->learner, &batch, &result));
@@ -159,7 +170,7 @@ static sfa_status run_validation(sfa_train *t, double *loss, cJSON **support) {
     for (int64_t i = 0; i < m; i++)
       SFA_TRY(sfa_batches_read(&t->validation, (first + i) * t->validation.n_windows / n, t->tokens + i * len, t->targets + i * len));
     const sfa_learn_batch batch = {.n_tokens = (int32_t)(m * len),
-                                   .n_sequences = (int32_t)m,
+                                   .n_sequences = cut_sequences(t, m),
                                    .tokens = t->tokens,
                                    .targets = t->targets,
                                    .cu_seqlens = t->cu_seqlens,

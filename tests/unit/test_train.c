@@ -391,13 +391,32 @@ static void test_wrong_options(void **state) {
   expect_text(&nowhere, "nowhere");
 }
 
+/* Four documents in one window are, with document_mask, the four windows of a document each; without it they are not. */
+static void test_document_mask(void **state) {
+  (void)state;
+  sfa_context *ctx = new_context(1, SFA_ISA_DEFAULT);
+  train_make_documents(ctx, in_temp("documents"), 5, 5, 5);
+  sfa_context_destroy(ctx);
+#define BATCH(sequences, len) "{\"steps\": 1, \"validate_every\": 0, \"sequences\": " #sequences ", \"sequence_len\": " #len
+  run apart = {.data = "documents", .over = BATCH(4, 6) "}"},
+      masked = {.data = "documents", .over = BATCH(1, 24) ", \"document_mask\": true}"},
+      joined = {.data = "documents", .over = BATCH(1, 24) "}"};
+#undef BATCH
+  assert_int_equal(train("apart", &apart), SFA_OK);
+  assert_int_equal(train("masked", &masked), SFA_OK);
+  assert_int_equal(train("joined", &joined), SFA_OK);
+  assert_true(fabs(masked.first_loss - apart.first_loss) < 1e-6);
+  assert_true(fabs(joined.first_loss - apart.first_loss) > 1e-5);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_learns),        cmocka_unit_test(test_resume),
       cmocka_unit_test(test_changed),       cmocka_unit_test(test_damaged_checkpoint),
       cmocka_unit_test(test_damaged_shard), cmocka_unit_test(test_diverges),
       cmocka_unit_test(test_full_disk),     cmocka_unit_test(test_memory),
-      cmocka_unit_test(test_gguf),          cmocka_unit_test(test_wrong_options),
+      cmocka_unit_test(test_document_mask), cmocka_unit_test(test_gguf),
+      cmocka_unit_test(test_wrong_options),
   };
   return cmocka_run_group_tests(tests, setup, temp_end);
 }
