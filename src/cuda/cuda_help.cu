@@ -164,9 +164,10 @@ static __global__ void spread_codes(sfa_codes codes, float *rows, int64_t row_st
       const int32_t f = D <= 256 ? ((const uint8_t *)codes.ids)[at] : ((const uint16_t *)codes.ids)[at];
       if (f >= D)
         continue;
-      if (rows)
-        rows[row * row_stride + f] =
-            element_at(codes.values, codes.dtype, at) * (codes.dtype == SFA_I8 ? f32_from_f16(codes.scales[row]) : 1.0f);
+      if (rows) { /* a product would change the bits of a NaN */
+        const float value = element_at(codes.values, codes.dtype, at);
+        rows[row * row_stride + f] = codes.dtype == SFA_I8 ? value * f32_from_f16(codes.scales[row]) : value;
+      }
       if (support)
         atomicOr(&support[row * n_words + f / 32], 1u << f % 32);
     }
