@@ -16,13 +16,13 @@
 #include <string.h>
 
 enum {
-  PROBED = 16, /* one tile in so many, at most */
+  PROBED = 64, /* one tile in so many, at most */
   SPAN_TILES = SFA_KEY_SPAN / SFA_KEY_TILE,
   TILE_KEPT = SFA_KEY_TILE - 8 /* more kept rows than this are read as a stream, and then all count as kept */
 };
-/* Of the keys that a probe may keep for the passes to pay. On Cascade Lake, int8 values of 128, two passes that keep 71 % cost a fifth more
- * than one; scattered rows are dear. A choice below the shares that lost, no measured break-even. */
-static const double largest_share = 0.3;
+/* Two passes pay where they spare so many bytes of an element of V, those of rows that are read, scattered, counted by half more. Measured
+ * on Cascade Lake, 128 elements a row: of int8 values, 7 % kept break even; of bf16, a third; int4 never pays. */
+static const double least_spared = 0.97, scattered = 1.5;
 static const double margin = 1 - 0x1p-10; /* of eps, for the rounding of l: at worst 4096 additions of 2^-24 */
 
 /* ---- What a span leaves behind ------------------------------------------------------------------------------------------------- */
@@ -185,7 +185,8 @@ static void weigh_tiles(const sfa_attn_keys_call *keys, const sfa_attn_keys_item
   for (int32_t t = 0; t < n; t++) {
     int64_t at = (int64_t)slots[t] * rows;
     bool rescaled;
-    sfa_attn_keys_weigh(block, tiles[t], part, span->weights + at * SFA_KEY_TILE, span->alpha + at, &rescaled);
+    sfa_attn_wanted wanted = t + 1 < n ? sfa_attn_keys_wanted(block, tiles[t + 1]) : (sfa_attn_wanted){0};
+    sfa_attn_keys_weigh(block, tiles[t], wanted, part, span->weights + at * SFA_KEY_TILE, span->alpha + at, &rescaled);
     span->changed[slots[t]] = rescaled;
     memcpy(span->factor + at, part->m, (size_t)n_rows * sizeof *part->m);
   }
@@ -246,7 +247,9 @@ static void probe_item(void *arg, int64_t number, int32_t thread) {
   weigh_tiles(keys, &item, &part, &span, n, tiles, slots);
   item.spans = &first;
   choose(keys, &item);
-  block_of(keys, number)->weighed = block_of(keys, number)->drops && kept_share(keys, &item, &span, n) <= largest_share;
+  double bytes = (double)sfa_stored_bytes(plan->v_format.dtype, 2) / 2;
+  block_of(keys, number)->weighed =
+      block_of(keys, number)->drops && (1 - scattered * kept_share(keys, &item, &span, n)) * bytes >= least_spared;
   sfa_attn_clock_stop(&item.block, start);
 }
 
@@ -289,12 +292,13 @@ static void value_span(const sfa_attn_keys_call *keys, sfa_attn_keys_item *item)
   for (int64_t tile = sfa_attn_block_next_tile(block, first); tile < end; tile = sfa_attn_block_next_tile(block, tile + 1)) {
     int64_t at = (tile - first) * rows;
     float *P = span.weights + at * SFA_KEY_TILE;
-    int32_t n_keys = (int32_t)sfa_min64(SFA_KEY_TILE, block->view->n_keys - tile * SFA_KEY_TILE);
     float sums[SFA_KEYS_ROWS];
-    if (drop->drops && kernels->drop_keys(block->n_rows, span.factor + at, limit, TILE_KEPT, P, sums) <= TILE_KEPT)
+    int32_t n_kept = drop->drops ? kernels->drop_keys(block->n_rows, span.factor + at, limit, TILE_KEPT, P, sums) : SFA_KEY_TILE;
+    if (n_kept <= TILE_KEPT)
       for (int32_t i = 0; i < block->n_rows; i++)
         span.totals->dropped[i] += (double)sums[i] * (double)span.factor[at + i];
-    sfa_attn_keys_values(block, tile, n_keys, P, span.alpha + at, span.changed[tile - first], &part);
+    if (n_kept || span.changed[tile - first])
+      sfa_attn_keys_values(block, tile, sfa_attn_values_wanted(block, tile + 1), P, span.alpha + at, span.changed[tile - first], &part);
   }
 }
 

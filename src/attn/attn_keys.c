@@ -155,8 +155,6 @@ void sfa_attn_keys_index(sfa_attn_block *block, int64_t span) {
   block->indexed = s->index_scores;
 }
 
-/* ---- One tile ----------------------------------------------------------------------------------------------------------------- */
-
 sfa_stored_rows sfa_attn_keys_stored(const sfa_kv_view *view, const sfa_kv_side *side, int32_t kv_head, int64_t tile, int32_t n_keys) {
   const sfa_row_format *format = &side->format;
   return (sfa_stored_rows){
@@ -171,66 +169,72 @@ sfa_stored_rows sfa_attn_keys_stored(const sfa_kv_view *view, const sfa_kv_side 
       .scales_stride = side->scales.row_stride};
 }
 
+/* ---- What to ask for ------------------------------------------------------------------------------------------------------------ */
+
 /* Memory is asked for some kilobytes of work before it is used, as much at a time as is used: in bursts, or too late, processor and memory
- * wait for each other. In a cache a tile's values follow its codes, and the order of both is that of the work, so that scores ask for what
- * lies `ahead` behind the codes, and values for what lies so far behind them (value_keys), at last for the begin of the next tile. Where
- * keys and values are apart, scores ask for the next keys, and the last values for the next values. */
-typedef struct work_order {
-  int64_t ahead, code_bytes; /* code_bytes 0: keys and values are apart */
-} work_order;
+ * wait for each other. */
 
-static work_order order_of(const sfa_attn_block *block, int64_t tile) {
+/* Bytes of a tile's codes with all that lies between them and its values, which follow them in a cache; 0: they are elsewhere, or long. */
+static int64_t code_bytes(const sfa_attn_block *block) {
   const sfa_kv_view *view = block->view;
-  int64_t value_bytes = (int64_t)sfa_stored_bytes(view->v.format.dtype, SFA_KEY_TILE * view->v.values.row_stride);
-  work_order order = {.ahead = sfa_min64(SFA_AHEAD_BYTES, value_bytes)};
-  if (view->k.format.k && !block->indexed) {
-    int64_t bytes = sfa_kv_at(view, &view->v.values, block->kv_head, tile) - sfa_kv_at(view, &view->k.ids, block->kv_head, tile);
-    order.code_bytes = bytes > 0 && bytes <= order.ahead ? bytes : 0;
-  }
-  return order;
+  if (!view->k.format.k)
+    return 0;
+  int64_t bytes = sfa_kv_at(view, &view->v.values, block->kv_head, 0) - sfa_kv_at(view, &view->k.ids, block->kv_head, 0);
+  return bytes > 0 && bytes <= SFA_AHEAD_BYTES ? bytes : 0;
 }
 
-static void ask_beside_scores(const sfa_attn_block *block, int64_t tile, sfa_stored_rows *keys) {
-  work_order order = order_of(block, tile);
-  int64_t n_next = block->view->n_keys - (tile + 1) * SFA_KEY_TILE;
-  if (order.code_bytes) {
-    keys->next = (const unsigned char *)keys->ids + order.ahead;
-    keys->next_bytes = order.code_bytes;
-  } else if (n_next > 0) {
-    sfa_stored_rows next =
-        sfa_attn_keys_stored(block->view, &block->view->k, block->kv_head, tile + 1, (int32_t)sfa_min64(SFA_KEY_TILE, n_next));
-    if (next.ids) {
-      sfa_stored_rows_prefetch(&next, (int32_t)sfa_id_bytes(block->view->k.format.dim));
-    } else {
-      keys->next = next.values;
-      keys->next_bytes = (int64_t)sfa_stored_bytes(next.dtype, next.n * next.values_stride);
-    }
-  }
-}
-
-static void ask_beside_values(const sfa_attn_block *block, int64_t tile, sfa_stored_rows *values) {
+sfa_attn_wanted sfa_attn_keys_wanted(const sfa_attn_block *block, int64_t tile) {
   const sfa_kv_view *view = block->view;
-  if ((tile + 1) * SFA_KEY_TILE >= view->n_keys)
-    return;
-  work_order order = order_of(block, tile + 1);
-  values->next = sfa_kv_at(view, order.code_bytes ? &view->k.ids : &view->v.values, block->kv_head, tile + 1);
-  values->next_bytes = order.ahead;
+  int64_t n_keys = view->n_keys - tile * SFA_KEY_TILE, bytes = code_bytes(block);
+  if (n_keys <= 0 || block->indexed)
+    return (sfa_attn_wanted){0};
+  if (bytes)
+    return (sfa_attn_wanted){sfa_kv_at(view, &view->k.ids, block->kv_head, tile), bytes};
+  sfa_stored_rows keys = sfa_attn_keys_stored(view, &view->k, block->kv_head, tile, (int32_t)sfa_min64(SFA_KEY_TILE, n_keys));
+  if (!keys.ids)
+    return (sfa_attn_wanted){keys.values, (int64_t)sfa_stored_bytes(keys.dtype, keys.n * keys.values_stride)};
+  sfa_stored_rows_prefetch(&keys, (int32_t)sfa_id_bytes(view->k.format.dim));
+  return (sfa_attn_wanted){0};
 }
 
-int32_t sfa_attn_keys_weigh(const sfa_attn_block *block, int64_t tile, const sfa_attn_state *state, float *P, float *alpha,
-                            bool *rescaled) {
+/* Fewer than SFA_AHEAD_BYTES where a tile has fewer. */
+static int64_t bytes_ahead(const sfa_kv_view *view) {
+  return sfa_min64(SFA_AHEAD_BYTES, (int64_t)sfa_stored_bytes(view->v.format.dtype, SFA_KEY_TILE * view->v.values.row_stride));
+}
+
+sfa_attn_wanted sfa_attn_values_wanted(const sfa_attn_block *block, int64_t tile) {
+  const sfa_kv_view *view = block->view;
+  if (tile * SFA_KEY_TILE >= view->n_keys)
+    return (sfa_attn_wanted){0};
+  return (sfa_attn_wanted){sfa_kv_at(view, &view->v.values, block->kv_head, tile), bytes_ahead(view)};
+}
+
+/* ---- One tile ----------------------------------------------------------------------------------------------------------------- */
+
+static int32_t keys_of_tile(const sfa_attn_block *block, int64_t tile) {
+  return (int32_t)sfa_min64(SFA_KEY_TILE, block->view->n_keys - tile * SFA_KEY_TILE);
+}
+
+void sfa_attn_keys_weigh(const sfa_attn_block *block, int64_t tile, sfa_attn_wanted wanted, const sfa_attn_state *state, float *P,
+                         float *alpha, bool *rescaled) {
   const sfa_attention_plan *plan = block->call->plan;
   const sfa_kernels *kernels = plan->kernels;
   const sfa_attn_scratch *s = &block->scratch;
   int64_t first_key = tile * SFA_KEY_TILE;
-  int32_t n_keys = (int32_t)sfa_min64(SFA_KEY_TILE, block->view->n_keys - first_key), n_rows = block->n_rows;
+  int32_t n_keys = keys_of_tile(block, tile), n_rows = block->n_rows;
   if (block->indexed) {
     const float *scores = block->indexed + tile % (SFA_KEY_SPAN / SFA_KEY_TILE) * SFA_KEY_TILE;
     for (int32_t i = 0; i < n_rows; i++)
       memcpy(P + i * SFA_KEY_TILE, scores + (int64_t)i * SFA_KEY_SPAN, SFA_KEY_TILE * sizeof *P);
   } else {
     sfa_stored_rows keys = sfa_attn_keys_stored(block->view, &block->view->k, block->kv_head, tile, n_keys);
-    ask_beside_scores(block, tile, &keys);
+    keys.next = wanted.from;
+    keys.next_bytes = wanted.bytes;
+    const char *scales = (const char *)sfa_kv_at(block->view, &block->view->v.scales, block->kv_head, tile);
+    if (sfa_has_scales(block->view->v.format.dtype) && block->view->v.scales.row_stride == 1) { /* the first that values want */
+      __builtin_prefetch(scales);
+      __builtin_prefetch(scales + 64);
+    }
     kernels->score_keys(&keys, n_rows, plan->options.head_dim, s->q_table, plan->query_scale, P);
   }
   const float *slope = block->call->args->alibi_slopes ? s->slope : NULL;
@@ -248,15 +252,15 @@ int32_t sfa_attn_keys_weigh(const sfa_attn_block *block, int64_t tile, const sfa
   *rescaled = kernels->softmax_keys(n_rows, n_keys, P, state->m, state->l, alpha);
   for (int32_t i = 0; i < n_rows && n_keys < SFA_KEY_TILE; i++)
     memset(P + i * SFA_KEY_TILE + n_keys, 0, (size_t)(SFA_KEY_TILE - n_keys) * sizeof *P);
-  return n_keys;
 }
 
-void sfa_attn_keys_values(const sfa_attn_block *block, int64_t tile, int32_t n_keys, const float *P, const float *alpha, bool rescaled,
-                          const sfa_attn_state *state) {
+void sfa_attn_keys_values(const sfa_attn_block *block, int64_t tile, sfa_attn_wanted wanted, const float *P, const float *alpha,
+                          bool rescaled, const sfa_attn_state *state) {
   const sfa_kernels *kernels = block->call->plan->kernels;
   int32_t E = block->call->plan->options.head_dim_v;
-  sfa_stored_rows values = sfa_attn_keys_stored(block->view, &block->view->v, block->kv_head, tile, n_keys);
-  ask_beside_values(block, tile, &values);
+  sfa_stored_rows values = sfa_attn_keys_stored(block->view, &block->view->v, block->kv_head, tile, keys_of_tile(block, tile));
+  values.next = wanted.from;
+  values.next_bytes = wanted.bytes;
   if (rescaled)
     kernels->rescale(block->n_rows, E, alpha, state->o);
   kernels->value_keys(&values, block->n_rows, P, E, state->o);
@@ -279,22 +283,32 @@ void sfa_attn_keys_join(const sfa_attn_keys_call *keys, sfa_attn_keys_item *item
   sfa_attn_block_finish(block, &total, rho);
 }
 
-void sfa_attn_keys_step(const sfa_attn_keys_call *keys, sfa_attn_keys_item *item) {
+/* An item's span: its part becomes the state of its keys. */
+static void attend_span(const sfa_attn_keys_call *keys, sfa_attn_keys_item *item) {
   sfa_attn_block *block = &item->block;
-  if (item->span >= 0) {
-    const sfa_attn_scratch *s = &block->scratch;
-    sfa_attn_state part = sfa_attn_keys_part(keys, item->number, item->span);
-    sfa_attn_state_clear(keys->call.plan, &part);
-    sfa_attn_block_load(block);
-    sfa_attn_keys_index(block, item->span);
-    int64_t end = (item->span + 1) * (SFA_KEY_SPAN / SFA_KEY_TILE);
-    for (int64_t tile = sfa_attn_block_next_tile(block, item->span * (SFA_KEY_SPAN / SFA_KEY_TILE)); tile < end;
-         tile = sfa_attn_block_next_tile(block, tile + 1)) {
-      bool rescaled;
-      int32_t n_keys = sfa_attn_keys_weigh(block, tile, &part, s->scores, s->alpha, &rescaled);
-      sfa_attn_keys_values(block, tile, n_keys, s->scores, s->alpha, rescaled, &part);
-    }
+  const sfa_attn_scratch *s = &block->scratch;
+  sfa_attn_state part = sfa_attn_keys_part(keys, item->number, item->span);
+  sfa_attn_state_clear(keys->call.plan, &part);
+  sfa_attn_block_load(block);
+  sfa_attn_keys_index(block, item->span);
+  /* A cache's order is that of the work, so that scores ask for what lies `ahead` behind their codes, and at last values for as much of the
+   * next tile. Where keys are elsewhere, they are asked for a tile ahead, and so are values. */
+  int64_t end = (item->span + 1) * (SFA_KEY_SPAN / SFA_KEY_TILE), ahead = bytes_ahead(block->view);
+  int64_t codes = block->indexed ? 0 : code_bytes(block);
+  for (int64_t tile = sfa_attn_block_next_tile(block, item->span * (SFA_KEY_SPAN / SFA_KEY_TILE)); tile < end;
+       tile = sfa_attn_block_next_tile(block, tile + 1)) {
+    bool rescaled;
+    sfa_attn_wanted wanted = sfa_attn_keys_wanted(block, codes ? tile : tile + 1), next = sfa_attn_values_wanted(block, tile + 1);
+    wanted.from += codes ? ahead : 0;
+    next.from -= next.bytes ? codes : 0;
+    sfa_attn_keys_weigh(block, tile, wanted, &part, s->scores, s->alpha, &rescaled);
+    sfa_attn_keys_values(block, tile, next, s->scores, s->alpha, rescaled, &part);
   }
+}
+
+void sfa_attn_keys_step(const sfa_attn_keys_call *keys, sfa_attn_keys_item *item) {
+  if (item->span >= 0)
+    attend_span(keys, item);
   if (sfa_attn_keys_arrive(keys, item))
     sfa_attn_keys_join(keys, item, NULL);
 }

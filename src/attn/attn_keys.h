@@ -51,12 +51,22 @@ bool sfa_attn_keys_arrive(const sfa_attn_keys_call *keys, const sfa_attn_keys_it
 void sfa_attn_keys_index(sfa_attn_block *block, int64_t span);
 /* Keys or values of a tile as they are stored, the first n_keys of it. */
 sfa_stored_rows sfa_attn_keys_stored(const sfa_kv_view *view, const sfa_kv_side *side, int32_t kv_head, int64_t tile, int32_t n_keys);
-/* Scores of a tile, then weights: P [n_rows][64], 0 beyond the sequence's end, and the state's m and l. Returns the number of keys. Where
- * *rescaled is set, o wants alpha [n_rows] first. */
-int32_t sfa_attn_keys_weigh(const sfa_attn_block *block, int64_t tile, const sfa_attn_state *state, float *P, float *alpha, bool *rescaled);
+/* Memory that is wanted after a piece of work, to be asked for meanwhile. */
+typedef struct sfa_attn_wanted {
+  const unsigned char *from;
+  int64_t bytes;
+} sfa_attn_wanted;
+/* The keys of a tile, or what value_keys takes for granted of its values. bytes 0: no such tile, or not in one piece (asked for at once).
+ */
+sfa_attn_wanted sfa_attn_keys_wanted(const sfa_attn_block *block, int64_t tile);
+sfa_attn_wanted sfa_attn_values_wanted(const sfa_attn_block *block, int64_t tile);
+/* Scores of a tile, then weights: P [n_rows][64], 0 beyond the sequence's end, and the state's m and l. Where *rescaled is set, o wants
+ * alpha [n_rows] first. */
+void sfa_attn_keys_weigh(const sfa_attn_block *block, int64_t tile, sfa_attn_wanted wanted, const sfa_attn_state *state, float *P,
+                         float *alpha, bool *rescaled);
 /* o = alpha o + P V. */
-void sfa_attn_keys_values(const sfa_attn_block *block, int64_t tile, int32_t n_keys, const float *P, const float *alpha, bool rescaled,
-                          const sfa_attn_state *state);
+void sfa_attn_keys_values(const sfa_attn_block *block, int64_t tile, sfa_attn_wanted wanted, const float *P, const float *alpha,
+                          bool rescaled, const sfa_attn_state *state);
 /* Joins a block's parts and writes its rows. rho [n_rows]: see sfa_attn_block_finish. */
 void sfa_attn_keys_join(const sfa_attn_keys_call *keys, sfa_attn_keys_item *item, const double *rho);
 

@@ -41,22 +41,24 @@ typedef struct value_list {
   const uint8_t *keys; /* [n + PREFETCH_KEYS] */
 } value_list;
 
-/* sum += P V over keys from .. to - 1 of the list, whose first one that asks for memory asks for `wanted`. dtype, rows, columns and gaps
- * are constants where this is inlined. */
+/* sum += P V over keys from .. to - 1 of the list. `wanted` is memory to ask for: a row of it for each key, or where there are gaps, and
+ * keys ask for the list's rows, a line. dtype, rows, columns and gaps are constants where this is inlined. */
 V_INLINE void value_keys_run(const sfa_dtype dtype, const int rows, const int columns, const int gaps, const value_list *list, int32_t from,
                              int32_t to, const char *wanted, const float *P, vf *sum) {
   const int bytes = dtype == SFA_I4 ? columns * V_LANES / 2 : columns * V_LANES * (dtype == SFA_I8 ? 1 : dtype == SFA_F32 ? 4 : 2);
   const int64_t row_bytes = list->row_bytes;
   const char *row = list->values + from * row_bytes;
-  for (int32_t at = from; at < to; at++, row += row_bytes, wanted += row_bytes) {
+  for (int32_t at = from; at < to; at++, row += row_bytes, wanted += gaps ? 64 : row_bytes) {
     const int32_t j = gaps ? list->keys[at] : at;
+    const char *ahead = wanted;
     if (gaps) {
       row = list->values + j * row_bytes;
-      wanted = list->values + list->keys[at + PREFETCH_KEYS] * row_bytes;
+      ahead = list->values + list->keys[at + PREFETCH_KEYS] * row_bytes;
+      __builtin_prefetch(wanted);
     }
 #pragma GCC unroll 8
     for (int b = 0; b < bytes; b += 64)
-      __builtin_prefetch(wanted + b);
+      __builtin_prefetch(ahead + b);
     vf v[8];
     value_vectors(dtype, columns, row, v);
 #pragma GCC unroll 4
@@ -82,7 +84,7 @@ V_INLINE void value_keys_block(const sfa_dtype dtype, const int rows, const int 
     for (int a = 0; a < rows * columns; a += 2)
       v_split(sum + a);
   if (list->gaps) {
-    value_keys_run(dtype, rows, columns, 1, list, 0, list->n, NULL, P, sum);
+    value_keys_run(dtype, rows, columns, 1, list, 0, list->n, list->next, P, sum);
   } else { /* the last keys ask for what is wanted next */
     const int32_t ahead = (int32_t)(SFA_AHEAD_BYTES / list->row_bytes), here = list->n > ahead ? list->n - ahead : 0;
     value_keys_run(dtype, rows, columns, 0, list, 0, here, list->values + ahead * list->row_bytes, P, sum);
@@ -203,12 +205,9 @@ static void value_keys(const sfa_stored_rows *values, int32_t n_rows, const floa
   value_list list = {.row_bytes = (int64_t)sfa_stored_bytes(values->dtype, values->values_stride)};
   if (!differ) {
     list_keys(weight[0], keys, &list);
-    if (list.gaps)
-      sfa_next_prefetch(values, 0, 1);
     value_keys_listed(values, &list, n_rows, P, E, O);
     return;
   }
-  sfa_next_prefetch(values, 0, 1);
   /* A row must not meet a value that it gives no weight: that may be inf or NaN. Rows that differ take turns. */
   for (int32_t i = 0; i < n_rows; i++) {
     list_keys(weight[i], keys, &list);
