@@ -6,6 +6,9 @@
  * What is promised about bits: they depend on the shape, the options and the data; not on n_threads nor on the instruction set. eps and
  * the policy of the plan do not matter here: this is one loop over tiles in f32, for every way that the forward may take.
  * Inputs and d_out should be finite: an inf or NaN reaches the gradients, also from pairs that a mask leaves out.
+ *
+ * On a CUDA context every array is device memory (sfa/attention.h), operands are rounded to bf16, and sums have an order of their own: the
+ * same bits from run to run.
  */
 #ifndef SFA_BACKWARD_H
 #define SFA_BACKWARD_H
