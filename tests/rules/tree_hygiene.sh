@@ -2,7 +2,7 @@
 # tree_hygiene.sh ROOT: unique file names, files that can be read in one sitting, nothing left to do, no path of one machine.
 . "$(dirname "$0")/rule_lib.sh"
 root=$1
-files=$(tree_files "$root" '*.c' '*.h' '*.inc' '*.def' '*.sh' '*.py' '*.cmake' '*.in' demo test run)
+files=$(tree_files "$root" '*.c' '*.h' '*.inc' '*.def' '*.cu' '*.cuh' '*.sh' '*.py' '*.cmake' '*.in' demo test run)
 
 count=0
 for file in $files; do
