@@ -96,30 +96,32 @@ enum { TILE_TOKENS = 64 }; /* tokens of a page or tile, as SFA_KEY_TILE */
 
 /* ---- Places ----------------------------------------------------------------------------------------------------------------------- */
 
+/* Tokens are counted in 32 bits, as cu_seqlens does; so are the elements and bytes of one token, and of a tile. */
+
 /* Row of token `token` of a stream of a store. */
 SFA_DEVICE unsigned char *stored_row(const sfa_cuda_store &store, const sfa_kv_stream &stream, int32_t dtype, int32_t sequence,
-                                     int32_t head, int64_t token) {
-  const int64_t tile = token / TILE_TOKENS, row_elements = token % TILE_TOKENS * stream.row_stride;
+                                     int32_t head, int32_t token) {
+  const uint32_t tile = (uint32_t)token / TILE_TOKENS, row = (uint32_t)token % TILE_TOKENS, stride = (uint32_t)stream.row_stride;
   const unsigned char *at = store.pages ? store.pages[sequence * store.max_pages + tile]
-                                        : stream.base + sequence * store.sequence_bytes + (size_t)tile * stream.tile_bytes;
-  const int64_t row_bytes = dtype == SFA_I4 ? row_elements / 2 : row_elements * bytes_of(dtype);
-  return (unsigned char *)at + stream.offset + (size_t)head * stream.head_bytes + row_bytes;
+                                        : stream.base + sequence * store.sequence_bytes + (uint64_t)tile * (uint32_t)stream.tile_bytes;
+  return (unsigned char *)at + stream.offset + (size_t)head * stream.head_bytes +
+         (uint64_t)row * (dtype == SFA_I4 ? stride / 2 : stride * (uint32_t)bytes_of(dtype));
 }
-SFA_DEVICE unsigned char *stored_values(const sfa_cuda_store &store, int32_t sequence, int32_t head, int64_t token) {
+SFA_DEVICE unsigned char *stored_values(const sfa_cuda_store &store, int32_t sequence, int32_t head, int32_t token) {
   return stored_row(store, store.values, store.format.dtype, sequence, head, token);
 }
-SFA_DEVICE unsigned char *stored_ids(const sfa_cuda_store &store, int32_t sequence, int32_t head, int64_t token) {
+SFA_DEVICE unsigned char *stored_ids(const sfa_cuda_store &store, int32_t sequence, int32_t head, int32_t token) {
   return stored_row(store, store.ids, store.format.dim <= 256 ? SFA_I8 : SFA_F16, sequence, head, token);
 }
-SFA_DEVICE uint16_t *stored_scale(const sfa_cuda_store &store, int32_t sequence, int32_t head, int64_t token) {
+SFA_DEVICE uint16_t *stored_scale(const sfa_cuda_store &store, int32_t sequence, int32_t head, int32_t token) {
   return (uint16_t *)(void *)stored_row(store, store.scales, SFA_F16, sequence, head, token);
 }
 
-SFA_DEVICE int64_t tokens_of(const sfa_cuda_tokens &tokens) {
-  return tokens.cu_seqlens ? tokens.cu_seqlens[tokens.n_sequences] : tokens.n_sequences * tokens.max_seqlen;
+SFA_DEVICE int32_t tokens_of(const sfa_cuda_tokens &tokens) {
+  return tokens.cu_seqlens ? tokens.cu_seqlens[tokens.n_sequences] : tokens.n_sequences * (int32_t)tokens.max_seqlen;
 }
 /* The sequence of a packed token, and its first one. */
-SFA_DEVICE int32_t sequence_of(const sfa_cuda_tokens &tokens, int64_t token, int64_t *first) {
+SFA_DEVICE int32_t sequence_of(const sfa_cuda_tokens &tokens, int32_t token, int32_t *first) {
   int32_t low = 0;
   *first = 0;
   if (tokens.cu_seqlens) {
@@ -132,7 +134,7 @@ SFA_DEVICE int32_t sequence_of(const sfa_cuda_tokens &tokens, int64_t token, int
     *first = tokens.cu_seqlens[low];
   } else if (tokens.n_sequences > 1) {
     low = (int32_t)((uint32_t)token / (uint32_t)tokens.max_seqlen);
-    *first = low * tokens.max_seqlen;
+    *first = low * (int32_t)tokens.max_seqlen;
   }
   return low;
 }
@@ -213,14 +215,14 @@ SFA_DEVICE void take_eight(const void *from, int32_t dtype, float *x) {
 }
 
 /* The row of a token and head of rows, in bytes. */
-SFA_DEVICE unsigned char *row_at(const sfa_cuda_rows &rows, int64_t token, int32_t head) {
-  return (unsigned char *)rows.data + (token * rows.token_stride + head * rows.head_stride) * bytes_of(rows.dtype);
+SFA_DEVICE unsigned char *row_at(const sfa_cuda_rows &rows, int32_t token, int32_t head) {
+  return (unsigned char *)rows.data + ((int64_t)token * (int32_t)rows.token_stride + head * rows.head_stride) * bytes_of(rows.dtype);
 }
 
 /* A row x * unit to rows of SFA_BF16 or SFA_I8; `whole`: x are whole numbers up to 127, which int8 rows take as they are. All lanes of the
  * group call; `writes`: the row is there. */
 template <int L>
-SFA_DEVICE void put_row(const sfa_cuda_rows &rows, float *row_scales, int64_t token, int32_t head, int32_t n_heads, int32_t dim,
+SFA_DEVICE void put_row(const sfa_cuda_rows &rows, float *row_scales, int32_t token, int32_t head, int32_t n_heads, int32_t dim,
                         int32_t lane, const float *x, float unit, bool whole, bool writes) {
   row_rounding r = {SFA_BF16, 0, 1.0f, 1.0f, false};
   if (rows.dtype == SFA_I8) {
@@ -234,7 +236,7 @@ SFA_DEVICE void put_row(const sfa_cuda_rows &rows, float *row_scales, int64_t to
       scale = r.unit;
     }
     if (writes && lane == 0)
-      row_scales[token * n_heads + head] = scale;
+      row_scales[(int64_t)token * n_heads + head] = scale;
   }
   unsigned char *row = row_at(rows, token, head);
 #pragma unroll

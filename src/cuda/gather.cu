@@ -5,7 +5,7 @@
 
 enum { WARPS = 4, WIDE_THREADS = 128 };
 
-SFA_DEVICE float unit_of(const sfa_cuda_store &store, int32_t sequence, int32_t head, int64_t token) {
+SFA_DEVICE float unit_of(const sfa_cuda_store &store, int32_t sequence, int32_t head, int32_t token) {
   return is_whole(store.format.dtype) ? f32_from_f16(*stored_scale(store, sequence, head, token)) : 1.0f;
 }
 
@@ -47,8 +47,8 @@ template <int L> __global__ void __launch_bounds__(32 * WARPS) gather_rows(const
           for (int j = 8 * half; j < 8 * half + 8; j++)
             v[j] = 0.0f;
       }
-    put_row<L>(g.rows, g.row_scales, sequence * g.max_keys + token, head, g.n_heads, D, lane, v, unit_of(g.store, sequence, head, token),
-               is_whole(dtype), there);
+    put_row<L>(g.rows, g.row_scales, sequence * (int32_t)g.max_keys + token, head, g.n_heads, D, lane, v,
+               unit_of(g.store, sequence, head, token), is_whole(dtype), there);
   }
 }
 
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(WIDE_THREADS) gather_wide(const __grid_constan
   for (int32_t token = blockIdx.x; token < n_keys; token += gridDim.x) {
     const unsigned char *values = stored_values(g.store, sequence, head, token);
     const unsigned char *ids = k ? stored_ids(g.store, sequence, head, token) : NULL;
-    const int64_t to = sequence * g.max_keys + token;
+    const int32_t to = sequence * (int32_t)g.max_keys + token;
     const float unit = unit_of(g.store, sequence, head, token);
     row_rounding r = {g.rows.dtype, 0, unit, 1.0f, false};
     if (g.rows.dtype == SFA_I8 && !whole) {
@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(WIDE_THREADS) gather_wide(const __grid_constan
                                            : stored(r, v));
     }
     if (g.rows.dtype == SFA_I8 && threadIdx.x == 0)
-      g.row_scales[to * g.n_heads + head] = r.unit;
+      g.row_scales[(int64_t)to * g.n_heads + head] = r.unit;
     __syncthreads();
   }
 }

@@ -74,7 +74,7 @@ template <int WIDTH> static __device__ __forceinline__ uint32_t piece_at(int row
 /* N rows from token `first` on of a head, of which `n` are there, into the block at `to`; scales: [tokens][n_heads] of int8 rows. */
 template <int WIDTH, int N, int THREADS>
 static __device__ __forceinline__ void load_rows(uint32_t to, const sfa_cuda_rows &rows, const float *scales, int n_heads, int dim,
-                                                 int64_t first, int64_t n, int head) {
+                                                 int64_t first, int n, int head) {
 #pragma unroll
   for (int i = 0; i < N * (WIDTH / 8) / THREADS; i++) {
     const int at = i * THREADS + (int)threadIdx.x, row = at / (WIDTH / 8), piece = at % (WIDTH / 8);
@@ -110,16 +110,17 @@ static __global__ void __launch_bounds__(32 * WARPS, 8 / WARPS)
   const int D = a.head_dim, E = a.head_dim_v;
 
   const sfa_extent of = sfa_extent_of(a, b);
-  const int64_t first_q = of.first_q, first_k = of.first_k, T = of.T, S = of.S;
-  const int64_t block_row = (int64_t)(n_blocks - 1 - (int)blockIdx.x) * ROWS; /* the longest causal rows first */
+  const int64_t first_q = of.first_q, first_k = of.first_k;
+  const int32_t T = of.T, S = of.S;
+  const int32_t block_row = (n_blocks - 1 - (int)blockIdx.x) * ROWS; /* the longest causal rows first */
   if (block_row >= T)
     return;
 
   const sfa_cuda_scores &scores = a.scores;
-  const int64_t position = block_row + S - T, n_rows = min((int64_t)ROWS, T - block_row); /* position: of the block's first row */
+  const int32_t position = block_row + S - T, n_rows = min(ROWS, T - block_row); /* position: of the block's first row */
   const sfa_sight upper = sfa_sight_of(scores, position, S), lower = sfa_sight_of(scores, position + n_rows - 1, S);
   const sfa_walk walk = sfa_walk_of<KEYS>(scores, position, n_rows, S);
-  int64_t tile = sfa_walk_first(walk);
+  int32_t tile = sfa_walk_first(walk);
 
   load_rows<WIDTH, ROWS, THREADS>(q_at, a.q, a.q_scales, a.n_heads, D, first_q + block_row, T - block_row, head);
   if (tile < walk.end)
@@ -145,7 +146,7 @@ static __global__ void __launch_bounds__(32 * WARPS, 8 / WARPS)
   const int at_row = lane % 16, at_piece = lane / 16;
 
   while (tile < walk.end) {
-    const int64_t key = tile * KEYS;
+    const int32_t key = tile * KEYS;
     load_rows<WIDTH, KEYS, THREADS>(v_at, a.v, NULL, 0, E, first_k + key, S - key, kv_head);
     copies_commit();
     copies_wait<1>();
@@ -178,7 +179,7 @@ static __global__ void __launch_bounds__(32 * WARPS, 8 / WARPS)
     }
     __syncthreads(); /* the keys are used */
 
-    const int64_t next = sfa_walk_next(walk, tile);
+    const int32_t next = sfa_walk_next(walk, tile);
     if (next < walk.end)
       load_rows<WIDTH, KEYS, THREADS>(k_at, a.k, a.k_scales, a.n_kv_heads, D, first_k + next * KEYS, S - next * KEYS, kv_head);
     copies_commit();
@@ -204,9 +205,8 @@ static __global__ void __launch_bounds__(32 * WARPS, 8 / WARPS)
 #pragma unroll
         for (int half = 0; half < 2; half++) {
           const sfa_sight see = sfa_sight_of(scores, position + warp_row + 16 * t + row + 8 * half, S);
-          const int first = (int)max(min(see.first - key, (int64_t)KEYS), (int64_t)0),
-                    last = (int)max(min(see.last - key, (int64_t)KEYS), (int64_t)-1);
-          const int n_always = (int)max(min(scores.n_sink_tokens - key, (int64_t)KEYS), (int64_t)0);
+          const int first = see.first - key, last = see.last - key;
+          const int n_always = (int)min(scores.n_sink_tokens, (int64_t)S) - key;
 #pragma unroll
           for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
@@ -277,7 +277,7 @@ static __global__ void __launch_bounds__(32 * WARPS, 8 / WARPS)
   for (int t = 0; t < TILES; t++)
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      const int64_t at = block_row + warp_row + 16 * t + row + 8 * half;
+      const int32_t at = block_row + warp_row + 16 * t + row + 8 * half;
       float l = sum[t][half];
       l += __shfl_xor_sync(~0u, l, 1);
       l += __shfl_xor_sync(~0u, l, 2);

@@ -5,8 +5,8 @@
  * kernel/convert_tmpl.c (two rounded products and a rounded sum).
  *
  * Rows of up to 256 features lie over 4, 8 or 16 lanes (cuda_rows.cuh), 8, 4 or 2 rows a warp:
- *   1. The threshold, a magnitude that exactly K reach, is searched between a bound that K or more reach and the maximum; a step counts 16
- *      features a lane and adds up over the row's lanes. Rows where features tie at the K-th place end with the K-th magnitude itself.
+ *   1. The threshold, a magnitude that exactly K reach, is searched between a bound that K or more reach and the maximum; a step compares
+ *      16 features a lane and adds up over the row's lanes. Rows where features tie at the K-th place end with the K-th magnitude itself.
  *   2. A mask of 16 bits a lane. Ties: the first ones in feature order.
  *   3. The kept features go to shared memory in feature order (prefix sums over the lanes' counts), and from there, a slot a lane, rounded
  *      to the store. Rows with zeros, bitmaps and f32 rows leave from the registers.
@@ -125,13 +125,26 @@ SFA_DEVICE void load_slots(const sfa_cuda_select &s, const void *x, int32_t lane
   }
 }
 
-/* A mask of the bits of m at or above limit. */
+/* Bit j: m[j] is at least limit. */
 SFA_DEVICE uint32_t reached(const uint32_t *m, uint32_t limit) {
   uint32_t mask = 0;
 #pragma unroll
   for (int j = 0; j < SLOTS; j++)
     mask |= (uint32_t)(m[j] >= limit) << j;
   return mask;
+}
+
+/* The same by multiply-adds, of which a multiprocessor does twice as many as comparisons: (m - below) 2^64, held to 0 and 1, is 1 where m
+ * is more than `below`, the number before limit, as long as a unit of its last place is 2^-64 or more and 2^64 times it is finite; the mask
+ * is the sum of these times 2^j. m without NaN. */
+SFA_DEVICE bool takes_sums(uint32_t limit) { return limit - 0x2b800000u < 0x5e800000u - 0x2b800000u; } /* 2^-40 .. 2^62 */
+SFA_DEVICE uint32_t reached_by_sums(const uint32_t *m, uint32_t limit) {
+  const float below = -__fmul_rn(__uint_as_float(limit - 1), 0x1p64f);
+  float half[2] = {0x1p23f, 0x1p23f};
+#pragma unroll
+  for (int j = 0; j < SLOTS; j++)
+    half[j / 8] = __fmaf_rn(__saturatef(__fmaf_rn(__uint_as_float(m[j]), 0x1p64f, below)), (float)(1 << j % 8), half[j / 8]);
+  return (__float_as_uint(half[0]) & 0xffu) | (__float_as_uint(half[1]) & 0xffu) << 8;
 }
 
 template <int L> SFA_DEVICE int32_t group_sum(int32_t x) {
@@ -163,21 +176,23 @@ SFA_DEVICE uint32_t lowest_bits(uint32_t byte, int32_t n) {
   return byte;
 }
 
-/* The lane's mask of the k largest of its row's magnitudes. `most`: the row's maximum. */
-template <int L> SFA_DEVICE uint32_t largest(const uint32_t *m, int32_t lane, int32_t k, uint32_t most) {
-  uint32_t low = 0, high = most + 1; /* k or more reach low, fewer reach high */
-  if (k <= 2 * L) {                  /* every half, or every lane, has one that reaches the least of their maxima */
-    uint32_t a = 0, b = 0;
-#pragma unroll
-    for (int j = 0; j < 8; j++)
-      a = max(a, m[j]), b = max(b, m[j + 8]);
-    low = ~group_max<L>(~(k <= L ? max(a, b) : min(a, b)));
+/* The lane's mask of the k largest of its row's magnitudes, which are multiples of unit. quarters: the maxima of four and four of the
+ * lane's; most: of the row's. */
+template <int L>
+SFA_DEVICE uint32_t largest(const uint32_t *m, int32_t lane, int32_t k, uint32_t unit, const uint32_t *quarters, uint32_t most) {
+  /* k or more reach low, fewer reach high. Every lane has one that reaches the least of the lanes' maxima; so have halves, and quarters. */
+  uint32_t low = 0, high = most + unit;
+  if (k <= 4 * L) {
+    const uint32_t a = max(quarters[0], quarters[1]), b = max(quarters[2], quarters[3]);
+    low = k <= L ? max(a, b) : k <= 2 * L ? min(a, b) : min(min(quarters[0], quarters[1]), min(quarters[2], quarters[3]));
+    low = ~group_max<L>(~low);
   }
+  const bool finite = !__any_sync(~0u, most >= INFINITE);
   uint32_t mask = 0;
   bool exact = false;
-  for (uint32_t step = 1u << 22; __any_sync(~0u, !exact && high - low > 1); step = min(2 * step, 1u << 30)) {
-    const uint32_t trial = low == 0 && high > step ? high - step : low + (high - low) / 2;
-    const uint32_t bits = reached(m, trial);
+  for (uint32_t step = 1u << 22; __any_sync(~0u, !exact && high - low > unit); step = min(2 * step, 1u << 30)) {
+    const uint32_t trial = low == 0 && high > step ? high - step : low + ((high - low) / 2 & ~(unit - 1));
+    const uint32_t bits = finite && !__any_sync(~0u, !takes_sums(trial)) ? reached_by_sums(m, trial) : reached(m, trial);
     const int32_t n = group_sum<L>(__popc(bits));
     if (!exact) {
       exact = n == k;
@@ -197,16 +212,20 @@ template <int L> SFA_DEVICE uint32_t largest(const uint32_t *m, int32_t lane, in
   return mask;
 }
 
+/* Two words at an address of shared memory, which the compiler would compute anew for each slot. */
+SFA_DEVICE void put_pair(uint32_t at, float value, uint32_t id) {
+  asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(at), "f"(value), "r"(id) : "memory");
+}
+
 /* Where a packed token belongs. */
 struct token_place {
-  int32_t sequence;
-  int64_t stored, line; /* in the sequence's store; of the rope */
+  int32_t sequence, stored, line; /* in the sequence's store; of the rope */
 };
 
-SFA_DEVICE token_place place_of(const sfa_cuda_select &s, int64_t token) {
+SFA_DEVICE token_place place_of(const sfa_cuda_select &s, int32_t token) {
   token_place at = {0, token, token};
   if (s.has_store || s.first_line) {
-    int64_t first;
+    int32_t first;
     at.sequence = sequence_of(s.tokens, token, &first);
     at.stored = token - first + (s.first_token ? s.first_token[at.sequence] : 0);
     at.line = s.first_line ? token - first + s.first_line[at.sequence] : token;
@@ -216,21 +235,21 @@ SFA_DEVICE token_place place_of(const sfa_cuda_select &s, int64_t token) {
 
 template <int L> __global__ void __launch_bounds__(32 * WARPS) select_rows(const __grid_constant__ sfa_cuda_select s, bool vectors) {
   constexpr int ROWS = 32 / L;
-  __shared__ float kept_values[WARPS][32 * SLOTS];
-  __shared__ uint16_t kept_ids[WARPS][32 * SLOTS];
+  __shared__ float2 kept[WARPS][32 * SLOTS]; /* of each row the k values, and their ids as bits */
   const int32_t warp = threadIdx.x / 32, group = threadIdx.x % 32 / L, lane = threadIdx.x % L, head = blockIdx.y;
-  const int64_t n_tokens = tokens_of(s.tokens);
+  const int32_t n_tokens = tokens_of(s.tokens);
   const int32_t k = s.k == 0 ? s.dim : s.k;
-  float *values = kept_values[warp] + group * k;
-  uint16_t *ids = kept_ids[warp] + group * k;
-  for (int64_t first = ((int64_t)blockIdx.x * WARPS + warp) * ROWS; first < n_tokens; first += (int64_t)gridDim.x * WARPS * ROWS) {
+  const uint32_t unit = s.x.dtype == SFA_BF16 && !s.norm_weight && !s.rope_cos ? 0x10000u : 1;
+  float2 *slots = kept[warp] + group * k;
+  const uint32_t slots_at = (uint32_t)__cvta_generic_to_shared(slots);
+  for (int32_t first = (blockIdx.x * WARPS + warp) * ROWS; first < n_tokens; first += gridDim.x * WARPS * ROWS) {
     const bool there = first + group < n_tokens;
-    const int64_t token = there ? first + group : n_tokens - 1;
+    const int32_t token = there ? first + group : n_tokens - 1;
     const token_place at = place_of(s, token);
     float factor = 1.0f;
     if (s.norm_weight)
       for (int pair = 0; pair < ROWS; pair += 2) { /* 16 lanes a row */
-        const int64_t other = min(first + pair + threadIdx.x % 32 / 16, n_tokens - 1);
+        const int32_t other = min(first + pair + (int32_t)threadIdx.x % 32 / 16, n_tokens - 1);
         const float of_row = norm_factor(s, row_at(s.x, other, head), threadIdx.x % 16);
         const float mine = __shfl_sync(~0u, of_row, group % 2 * 16);
         factor = group / 2 * 2 == pair ? mine : factor;
@@ -242,15 +261,16 @@ template <int L> __global__ void __launch_bounds__(32 * WARPS) select_rows(const
       for (int j = 0; j < SLOTS; j += 4)
         keep_two(v + j);
 
-    uint32_t m[SLOTS], most = 0;
+    uint32_t m[SLOTS], quarters[4] = {0, 0, 0, 0};
 #pragma unroll
     for (int j = 0; j < SLOTS; j++) {
       m[j] = magnitude_of(v[j]);
-      most = max(most, m[j]);
+      asm("" : "+r"(m[j])); /* kept in a register, not taken from v in each step of the search */
+      quarters[j / 4] = max(quarters[j / 4], m[j]);
     }
-    most = group_max<L>(most);
+    const uint32_t most = group_max<L>(max(max(quarters[0], quarters[1]), max(quarters[2], quarters[3])));
     const bool cut = k < s.dim;
-    uint32_t mask = cut ? largest<L>(m, lane, k, most)
+    uint32_t mask = cut ? largest<L>(m, lane, k, unit, quarters, most)
                         : (feature_of<L>(lane, 0) < s.dim ? 0xffu : 0u) | (feature_of<L>(lane, 8) < s.dim ? 0xff00u : 0u);
 
     const row_rounding r = rounding_of(s.has_store ? s.store.format.dtype : SFA_F32, most);
@@ -266,22 +286,22 @@ template <int L> __global__ void __launch_bounds__(32 * WARPS) select_rows(const
     if (s.has_store && s.store.format.k) {
       int32_t low, high;
       bits_before<L>(mask, lane, &low, &high);
+      uint32_t next[2] = {slots_at + 8 * low, slots_at + 8 * high};
 #pragma unroll
       for (int j = 0; j < SLOTS; j++)
         if (mask >> j & 1) {
-          const int32_t slot = j < 8 ? low++ : high++;
-          values[slot] = v[j];
-          ids[slot] = (uint16_t)feature_of<L>(lane, j);
+          put_pair(next[j / 8], v[j], (uint32_t)feature_of<L>(lane, j));
+          next[j / 8] += 8;
         }
       __syncwarp();
       unsigned char *to_ids = stored_ids(s.store, at.sequence, head, at.stored), *to = stored_values(s.store, at.sequence, head, at.stored);
       for (int32_t slot = lane; slot < k; slot += L) {
-        const float rounded = stored(r, values[slot]);
-        values[slot] = rounded;
+        const float rounded = stored(r, slots[slot].x);
         if (there) {
-          to_ids[slot] = (unsigned char)ids[slot];
+          to_ids[slot] = (unsigned char)__float_as_uint(slots[slot].y);
           put_element(to, r.dtype, slot, rounded);
         }
+        slots[slot].x = rounded;
       }
       __syncwarp();
       if (writes_rows && r.dtype != SFA_F32) {
@@ -289,7 +309,7 @@ template <int L> __global__ void __launch_bounds__(32 * WARPS) select_rows(const
 #pragma unroll
         for (int j = 0; j < SLOTS; j++)
           if (mask >> j & 1)
-            v[j] = values[j < 8 ? low++ : high++];
+            v[j] = slots[j < 8 ? low++ : high++].x;
       }
       __syncwarp();
     } else if (s.has_store) {
@@ -320,12 +340,12 @@ template <int L> __global__ void __launch_bounds__(32 * WARPS) select_rows(const
           for (int j = 8 * half; j < 8 * half + 8; j++)
             v[j] = is_whole(r.dtype) ? __fmul_rn(v[j], r.unit) : v[j];
           if (there && f < s.dim)
-            put_eight(s.rows_f32 + (token * s.n_heads + head) * s.dim + f, SFA_F32, v + 8 * half);
+            put_eight(s.rows_f32 + ((int64_t)token * s.n_heads + head) * s.dim + f, SFA_F32, v + 8 * half);
         }
     }
     if (s.support && there) {
       const int32_t n_bytes = (s.dim + 31) / 32 * 4;
-      uint8_t *bits = (uint8_t *)s.support + (token * s.n_heads + head) * n_bytes;
+      uint8_t *bits = (uint8_t *)s.support + ((int64_t)token * s.n_heads + head) * n_bytes;
 #pragma unroll
       for (int half = 0; half < 2; half++)
         if (half * L + lane < n_bytes)
@@ -369,10 +389,10 @@ __global__ void __launch_bounds__(WIDE_THREADS) select_wide(const __grid_constan
   __shared__ uint32_t most_of_row, prefix;
   __shared__ float factor_of_row;
   __shared__ bool beyond;
-  const int64_t n_rows = tokens_of(s.tokens) * s.n_heads;
+  const int64_t n_rows = (int64_t)tokens_of(s.tokens) * s.n_heads;
   const int32_t D = s.dim, k = s.k == 0 ? D : s.k;
   for (int64_t row = blockIdx.x; row < n_rows; row += gridDim.x) {
-    const int64_t token = row / s.n_heads;
+    const int32_t token = (int32_t)(row / s.n_heads);
     const int32_t head = (int32_t)(row % s.n_heads);
     const token_place at = place_of(s, token);
     const void *x = row_at(s.x, token, head);

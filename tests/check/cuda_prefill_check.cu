@@ -1,5 +1,5 @@
-/* cuda_prefill_check: prefill by mma.sync against attention in double, with every option; then times. Exit status 1 if an error is beyond
- * what bf16 weights and rows explain. Options: --time-only, --check-only. */
+/* cuda_prefill_check: prefill by mma.sync, and the paper's way, against attention in double, with every option; then times. Exit status 1
+ * if an error is beyond what bf16 weights and rows explain. Options: --time-only, --check-only. */
 #include "cuda/cuda_stages.h"
 
 #include <cuda_bf16.h>
@@ -105,11 +105,38 @@ static void *random_rows(int64_t n, int dim, sfa_dtype dtype, int zeros) {
   return memory;
 }
 
+/* Codes of k of each row's features, with values of bf16, and the same as rows of bf16. */
+static sfa_codes random_codes(int64_t n, int dim, int k, sfa_dtype dtype, sfa_cuda_rows *rows) {
+  uint8_t *ids = (uint8_t *)malloc((size_t)(n * k) + 1);
+  float *values = (float *)malloc((size_t)(n * k) * 4 + 4);
+  uint16_t *halves = (uint16_t *)malloc((size_t)(n * k) * 2 + 2), *dense = (uint16_t *)calloc((size_t)(n * dim) + 1, 2);
+  for (int64_t row = 0; row < n; row++)
+    for (int f = 0, u = 0; u < k; f++)
+      if ((int)(next_bits() % (uint32_t)(dim - f)) < k - u) { /* each set of k alike */
+        uint32_t bits;
+        const float v = (float)(3 * uniform() - 1.5);
+        memcpy(&bits, &v, 4);
+        bits &= 0xffff0000u;
+        ids[row * k + u] = (uint8_t)f;
+        memcpy(&values[row * k + u], &bits, 4);
+        halves[row * k + u] = dense[row * dim + f] = (uint16_t)(bits >> 16);
+        u++;
+      }
+  rows->data = device_memory((size_t)(n * dim) * 2, dense);
+  rows->dtype = SFA_BF16;
+  sfa_codes codes = {n, dim, k, dtype, device_memory((size_t)(n * k), ids), NULL, NULL};
+  codes.values = dtype == SFA_F32 ? device_memory((size_t)(n * k) * 4, values) : device_memory((size_t)(n * k) * 2, halves);
+  free(ids), free(values), free(halves), free(dense);
+  return codes;
+}
+
 static int64_t n_wrong;
 
+/* options: bits as they are read below. */
 static void check_case(int n, int D, int E, int H, int G, int B, int T, int S, int options) {
   const int varlen = options & 1, causal = options >> 1 & 1, window = options >> 2 & 1, cap = options >> 3 & 1, alibi = options >> 4 & 1,
-            sink = options >> 5 & 1, whole = options >> 6 & 1, bf16_out = options >> 7 & 1, lens = options >> 8 & 1;
+            sink = options >> 5 & 1, whole = options >> 6 & 1, bf16_out = options >> 7 & 1, lens = options >> 8 & 1,
+            paper = options >> 9 & 1;
   int32_t cu_q[9] = {0}, cu_k[9] = {0}, k_lens[8];
   for (int b = 0; b < B; b++) {
     cu_q[b + 1] = cu_q[b] + (b == 1 ? 0 : 1 + (int)(next_bits() % T)), cu_k[b + 1] = cu_k[b] + (b == 2 ? 0 : 1 + (int)(next_bits() % S));
@@ -152,7 +179,15 @@ static void check_case(int n, int D, int E, int H, int G, int B, int T, int S, i
   double *scores = (double *)device_memory((size_t)B * T * H * S * 8, NULL),
          *out_d = (double *)device_memory((size_t)(n_rows * E) * 8, NULL);
   double *lse_d = (double *)device_memory((size_t)n_rows * 8, NULL);
-  const char *text = sfa_cuda_prefill_portable_run(&a, NULL);
+  sfa_cuda_paper p = {};
+  if (paper) { /* its values are rounded nowhere */
+    cudaFree(a.q.data), cudaFree(a.k.data);
+    p.q_codes = random_codes(q_tokens * H, D, 1 + D / 9, n % 2 ? SFA_F32 : SFA_BF16, &a.q);
+    p.k_codes = random_codes(k_tokens * G, D, 1 + D / 7, n % 2 ? SFA_F32 : SFA_BF16, &a.k);
+    p.shape = a;
+    p.workspace = device_memory(sfa_cuda_paper_workspace_bytes(&p), NULL);
+  }
+  const char *text = paper ? sfa_cuda_paper_run(&p, NULL) : sfa_cuda_prefill_portable_run(&a, NULL);
   if (text)
     printf("case %d: %s\n", n, text), exit(2);
   reference<<<(unsigned)((B * T * H + 127) / 128), 128>>>(a, scores, out_d, lse_d);
@@ -182,7 +217,7 @@ static void check_case(int n, int D, int E, int H, int G, int B, int T, int S, i
       worst_lse = off;
   }
   const double relative = sqrt(error / (size + 1e-30));
-  if (!(relative <= (bf16_out ? 5e-3 : 4e-3)) || !(worst <= 0.05) || !(worst_lse <= 1e-4)) {
+  if (!(relative <= (bf16_out ? 5e-3 : paper ? 1e-5 : 4e-3)) || !(worst <= 0.05) || !(worst_lse <= 1e-4)) {
     n_wrong++;
     printf("WRONG case %d: D %d E %d H %d G %d B %d T %d S %d options %03x: relative %.2e, worst %.2e at token %lld head %lld feature %lld "
            "(%g, expected %g), lse %.2e\n",
@@ -204,14 +239,20 @@ static void check_case(int n, int D, int E, int H, int G, int B, int T, int S, i
                     (void *)a.scores.alibi_slopes,
                     (void *)a.q_tokens.cu_seqlens,
                     (void *)a.k_tokens.cu_seqlens,
-                    (void *)a.k_lens};
+                    (void *)a.k_lens,
+                    p.workspace,
+                    p.q_codes.ids,
+                    p.q_codes.values,
+                    p.k_codes.ids,
+                    p.k_codes.values};
   for (size_t i = 0; i < sizeof device / sizeof *device; i++)
     cudaFree(device[i]);
 }
 
 static int by_size(const void *a, const void *b) { return *(const float *)a < *(const float *)b ? -1 : 1; }
 
-static void time_case(int D, int64_t n, int H, int causal) {
+/* k: of the paper's way; 0: by tensor cores. */
+static void time_case(int D, int64_t n, int H, int causal, int k) {
   sfa_cuda_prefill a = {};
   a.policy = SFA_POLICY_BF16, a.n_heads = a.n_kv_heads = H, a.head_dim = a.head_dim_v = D;
   a.q_tokens.n_sequences = a.k_tokens.n_sequences = 1, a.q_tokens.max_seqlen = a.k_tokens.max_seqlen = n;
@@ -227,13 +268,26 @@ static void time_case(int D, int64_t n, int H, int causal) {
   a.scores.softmax_scale = (float)(1 / sqrt((double)D)), a.scores.causal = causal, a.scores.window_left = a.scores.window_right = -1;
   a.out = (sfa_cuda_rows){device_memory((size_t)n * H * D * 2, NULL), SFA_BF16, (int64_t)H * D, D};
   a.lse = (float *)device_memory((size_t)n * H * 4, NULL);
+  sfa_cuda_paper p = {};
+  sfa_cuda_rows unused;
+  if (k) {
+    p.q_codes = random_codes(n * H, D, k, SFA_BF16, &unused);
+    cudaFree(unused.data);
+    p.k_codes = random_codes(n * H, D, k, SFA_BF16, &unused);
+    cudaFree(unused.data);
+    p.shape = a;
+    p.workspace = device_memory(sfa_cuda_paper_workspace_bytes(&p), NULL);
+  }
   cudaEvent_t start, stop;
   CUDA_TRY(cudaEventCreate(&start));
   CUDA_TRY(cudaEventCreate(&stop));
   float times[11];
   for (int i = -2; i < 11; i++) {
     CUDA_TRY(cudaEventRecord(start, NULL));
-    sfa_cuda_prefill_portable_run(&a, NULL);
+    if (k)
+      sfa_cuda_paper_run(&p, NULL);
+    else
+      sfa_cuda_prefill_portable_run(&a, NULL);
     CUDA_TRY(cudaEventRecord(stop, NULL));
     CUDA_TRY(cudaEventSynchronize(stop));
     if (i >= 0)
@@ -241,10 +295,12 @@ static void time_case(int D, int64_t n, int H, int causal) {
   }
   qsort(times, 11, sizeof *times, by_size);
   const double flops = 4.0 * n * n * D * H / (causal ? 2 : 1);
-  printf("portable D %3d n %6lld heads %2d causal %d: %.3f ms (%.3f..%.3f), %.0f TFLOP/s\n", D, (long long)n, H, causal, times[5], times[1],
-         times[9], flops / times[5] * 1e-9);
+  printf("%s D %3d n %6lld heads %2d causal %d: %.3f ms (%.3f..%.3f), %.0f TFLOP/s\n",
+         k ? k == 8 ? "paper, k = 8, " : "paper, k = 16," : "portable", D, (long long)n, H, causal, times[5], times[1], times[9],
+         flops / times[5] * 1e-9);
   fflush(stdout);
-  void *device[] = {a.q.data, a.k.data, a.v.data, a.out.data, a.lse};
+  void *device[] = {a.q.data,    a.k.data,      a.v.data,         a.out.data,    a.lse,
+                    p.workspace, p.q_codes.ids, p.q_codes.values, p.k_codes.ids, p.k_codes.values};
   for (size_t i = 0; i < sizeof device / sizeof *device; i++)
     cudaFree(device[i]);
 }
@@ -264,15 +320,23 @@ int main(int argc, char **argv) {
         check_case(n, dims[d][0], dims[d][1], 2 * group, 2, 1 + i % 4, i % 5 == 4 ? 1 : 1 + (int)(next_bits() % 200),
                    1 + (int)(next_bits() % 300), options);
       }
+    for (int i = 0; i < 60; i++, n++) {
+      const int options = (i < 9 ? (i ? 1 << (i - 1) : 0) : (int)(next_bits() % 512)) & ~(1 << 6);
+      check_case(n, dims[i % 10][0], dims[i % 10][1], 2 << i % 3, 2, 1 + i % 4, i % 5 == 4 ? 1 : 1 + (int)(next_bits() % 100),
+                 1 + (int)(next_bits() % 300), options | 1 << 9);
+    }
     printf("%d cases, %lld wrong\n", n, (long long)n_wrong);
     fflush(stdout);
   }
   if (argc < 2 || strcmp(argv[1], "--check-only") != 0)
     for (int causal = 0; causal < 2; causal++) {
-      time_case(64, 8192, 32, causal);
-      time_case(128, 8192, 32, causal);
-      time_case(256, 8192, 32, causal);
-      time_case(128, 32768, 8, causal);
+      time_case(64, 8192, 32, causal, 0);
+      time_case(128, 8192, 32, causal, 0);
+      time_case(256, 8192, 32, causal, 0);
+      time_case(128, 32768, 8, causal, 0);
+      time_case(128, 8192, 8, causal, 8);
+      time_case(128, 8192, 8, causal, 16);
+      time_case(128, 8192, 8, causal, 0);
     }
   return n_wrong ? 1 : 0;
 }
