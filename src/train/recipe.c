@@ -216,18 +216,26 @@ static sfa_status fail_differs(sfa_context *ctx, const char *where, const char *
   return SFA_ERROR_ARGUMENT;
 }
 
-static sfa_status match_member(sfa_context *ctx, const sfa_recipe *now, const cJSON *before, const char *name, const char *where) {
+/* usual: what an absent member means; NULL: that it is absent. */
+static sfa_status match_member(sfa_context *ctx, const sfa_recipe *now, const cJSON *before, const char *name, const cJSON *usual,
+                               const char *where) {
   const cJSON *a = cJSON_GetObjectItemCaseSensitive(now->json, name), *b = cJSON_GetObjectItemCaseSensitive(before, name);
+  b = b ? b : usual;
   return (!a && !b) || (a && b && cJSON_Compare(a, b, true)) ? SFA_OK : fail_differs(ctx, where, name, b, a);
 }
 
 sfa_status sfa_recipe_match(sfa_context *ctx, const sfa_recipe *now, const cJSON *before, const char *where) {
   for (int i = 0; i < N_OBJECTS; i++)
-    SFA_TRY(match_member(ctx, now, before, objects[i], where));
-  for (const member *m = members; m < members + N_MEMBERS; m++)
-    if (!m->is_free)
-      SFA_TRY(match_member(ctx, now, before, m->name, where));
-  return SFA_OK;
+    SFA_TRY(match_member(ctx, now, before, objects[i], NULL, where));
+  sfa_status status = SFA_OK;
+  for (const member *m = members; m < members + N_MEMBERS && status == SFA_OK; m++) {
+    if (m->is_free)
+      continue;
+    cJSON *usual = fallback_json(m); /* a checkpoint older than the member was made as by its default */
+    status = match_member(ctx, now, before, m->name, usual, where);
+    cJSON_Delete(usual);
+  }
+  return status;
 }
 
 /* ---- Sparsity --------------------------------------------------------------------------------------------------------------------- */

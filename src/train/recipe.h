@@ -44,7 +44,7 @@ void sfa_recipe_free(sfa_recipe *recipe);
 /* Sets a member that holds an object, such as "model"; takes item. */
 sfa_status sfa_recipe_put(sfa_context *ctx, sfa_recipe *recipe, const char *name, cJSON *item);
 /* SFA_ERROR_ARGUMENT, with the first member that differs and both values, unless the two lead to the same training. Members that only say
- * how often something is written may differ. */
+ * how often something is written may differ; one that is absent before had its default. */
 sfa_status sfa_recipe_match(sfa_context *ctx, const sfa_recipe *now, const cJSON *before, const char *where);
 
 /* What a sparse_attention_config means for a model, when training is over. */

@@ -65,6 +65,14 @@ static void test_recipe_match(void **state) {
     assert_non_null(strstr(sfa_context_error(ctx), changed[i][1]));
     sfa_recipe_free(&now);
   }
+  /* what a checkpoint of an earlier version lacks had its default */
+  cJSON_DeleteItemFromObject(before.json, "document_mask");
+  for (int mask = 0; mask < 2; mask++) {
+    const char *over = mask ? "{\"document_mask\": true}" : NULL;
+    assert_int_equal(read_recipe(ctx, &now, "{\"steps\": 9, \"model\": {\"hidden_size\": 8}}", over), SFA_OK);
+    assert_int_equal(sfa_recipe_match(ctx, &now, before.json, "x"), mask ? SFA_ERROR_ARGUMENT : SFA_OK);
+    sfa_recipe_free(&now);
+  }
   sfa_recipe_free(&before);
   sfa_context_destroy(ctx);
 }
