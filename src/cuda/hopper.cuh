@@ -73,8 +73,8 @@ static __device__ __forceinline__ uint32_t sfa_shared_load(uint32_t at) {
 static __device__ __forceinline__ void sfa_shared_store(uint32_t at, uint32_t x) {
   asm volatile("st.shared.u32 [%0], %1;" ::"r"(at), "r"(x) : "memory");
 }
-static __device__ __forceinline__ void sfa_shared_or(uint32_t at, uint32_t x) {
-  asm volatile("red.shared.or.b32 [%0], %1;" ::"r"(at), "r"(x) : "memory");
+static __device__ __forceinline__ void sfa_shared_store2(uint32_t at, uint2 x) {
+  asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(at), "r"(x.x), "r"(x.y) : "memory");
 }
 static __device__ __forceinline__ void sfa_shared_zero16(uint32_t at) {
   asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(at), "r"(0) : "memory");

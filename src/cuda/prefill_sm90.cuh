@@ -14,11 +14,10 @@
  *
  * What is multiplied (POLICY):
  *     BF16     rows as they are
- *     INT8     int8 rows. Sums begin at 1.5 * 2^23 as an f32, so that their bits are f32 numbers; (sum - 1.5 * 2^23) * k_scale in
- *              one fma is exact where the scale came from f16. The query's scale goes into softmax_scale
- *     SP_...   queries as a sparse operand, at most two of each four adjacent features, with half the products. What a group of four
- *              holds beyond two goes into a second operand and is added by as many products again: the result is exact whatever the
- *              rows hold. Rows that have such come first in a block (order_rows), so that not all consumers make these products
+ *     INT8     int8 rows: exact sums, times the key's scale; the query's goes into softmax_scale
+ *     SP_...   queries as a sparse operand, at most two of each four adjacent features, with half the products. Rows where a group
+ *              of four holds more come first in a block (order_rows), and the consumers that get such take their rows as they are:
+ *              the result is exact whatever the rows hold, and most consumers take the fast way
  *
  * Rows of a group of heads that share keys may be packed into one block (row = token * pack + head), which fills it where queries are few.
  */
@@ -55,18 +54,19 @@ struct sfa_prefill_job {
 /* ---- Tiles ----------------------------------------------------------------------------------------------------------------------- */
 
 /* Tile sizes, and why. A consumer of 64 rows holds O (WIDTH / 2 registers), scores (KEYS / 2), their bf16 form (KEYS / 4) and, sparse,
- * its queries: 240 registers with two consumers, 160 with three. Shared memory: 227 KiB for queries and the ring.
+ * its queries: 240 registers with two consumers, 160 with three. Shared memory: 227 KiB for queries and the ring. Every tile costs some
+ * 120 instructions whatever its size, so tiles are as wide as registers and two stages of the ring allow:
  *
  *     width 64    3 x 64 rows: the exponentials are the limit, three consumers hide each other's latency best. bf16: 128 keys; else
  *                 64, for the registers of scales or sparse queries
- *     width 128   dense: 2 x 64 rows, 128 keys: a product over 128 keys reads its queries from shared memory half as often as over 64
+ *     width 128   bf16: 2 x 64 rows, 192 keys; int8: 128 keys, for the registers of scales
  *                 sparse: 3 x 64 rows, 64 keys: queries are in registers, and a third consumer is worth more than wide tiles
- *     width 256   2 x 64 rows, 64 keys: O alone takes 128 registers; sparse bf16 queries (40 more) stay in shared memory */
+ *     width 256   2 x 64 rows, 80 keys: O alone takes 128 registers; sparse bf16 queries (40 more) stay in shared memory */
 template <int POLICY, int WIDTH> struct sfa_prefill_tile {
   static constexpr bool INT8 = POLICY == SFA_POLICY_INT8 || POLICY == SFA_POLICY_SP_INT8;
   static constexpr bool SPARSE = POLICY == SFA_POLICY_SP_BF16 || POLICY == SFA_POLICY_SP_INT8;
   static constexpr int CONSUMERS = WIDTH == 64 || (WIDTH == 128 && SPARSE) ? 3 : 2;
-  static constexpr int KEYS = WIDTH == 256 || SPARSE || (WIDTH == 64 && INT8) ? 64 : 128;
+  static constexpr int KEYS = WIDTH == 256 ? 80 : SPARSE || (WIDTH == 64 && INT8) ? 64 : WIDTH == 128 && !INT8 ? 192 : 128;
   static constexpr int ROWS = 64 * CONSUMERS;
   static constexpr int THREADS = 128 * (1 + CONSUMERS);
   static constexpr int REGISTERS = CONSUMERS == 3 ? 160 : 240; /* of a consumer */
@@ -74,8 +74,7 @@ template <int POLICY, int WIDTH> struct sfa_prefill_tile {
   static constexpr int ROW_BYTES = WIDTH * (INT8 ? 1 : 2);               /* of q and k */
   static constexpr int QK_BOXES = ROW_BYTES < 128 ? 1 : ROW_BYTES / 128; /* blocks of 128 bytes */
   static constexpr int V_BOXES = WIDTH * 2 / 128;
-  static constexpr int K_STEP = SPARSE ? 64 : 32; /* bytes of a key row that a product takes */
-  static constexpr int STEPS = ROW_BYTES / K_STEP;
+  static constexpr int STEPS = ROW_BYTES / 64; /* of sparse products: 64 bytes of a row each */
   static constexpr bool REGISTER_QUERIES = SPARSE && STEPS <= 4;
 
   static constexpr int Q_BYTES = QK_BOXES * ROWS * 128;
@@ -90,9 +89,9 @@ template <int POLICY, int WIDTH> struct sfa_prefill_tile {
   static constexpr int V_AT = K_AT + STAGES * K_BYTES;
   static constexpr int SCALES_AT = V_AT + STAGES * V_BYTES;
   static constexpr int BARRIERS_AT = SCALES_AT + STAGES * SCALE_BYTES;
-  static constexpr int SURPLUS_AT = BARRIERS_AT + 8 * (2 + 4 * STAGES); /* one word a consumer: is there any */
-  static constexpr int SPAN_AT = SURPLUS_AT + 16;                       /* sfa_prefill_note */
-  static constexpr int ORDER_AT = SPAN_AT + 32;                         /* a word a row of a sparse block: which of its rows it is */
+  static constexpr int N_FULL_AT = BARRIERS_AT + 8 * (2 + 4 * STAGES); /* a word: sfa_prefill_order_rows */
+  static constexpr int SPAN_AT = N_FULL_AT + 16;                       /* sfa_prefill_note */
+  static constexpr int ORDER_AT = SPAN_AT + 32;                        /* a word a row of a sparse block: which of its rows it is */
   static constexpr int SHARED_BYTES = ORDER_AT + (SPARSE ? 4 * ROWS : 0) + 1024;
   static_assert(SHARED_BYTES <= 232448, "more shared memory than a block may have");
 };
@@ -225,28 +224,15 @@ static __device__ __forceinline__ void sfa_prefill_load(const sfa_prefill_job &j
 
 /* ---- Sparse queries -------------------------------------------------------------------------------------------------------------- */
 
-/* Two entries of a group of four: those of `mask` (bits: entries that are not 0) in rising order, the first two. BITS of an entry. */
-struct sfa_pair {
-  uint32_t values, places, rest; /* two values, two places of 2 bits, the mask's other entries */
-};
-template <int BITS> static __device__ __forceinline__ sfa_pair sfa_prefill_pair(uint64_t group, uint32_t mask) {
-  const uint32_t others = mask & (mask - 1);
-  const int first = __ffs(mask) - 1;                         /* -1: nothing */
-  const int low = others || (mask && first < 3) ? first : 0; /* a lone entry 3 is the second of the two */
-  const int high = others ? __ffs(others) - 1 : 3;
-  const uint32_t ones = (1u << BITS) - 1;
-  const uint32_t a = mask >> low & 1 ? (uint32_t)(group >> BITS * low) & ones : 0,
-                 b = mask >> high & 1 ? (uint32_t)(group >> BITS * high) & ones : 0;
-  return {a | b << BITS, (uint32_t)(low | high << 2), others & (others - 1)};
-}
-
-/* 8 bytes of a query row: one group of bf16 or two of int8, as 4 bytes of the operand and 4 or 8 bits of places; then what is left. */
+/* 8 bytes of a query row, one group of bf16 or two of int8, as 4 bytes of the operand and 4 or 8 bits of places. A group's two are its
+ * entries that are not 0, in rising order; one alone has a zero beside it, and is the second of the two if it is entry 3. */
 struct sfa_piece {
-  uint32_t values, places, more_values, more_places, is_more;
+  uint32_t values, places, is_full; /* is_full: a group holds more than two */
 };
 template <bool INT8> static __device__ __forceinline__ sfa_piece sfa_prefill_piece(uint2 x) {
   constexpr int BITS = INT8 ? 8 : 16;
-  sfa_piece piece = {0, 0, 0, 0, 0};
+  constexpr uint32_t ONES = (1u << BITS) - 1;
+  sfa_piece piece = {0, 0, 0};
 #pragma unroll
   for (int i = 0; i < (INT8 ? 2 : 1); i++) {
     const uint64_t group = INT8 ? (i ? x.y : x.x) : (uint64_t)x.y << 32 | x.x;
@@ -254,18 +240,18 @@ template <bool INT8> static __device__ __forceinline__ sfa_piece sfa_prefill_pie
 #pragma unroll
     for (int u = 0; u < 4; u++)
       mask |= (group >> BITS * u & (INT8 ? 0xFF : 0x7FFF)) != 0 ? 1u << u : 0;
-    const sfa_pair kept = sfa_prefill_pair<BITS>(group, mask), more = sfa_prefill_pair<BITS>(group, kept.rest);
-    piece.values |= kept.values << 16 * i;
-    piece.places |= kept.places << 4 * i;
-    piece.more_values |= more.values << 16 * i;
-    piece.more_places |= more.places << 4 * i;
-    piece.is_more |= kept.rest;
+    const uint32_t others = mask & (mask - 1);
+    const int first = __ffs(mask) - 1, low = others || (mask && first < 3) ? first : 0, high = others ? __ffs(others) - 1 : 3;
+    const uint32_t value = (mask >> low & 1 ? (uint32_t)(group >> BITS * low) & ONES : 0) |
+                           (mask >> high & 1 ? (uint32_t)(group >> BITS * high) & ONES : 0) << BITS;
+    piece.values |= value << 16 * i;
+    piece.places |= (uint32_t)(low | high << 2) << 4 * i;
+    piece.is_full |= others & (others - 1);
   }
   return piece;
 }
 
-/* The places of a step's four pieces (rows g, g + 8 at bytes 8 c.., then at bytes 32 + 8 c..) as lane c of the quad gives them. bf16: only
- * lanes 0 and 1; lanes 2 and 3 give the same, for another operand. */
+/* The places of a step's four pieces (rows g, g + 8 at bytes 8 c.., then at bytes 32 + 8 c..) as lane c of the quad gives them. */
 template <bool INT8> static __device__ __forceinline__ uint32_t sfa_prefill_places(const uint32_t (&places)[4], int c) {
   uint32_t word[4];
   if (INT8) { /* row g low half, row g + 8 low half, row g high half, row g + 8 high half */
@@ -292,18 +278,18 @@ template <class TILE> static __device__ __forceinline__ uint32_t sfa_prefill_at(
   return shared + byte / 128 * (TILE::ROWS * 128) + row * 128 + ((byte % 128) ^ (row & 7) << 4);
 }
 
-/* Fills ORDER_AT: rows where a group of four holds more than two, then the others, both in rising order. */
+/* Fills ORDER_AT: rows where a group of four holds more than two, then the others, both in rising order; and N_FULL_AT. */
 template <class TILE> static __device__ __forceinline__ void sfa_prefill_order_rows(uint32_t shared) {
   const uint32_t order = shared + TILE::ORDER_AT;
   const int lane = threadIdx.x & 31, warp = (int)(threadIdx.x >> 5) - 4;
 #pragma unroll
   for (int r = 0; r < 2; r++) {
     const int row = warp * 16 + 8 * r + (lane >> 2);
-    uint32_t is_more = 0;
+    uint32_t is_full = 0;
 #pragma unroll
     for (int byte = 0; byte < TILE::ROW_BYTES; byte += 32)
-      is_more |= sfa_prefill_piece<TILE::INT8>(sfa_shared_load2(sfa_prefill_at<TILE>(shared, row, byte + 8 * (lane & 3)))).is_more;
-    const uint32_t of_rows = __ballot_sync(~0u, is_more != 0);
+      is_full |= sfa_prefill_piece<TILE::INT8>(sfa_shared_load2(sfa_prefill_at<TILE>(shared, row, byte + 8 * (lane & 3)))).is_full;
+    const uint32_t of_rows = __ballot_sync(~0u, is_full != 0);
     if ((lane & 3) == 0)
       sfa_shared_store(order + 4 * row, of_rows >> lane & 15);
   }
@@ -316,6 +302,7 @@ template <class TILE> static __device__ __forceinline__ void sfa_prefill_order_r
       flags[i] = __ballot_sync(~0u, sfa_shared_load(order + 4 * (32 * i + lane)) != 0);
       next_other += __popc(flags[i]);
     }
+    sfa_shared_store(shared + TILE::N_FULL_AT, (uint32_t)next_other);
 #pragma unroll
     for (int i = 0; i < TILE::ROWS / 32; i++) {
       const int before = __popc(flags[i] & ((1u << lane) - 1)), n = __popc(flags[i]);
@@ -327,57 +314,41 @@ template <class TILE> static __device__ __forceinline__ void sfa_prefill_order_r
   sfa_named_sync(SFA_PREFILL_ALL, 128 * TILE::CONSUMERS);
 }
 
-/* The queries of a consumer as sparse operands. */
+/* The queries of a consumer: a sparse operand in registers or in shared memory; where a row does not fit one, the rows as they are. */
 template <class TILE> struct sfa_prefill_queries {
-  uint32_t a[TILE::REGISTER_QUERIES ? TILE::STEPS : 1][4];
-  uint32_t places[TILE::SPARSE ? TILE::STEPS : 1]; /* bf16: of the kept in lanes 0 and 1 of a quad, of the surplus in 2 and 3 */
-  uint32_t more_places[TILE::SPARSE && TILE::INT8 ? TILE::STEPS : 1];
-  uint32_t more; /* is there any surplus */
+  uint32_t a[TILE::REGISTER_QUERIES ? TILE::STEPS : 1][4], places[TILE::SPARSE ? TILE::STEPS : 1];
+  int is_dense;
 
-  static constexpr int MORE_AT = TILE::REGISTER_QUERIES ? 0 : TILE::ROW_BYTES / 2; /* byte of a row where the surplus begins */
-
-  /* From the block's rows in shared memory, in whose place operands are written that products read there: the surplus, behind the kept
-   * halves where these are not in registers. */
+  /* From the block's rows in shared memory, which are overwritten by what products read there. */
   __device__ __forceinline__ void build(uint32_t shared, int consumer) {
     const int lane = threadIdx.x & 31, c = lane & 3, row = (int)(threadIdx.x >> 5) * 16 - 64 + (lane >> 2);
-    const uint32_t word = shared + TILE::SURPLUS_AT + 4 * consumer, order = shared + TILE::ORDER_AT;
+    const uint32_t order = shared + TILE::ORDER_AT;
     const int from[2] = {(int)sfa_shared_load(order + 4 * row), (int)sfa_shared_load(order + 4 * (row + 8))};
-    uint32_t kept[TILE::STEPS][4], surplus[TILE::STEPS][4], has_more = 0;
-#pragma unroll
-    for (int step = 0; step < TILE::STEPS; step++) {
-      uint32_t kept_places[4], surplus_places[4];
-#pragma unroll
-      for (int i = 0; i < 4; i++) { /* row + 8 (i & 1), bytes 64 step + 32 (i >> 1) + 8 c */
-        const sfa_piece piece =
-            sfa_prefill_piece<TILE::INT8>(sfa_shared_load2(sfa_prefill_at<TILE>(shared, from[i & 1], 64 * step + 32 * (i >> 1) + 8 * c)));
-        kept[step][i] = piece.values;
-        kept_places[i] = piece.places;
-        surplus[step][i] = piece.more_values;
-        surplus_places[i] = piece.more_places;
-        has_more |= piece.is_more;
-      }
-      places[step] = sfa_prefill_places<TILE::INT8>(kept_places, c);
-      const uint32_t others = sfa_prefill_places<TILE::INT8>(surplus_places, c);
-      if constexpr (TILE::INT8)
-        more_places[step] = others;
-      else if (c >= 2)
-        places[step] = others;
-    }
-    if (__any_sync(~0u, has_more) && lane == 0)
-      sfa_shared_store(word, 1);
-    sfa_named_sync(SFA_PREFILL_ALL, 128 * TILE::CONSUMERS); /* all have read their rows */
-    more = sfa_shared_load(word);
+    uint2 x[TILE::STEPS][4]; /* row + 8 (i & 1), bytes 64 step + 32 (i >> 1) + 8 c */
 #pragma unroll
     for (int step = 0; step < TILE::STEPS; step++)
 #pragma unroll
+      for (int i = 0; i < 4; i++)
+        x[step][i] = sfa_shared_load2(sfa_prefill_at<TILE>(shared, from[i & 1], 64 * step + 32 * (i >> 1) + 8 * c));
+    is_dense = 64 * consumer < (int)sfa_shared_load(shared + TILE::N_FULL_AT);
+    sfa_named_sync(SFA_PREFILL_ALL, 128 * TILE::CONSUMERS); /* all have read their rows */
+#pragma unroll
+    for (int step = 0; step < TILE::STEPS; step++) {
+      uint32_t place[4];
+#pragma unroll
       for (int i = 0; i < 4; i++) {
-        const int r = row + 8 * (i & 1), byte = 32 * step + 16 * (i >> 1) + 4 * c;
+        const int to = row + 8 * (i & 1);
+        const sfa_piece piece = sfa_prefill_piece<TILE::INT8>(x[step][i]);
+        place[i] = piece.places;
         if constexpr (TILE::REGISTER_QUERIES)
-          a[step][i] = kept[step][i];
-        else
-          sfa_shared_store(sfa_prefill_at<TILE>(shared, r, byte), kept[step][i]);
-        sfa_shared_store(sfa_prefill_at<TILE>(shared, r, MORE_AT + byte), surplus[step][i]);
+          a[step][i] = piece.values;
+        if (is_dense)
+          sfa_shared_store2(sfa_prefill_at<TILE>(shared, to, 64 * step + 32 * (i >> 1) + 8 * c), x[step][i]);
+        else if constexpr (!TILE::REGISTER_QUERIES)
+          sfa_shared_store(sfa_prefill_at<TILE>(shared, to, 32 * step + 16 * (i >> 1) + 4 * c), piece.values);
       }
+      places[step] = sfa_prefill_places<TILE::INT8>(place, c);
+    }
     sfa_shared_publish();
     sfa_named_sync(SFA_PREFILL_ALL, 128 * TILE::CONSUMERS);
   }
@@ -385,40 +356,25 @@ template <class TILE> struct sfa_prefill_queries {
 
 /* ---- A consumer ------------------------------------------------------------------------------------------------------------------ */
 
-/* All products of a tile of scores, started: those of the kept, and with MORE those of the surplus. */
-template <class TILE, bool MORE, class SUMS>
+/* All products of a tile of scores, started. */
+template <class TILE, bool SPARSE, class SUMS>
 static __device__ __forceinline__ void sfa_prefill_products(SUMS &s, const sfa_prefill_queries<TILE> &queries, uint64_t q, uint64_t k) {
-  constexpr int Q_BOX = TILE::ROWS * 128, K_BOX = TILE::KEYS * 128, MORE_AT = sfa_prefill_queries<TILE>::MORE_AT;
+  constexpr int K_STEP = SPARSE ? 64 : 32; /* bytes of a key row that a product takes */
   sfa_matrix_fence();
 #pragma unroll
-  for (int step = 0; step < TILE::STEPS; step++) {
-    const int k_byte = step * TILE::K_STEP, q_byte = step * 32;
-    const uint64_t b = sfa_operand_at(k, k_byte / 128 * K_BOX + k_byte % 128), a = sfa_operand_at(q, q_byte / 128 * Q_BOX + q_byte % 128);
-    if constexpr (TILE::SPARSE && TILE::INT8) {
-      if constexpr (TILE::REGISTER_QUERIES)
-        sfa_product_sparse(s, queries.a[step], queries.places[step], b);
-      else
-        sfa_product_sparse(s, a, queries.places[step], b);
-    } else if constexpr (TILE::SPARSE) {
-      if constexpr (TILE::REGISTER_QUERIES)
-        sfa_product_sparse<0>(s, queries.a[step], queries.places[step], b, step > 0);
-      else
-        sfa_product_sparse<0>(s, a, queries.places[step], b, step > 0);
-    } else if constexpr (TILE::INT8)
-      sfa_product_int8(s, a, b);
-    else
+  for (int step = 0; step < TILE::ROW_BYTES / K_STEP; step++) {
+    const int q_byte = step * 32, k_byte = step * K_STEP;
+    const uint64_t a = sfa_operand_at(q, q_byte / 128 * (TILE::ROWS * 128) + q_byte % 128);
+    const uint64_t b = sfa_operand_at(k, k_byte / 128 * (TILE::KEYS * 128) + k_byte % 128);
+    if constexpr (!SPARSE && TILE::INT8)
+      sfa_product_int8(s, a, b, step > 0);
+    else if constexpr (!SPARSE)
       sfa_product_bf16(s, a, b, step > 0);
+    else if constexpr (TILE::REGISTER_QUERIES)
+      sfa_product_sparse(s, queries.a[step], queries.places[step], b, step > 0);
+    else
+      sfa_product_sparse(s, a, queries.places[step], b, step > 0);
   }
-  if constexpr (MORE)
-#pragma unroll
-    for (int step = 0; step < TILE::STEPS; step++) {
-      const int k_byte = step * TILE::K_STEP, q_byte = MORE_AT + step * 32;
-      const uint64_t b = sfa_operand_at(k, k_byte / 128 * K_BOX + k_byte % 128), a = sfa_operand_at(q, q_byte / 128 * Q_BOX + q_byte % 128);
-      if constexpr (TILE::INT8)
-        sfa_product_sparse(s, a, queries.more_places[step], b);
-      else
-        sfa_product_sparse<1>(s, a, queries.places[step], b, 1);
-    }
   sfa_matrix_commit();
 }
 
@@ -537,7 +493,6 @@ static __device__ __forceinline__ void sfa_prefill_consume(const sfa_prefill_job
   const int consumer = __shfl_sync(~0u, (int)(threadIdx.x >> 7) - 1, 0), lane = threadIdx.x & 31, c = lane & 3;
   const uint32_t q_there = shared + TILE::BARRIERS_AT, k_there = q_there + 16, k_used = k_there + 8 * STAGES, v_there = k_used + 8 * STAGES,
                  v_used = v_there + 8 * STAGES;
-  const uint32_t q_rows = shared + consumer * 64 * 128;
 
   sfa_barrier_wait(q_there, 0);
   sfa_prefill_queries<TILE> queries;
@@ -545,7 +500,7 @@ static __device__ __forceinline__ void sfa_prefill_consume(const sfa_prefill_job
     sfa_prefill_order_rows<TILE>(shared);
     queries.build(shared, consumer);
   }
-  const uint64_t q = sfa_operand(q_rows);
+  const uint64_t q = sfa_operand(shared + consumer * 64 * 128);
 
   /* Tiles that every row of this consumer sees whole: keys [all_begin, all_end). The rows of a sparse one may be any of the block. */
   const int32_t low = TILE::SPARSE ? 0 : consumer * 64, high = TILE::SPARSE ? TILE::ROWS - 1 : low + 63;
@@ -565,11 +520,14 @@ static __device__ __forceinline__ void sfa_prefill_consume(const sfa_prefill_job
 #pragma unroll
   for (int i = 0; i < WIDTH / 2; i++)
     o[i] = 0;
+#pragma unroll
+  for (int i = 0; i < (TILE::INT8 ? KEYS / 2 : 0); i++)
+    sums[i] = 0;
 
   const auto start_scores = [&](int stage) {
     const uint64_t k = sfa_operand(shared + TILE::K_AT + stage * TILE::K_BYTES);
     const auto start = [&](auto &to) {
-      if (TILE::SPARSE && queries.more) /* a branch a tile: one inside of the group of products would break it up */
+      if (TILE::SPARSE && !queries.is_dense)
         sfa_prefill_products<TILE, TILE::SPARSE>(to, queries, q, k);
       else
         sfa_prefill_products<TILE, false>(to, queries, q, k);
@@ -579,18 +537,12 @@ static __device__ __forceinline__ void sfa_prefill_consume(const sfa_prefill_job
     else
       start(s);
   };
-  const auto begin_sums = [&] { /* before this consumer's turn: volatile, so that it stays there */
-                                if constexpr (TILE::INT8)
+  const auto load_scales = [&](int stage) {
+    if constexpr (TILE::INT8) {
 #pragma unroll
-                                  for (int i = 0; i < KEYS / 2; i++)
-                                    asm volatile("mov.b32 %0, 0x4B400000;" : "=r"(sums[i]));
-  };
-  const auto load_scales = [&](int stage) { /* while products run */
-                                            if constexpr (TILE::INT8)
-#pragma unroll
-                                              for (int i = 0; i < KEYS / 8; i++)
-                                                scales[i] =
-                                                    sfa_shared_load2(shared + TILE::SCALES_AT + stage * TILE::SCALE_BYTES + 8 * c + 32 * i);
+      for (int i = 0; i < KEYS / 8; i++)
+        scales[i] = sfa_shared_load2(shared + TILE::SCALES_AT + stage * TILE::SCALE_BYTES + 8 * c + 32 * i);
+    }
   };
   const auto start_values = [&](int stage) {
     const uint64_t v = sfa_operand_turned(shared + TILE::V_AT + stage * TILE::V_BYTES, KEYS * 128);
@@ -600,16 +552,15 @@ static __device__ __forceinline__ void sfa_prefill_consume(const sfa_prefill_job
       sfa_product_turned(o, p + 4 * i, sfa_operand_at(v, i * 16 * 128));
     sfa_matrix_commit();
   };
-  const auto softmax = [&](int stage, int32_t tile) {
-    const int32_t first = tile * KEYS;
+  const auto softmax = [&](int stage, int32_t first) {
     if constexpr (TILE::INT8) {
 #pragma unroll
       for (int i = 0; i < KEYS / 8; i++) {
-        const float x = __uint_as_float(scales[i].x), y = __uint_as_float(scales[i].y), x0 = x * -12582912.f, y0 = y * -12582912.f;
-        s[4 * i] = fmaf(__int_as_float(sums[4 * i]), x, x0);
-        s[4 * i + 1] = fmaf(__int_as_float(sums[4 * i + 1]), y, y0);
-        s[4 * i + 2] = fmaf(__int_as_float(sums[4 * i + 2]), x, x0);
-        s[4 * i + 3] = fmaf(__int_as_float(sums[4 * i + 3]), y, y0);
+        const float x = __uint_as_float(scales[i].x), y = __uint_as_float(scales[i].y);
+        s[4 * i] = (float)sums[4 * i] * x;
+        s[4 * i + 1] = (float)sums[4 * i + 1] * y;
+        s[4 * i + 2] = (float)sums[4 * i + 2] * x;
+        s[4 * i + 3] = (float)sums[4 * i + 3] * y;
       }
       __syncwarp();
     }
@@ -625,43 +576,58 @@ static __device__ __forceinline__ void sfa_prefill_consume(const sfa_prefill_job
 #pragma unroll
     for (int i = 0; i < KEYS / 4; i++)
       p[i] = sfa_bf16_pair(s[2 * i], s[2 * i + 1]);
+    if constexpr (TILE::INT8) { /* sums may take the registers of s: the first product of a tile overwrites them, which the compiler can't
+                                   know */
+#pragma unroll
+      for (int i = 0; i < KEYS / 2; i++)
+        sums[i] = __float_as_int(s[i]);
+    }
   };
 
   const int32_t n = tiles.n();
   if (n > 0) {
     if (consumer == TILE::CONSUMERS - 1)
       sfa_named_arrive(SFA_PREFILL_TURN, 256);
+    int stage = 0; /* of the newest tile of scores; `before` of the values that are added meanwhile */
+    uint32_t parity = 0;
+    int32_t first = tiles.at(0) * KEYS;
     sfa_barrier_wait(k_there, 0);
-    begin_sums();
     start_scores(0);
     load_scales(0);
     sfa_matrix_wait<0>();
-    softmax(0, tiles.at(0));
+    softmax(0, first);
     round_weights();
-    begin_sums();
     for (int32_t j = 1; j < n; j++) {
-      const int stage = j % STAGES, before = (j - 1) % STAGES;
-      sfa_barrier_wait(k_there + 8 * stage, j / STAGES & 1);
+      const int before = stage;
+      const uint32_t before_parity = parity;
+      if (++stage == STAGES) {
+        stage = 0;
+        parity ^= 1;
+      }
+      first = j == tiles.n_main ? (tiles.n_sinks - 1) * KEYS : first - KEYS;
+      sfa_barrier_wait(k_there + 8 * stage, parity);
       sfa_named_sync(SFA_PREFILL_TURN + consumer, 256);
       start_scores(stage);
-      sfa_barrier_wait(v_there + 8 * before, (j - 1) / STAGES & 1);
+      sfa_barrier_wait(v_there + 8 * before, before_parity);
       start_values(before);
       sfa_named_arrive(SFA_PREFILL_TURN + (consumer + 1) % TILE::CONSUMERS, 256);
       load_scales(stage);
       sfa_matrix_wait<1>();
-      softmax(stage, tiles.at(j));
-      sfa_matrix_wait<0>();
-      if (lane == 0)
-        sfa_barrier_arrive(v_used + 8 * before);
-      if (__any_sync(~0u, rows.change[0] != 1 || rows.change[1] != 1))
+      softmax(stage, first);
+      /* Both ways wait, behind the branch: a wait before it would be moved up, and nothing would run under the products of values. */
+      if (__any_sync(~0u, rows.change[0] != 1 || rows.change[1] != 1)) {
+        sfa_matrix_wait<0>();
 #pragma unroll
         for (int i = 0; i < WIDTH / 2; i++)
           o[i] *= rows.change[i >> 1 & 1];
+      } else
+        asm volatile("wgmma.wait_group.sync.aligned 0; // O stays" ::: "memory");
+      if (lane == 0)
+        sfa_barrier_arrive(v_used + 8 * before);
       round_weights();
-      begin_sums();
     }
-    sfa_barrier_wait(v_there + 8 * ((n - 1) % STAGES), (n - 1) / STAGES & 1);
-    start_values((n - 1) % STAGES);
+    sfa_barrier_wait(v_there + 8 * stage, parity);
+    start_values(stage);
     sfa_matrix_wait<0>();
     if (consumer == 0)
       sfa_named_sync(SFA_PREFILL_TURN, 256); /* the last one's arrival, so that none is left over */
@@ -717,8 +683,6 @@ static __global__ void __launch_bounds__(sfa_prefill_tile<POLICY, WIDTH>::THREAD
     for (int array = 0; array < 4; array++)
       for (int i = 0; i < TILE::STAGES; i++, barrier += 8)
         sfa_barrier_init(barrier, array == 0 ? (TILE::INT8 ? 33 : 1) : array == 2 ? 1 : 4 * TILE::CONSUMERS);
-    for (int i = 0; i < TILE::CONSUMERS; i++)
-      sfa_shared_store(shared + TILE::SURPLUS_AT + 4 * i, 0);
     sfa_prefill_note(shared + TILE::SPAN_AT, at);
     sfa_barrier_publish();
   }
