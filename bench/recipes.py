@@ -46,7 +46,7 @@ def compare(runs, a, b):
 
 def plot(runs, png):
     script = ["set terminal pngcairo size 1200,700", f"set output '{png}'", "set grid", "set key outside right", "set xlabel 'million tokens'",
-              "set ylabel 'held-out loss, nats a token'", "set logscale x"]
+              "set ylabel 'held-out loss, nats a token'", "set autoscale xfix", "set yrange [*:4.6]"]
     curves = []
     for index, (name, seeds) in enumerate(runs.items()):
         for number, (seed, run) in enumerate(sorted(seeds.items())):
