@@ -155,20 +155,6 @@ void sfa_attn_keys_index(sfa_attn_block *block, int64_t span) {
   block->indexed = s->index_scores;
 }
 
-sfa_stored_rows sfa_attn_keys_stored(const sfa_kv_view *view, const sfa_kv_side *side, int32_t kv_head, int64_t tile, int32_t n_keys) {
-  const sfa_row_format *format = &side->format;
-  return (sfa_stored_rows){
-      .n = n_keys,
-      .width = sfa_row_width(format),
-      .dtype = format->dtype,
-      .ids = format->k ? sfa_kv_at(view, &side->ids, kv_head, tile) : NULL,
-      .values = sfa_kv_at(view, &side->values, kv_head, tile),
-      .ids_stride = side->ids.row_stride,
-      .values_stride = side->values.row_stride,
-      .scales = sfa_has_scales(format->dtype) ? (const uint16_t *)(const void *)sfa_kv_at(view, &side->scales, kv_head, tile) : NULL,
-      .scales_stride = side->scales.row_stride};
-}
-
 /* ---- What to ask for ------------------------------------------------------------------------------------------------------------ */
 
 /* Memory is asked for some kilobytes of work before it is used, as much at a time as is used: in bursts, or too late, processor and memory
@@ -293,14 +279,21 @@ static void attend_span(const sfa_attn_keys_call *keys, sfa_attn_keys_item *item
   sfa_attn_keys_index(block, item->span);
   /* A cache's order is that of the work, so that scores ask for what lies `ahead` behind their codes, and at last values for as much of the
    * next tile. Where keys are elsewhere, they are asked for a tile ahead, and so are values. */
-  int64_t end = (item->span + 1) * (SFA_KEY_SPAN / SFA_KEY_TILE), ahead = bytes_ahead(block->view);
+  const sfa_kv_view *view = block->view;
+  int64_t end = (item->span + 1) * (SFA_KEY_SPAN / SFA_KEY_TILE), ahead = bytes_ahead(view);
   int64_t codes = block->indexed ? 0 : code_bytes(block);
   for (int64_t tile = sfa_attn_block_next_tile(block, item->span * (SFA_KEY_SPAN / SFA_KEY_TILE)); tile < end;
        tile = sfa_attn_block_next_tile(block, tile + 1)) {
     bool rescaled;
-    sfa_attn_wanted wanted = sfa_attn_keys_wanted(block, codes ? tile : tile + 1), next = sfa_attn_values_wanted(block, tile + 1);
-    wanted.from += codes ? ahead : 0;
-    next.from -= next.bytes ? codes : 0;
+    sfa_attn_wanted wanted, next = {0};
+    if (codes) {
+      wanted = (sfa_attn_wanted){sfa_kv_at(view, &view->k.ids, block->kv_head, tile) + ahead, codes};
+      if ((tile + 1) * SFA_KEY_TILE < view->n_keys)
+        next = (sfa_attn_wanted){sfa_kv_at(view, &view->k.ids, block->kv_head, tile + 1), ahead};
+    } else {
+      wanted = sfa_attn_keys_wanted(block, tile + 1);
+      next = sfa_attn_values_wanted(block, tile + 1);
+    }
     sfa_attn_keys_weigh(block, tile, wanted, &part, s->scores, s->alpha, &rescaled);
     sfa_attn_keys_values(block, tile, next, s->scores, s->alpha, rescaled, &part);
   }

@@ -50,7 +50,21 @@ bool sfa_attn_keys_arrive(const sfa_attn_keys_call *keys, const sfa_attn_keys_it
 /* After sfa_attn_block_load: scores of a whole span by the sequence's index, where it has one that reaches so far and the plan takes it. */
 void sfa_attn_keys_index(sfa_attn_block *block, int64_t span);
 /* Keys or values of a tile as they are stored, the first n_keys of it. */
-sfa_stored_rows sfa_attn_keys_stored(const sfa_kv_view *view, const sfa_kv_side *side, int32_t kv_head, int64_t tile, int32_t n_keys);
+static inline sfa_stored_rows sfa_attn_keys_stored(const sfa_kv_view *view, const sfa_kv_side *side, int32_t kv_head, int64_t tile,
+                                                   int32_t n_keys) {
+  const sfa_row_format *format = &side->format;
+  return (sfa_stored_rows){
+      .n = n_keys,
+      .width = sfa_row_width(format),
+      .dtype = format->dtype,
+      .ids = format->k ? sfa_kv_at(view, &side->ids, kv_head, tile) : NULL,
+      .values = sfa_kv_at(view, &side->values, kv_head, tile),
+      .ids_stride = side->ids.row_stride,
+      .values_stride = side->values.row_stride,
+      .scales = sfa_has_scales(format->dtype) ? (const uint16_t *)(const void *)sfa_kv_at(view, &side->scales, kv_head, tile) : NULL,
+      .scales_stride = side->scales.row_stride};
+}
+
 /* Memory that is wanted after a piece of work, to be asked for meanwhile. */
 typedef struct sfa_attn_wanted {
   const unsigned char *from;
