@@ -82,8 +82,8 @@ case_usage() {
   bad 2 "which verb" 
   bad 2 "did you mean generate" generat
   bad 2 "no verb \"frobnicate\"" frobnicate
-  bad 2 "sfa bench attention\|decode\|topk\|model" bench
-  bad 2 "sfa bench attention\|decode\|topk\|model" bench all
+  bad 2 "sfa bench attention\|backward\|decode\|topk\|model" bench
+  bad 2 "sfa bench attention\|backward\|decode\|topk\|model" bench all
   bad 2 "sfa eval nll" eval perplexity
   bad 2 "wants a model" generate -p hello
   bad 2 "wants a model" info
