@@ -54,19 +54,18 @@ struct sfa_prefill_job {
 /* ---- Tiles ----------------------------------------------------------------------------------------------------------------------- */
 
 /* Tile sizes, and why. A consumer of 64 rows holds O (WIDTH / 2 registers), scores (KEYS / 2), their bf16 form (KEYS / 4) and, sparse,
- * its queries: 240 registers with two consumers, 160 with three. Shared memory: 227 KiB for queries and the ring. Every tile costs some
- * 120 instructions whatever its size, so tiles are as wide as registers and two stages of the ring allow:
+ * its queries: 240 registers with two consumers, 160 with three. Shared memory: 227 KiB for queries and the ring.
  *
  *     width 64    3 x 64 rows: the exponentials are the limit, three consumers hide each other's latency best. bf16: 128 keys; else
  *                 64, for the registers of scales or sparse queries
- *     width 128   bf16: 2 x 64 rows, 192 keys; int8: 128 keys, for the registers of scales
+ *     width 128   dense: 2 x 64 rows, 128 keys: a product over 128 keys reads its queries from shared memory half as often as over 64
  *                 sparse: 3 x 64 rows, 64 keys: queries are in registers, and a third consumer is worth more than wide tiles
- *     width 256   2 x 64 rows, 80 keys: O alone takes 128 registers; sparse bf16 queries (40 more) stay in shared memory */
+ *     width 256   2 x 64 rows, 64 keys: O alone takes 128 registers; sparse bf16 queries (40 more) stay in shared memory */
 template <int POLICY, int WIDTH> struct sfa_prefill_tile {
   static constexpr bool INT8 = POLICY == SFA_POLICY_INT8 || POLICY == SFA_POLICY_SP_INT8;
   static constexpr bool SPARSE = POLICY == SFA_POLICY_SP_BF16 || POLICY == SFA_POLICY_SP_INT8;
   static constexpr int CONSUMERS = WIDTH == 64 || (WIDTH == 128 && SPARSE) ? 3 : 2;
-  static constexpr int KEYS = WIDTH == 256 ? 80 : SPARSE || (WIDTH == 64 && INT8) ? 64 : WIDTH == 128 && !INT8 ? 192 : 128;
+  static constexpr int KEYS = WIDTH == 256 || SPARSE || (WIDTH == 64 && INT8) ? 64 : 128;
   static constexpr int ROWS = 64 * CONSUMERS;
   static constexpr int THREADS = 128 * (1 + CONSUMERS);
   static constexpr int REGISTERS = CONSUMERS == 3 ? 160 : 240; /* of a consumer */
