@@ -1,0 +1,341 @@
+/* cuda/decode_stream.cuh: exact decode: scores and values in one pass over the keys, online softmax, parts of splits.
+ *
+ * A block of 8 warps takes one split (of a sequence, a kv head, up to 8 rows); warp w its steps w, w + 8, ... For each:
+ *
+ *     scores of its codes, which were asked for a step before; codes of the next step are asked for
+ *     p = 2^(s - m), l += p (lane = key)
+ *     p * scale of the value row, as bf16 hi + lo, through shared memory to mma's lanes
+ *     o += p v, of values that were asked for some steps before (cp.async)
+ *
+ * m need not be the largest score, only within 2^8 of it: it is raised, and o and l rescaled, when a score passes it by 8 octaves, which is
+ * seldom. Weights are bf16 pairs with f32's range, so that nothing is lost below m either. In steps where some row does not see some key,
+ * tokens of the queries go one after the other, each with the values that it sees: what is masked cannot reach a row, NaN included.
+ *
+ * The warps' o and l are joined in the order of the warps, with the largest m as unit. */
+#ifndef SFA_CUDA_DECODE_STREAM_CUH
+#define SFA_CUDA_DECODE_STREAM_CUH
+
+#include "cuda/decode_launch.h"
+#include "cuda/decode_step.cuh"
+
+/* Octaves by which a score may pass m. */
+#define SFA_DECODE_SLACK 8.f
+
+/* ---- A warp's values on their way ---------------------------------------------------------------------------------------------------- */
+
+/* A ring in shared memory, filled by cp.async: of whole steps, or of half steps where rows are long. A row's 16-byte chunk c stands at
+ * c ^ 2 (row / 4 mod 4): what 8 lanes read at a time, chunks g and g + 1 of rows i, 4 + i, 8 + i and 12 + i, then lies in 8 different
+ * places of 128 bytes. */
+template <class VALUES, int ROWS> struct sfa_decode_ring {
+  enum {
+    HALF = 16 * VALUES::ROW_BYTES,
+    HALVES = HALF <= 2048 ? 2 : 1, /* of a slot */
+    KEYS = 16 * HALVES,
+    BYTES = HALVES * HALF,
+    ROOM = ROWS == 8 ? 6144 : 10240, /* so that two blocks fit a multiprocessor */
+    SLOTS = ROOM / BYTES < 2 ? 2 : ROOM / BYTES,
+    CHUNKS = VALUES::ROW_BYTES / 16,        /* of a row */
+    TURNS = HALVES * VALUES::ROW_BYTES / 32 /* of the warp's lanes, to fill a slot */
+  };
+
+  static __device__ __forceinline__ int32_t place(int32_t row, int32_t chunk) {
+    return row * VALUES::ROW_BYTES + (chunk ^ (2 * (row / 4 % 4) & (CHUNKS - 1))) * 16;
+  }
+
+  static __device__ __forceinline__ void copy(uint32_t to, const unsigned char *from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+  }
+
+  /* Asks for the rows from `token` on; row n - 1 stands for those from n on. */
+  static __device__ __forceinline__ void fetch(unsigned char *slot, const sfa_decode_rows &rows, const unsigned char *page, int32_t token,
+                                               int32_t n, int32_t lane) {
+    uint32_t to = (uint32_t)__cvta_generic_to_shared(slot);
+    const unsigned char *from = sfa_decode_row(rows, page, token);
+    if (rows.pitch == VALUES::ROW_BYTES && token + KEYS <= n) {
+      from += 16 * lane;
+#pragma unroll
+      for (int i = 0; i < TURNS; i++)
+        copy(to + place((lane + 32 * i) / CHUNKS, (lane + 32 * i) % CHUNKS), from + 512 * i);
+    } else {
+#pragma unroll 1
+      for (int32_t at = lane; at < KEYS * CHUNKS; at += 32)
+        copy(to + place(at / CHUNKS, at % CHUNKS), from + (int64_t)(min(at / CHUNKS, n - 1 - token) * rows.pitch) + at % CHUNKS * 16);
+    }
+  }
+  static __device__ __forceinline__ void commit(void) { asm volatile("cp.async.commit_group;" ::: "memory"); }
+  /* The oldest of SLOTS is there, for this lane's part. */
+  static __device__ __forceinline__ void wait(void) { asm volatile("cp.async.wait_group %0;" ::"n"(SLOTS - 1) : "memory"); }
+
+  /* Adds a half step; keys whose bit in `seen` (0..15) is 0 are taken as 0 where not all are seen. */
+  static __device__ __forceinline__ void add(VALUES &values, const unsigned char *half, bool whole, uint32_t seen, const uint2 &hi,
+                                             const uint2 &lo, int32_t lane, uint32_t magic) {
+    int32_t g = lane / 4, t = lane & 3;
+    const unsigned char *from = VALUES::VECTOR == 16 ? half + place(4 * t, g) : half + place(4 * t, g / 2) + g % 2 * 8;
+#pragma unroll
+    for (int vector = 0; vector < VALUES::VECTORS; vector++) {
+      uint32_t x[4][VALUES::VECTOR_WORDS];
+#pragma unroll
+      for (int key = 0; key < 4; key++) {
+        const unsigned char *row = from + key * VALUES::ROW_BYTES + vector * 128;
+        if constexpr (VALUES::VECTOR == 16)
+          *(uint4 *)x[key] = *(const uint4 *)row;
+        else
+          *(uint2 *)x[key] = *(const uint2 *)row;
+      }
+      if (!whole) {
+#pragma unroll
+        for (int key = 0; key < 4; key++)
+#pragma unroll
+          for (int w = 0; w < VALUES::VECTOR_WORDS; w++)
+            x[key][w] = seen >> (4 * t + key) & 1 ? x[key][w] : 0;
+      }
+      values.add(vector, x, hi, lo, magic);
+    }
+  }
+};
+
+/* ---- Softmax ------------------------------------------------------------------------------------------------------------------------- */
+
+/* One warp's rows: units, sums of weights (of the lane's keys), weights of a step on their way to mma's lanes. */
+template <int ROWS> struct sfa_decode_softmax {
+  float m[ROWS], l[ROWS];
+
+  __device__ __forceinline__ void clear(void) {
+#pragma unroll
+    for (int r = 0; r < ROWS; r++)
+      m[r] = SFA_DECODE_NOTHING, l[r] = 0;
+  }
+
+  /* Raises m where a score of the warp's 32 keys asks for it; `even` and `odd`: what columns 2 t and 2 t + 1 of o are to be multiplied
+   * with. Returns whether anything was raised. */
+  __device__ __forceinline__ bool raise(const float *s, int32_t lane, float *even, float *odd) {
+    bool over = false;
+#pragma unroll
+    for (int r = 0; r < ROWS; r++)
+      over |= s[r] > m[r] + SFA_DECODE_SLACK;
+    if (!__any_sync(~0u, over))
+      return false;
+    *even = *odd = 1;
+    int32_t column = 2 * (lane & 3) & (ROWS == 8 ? 7 : 3);
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+      float raised = fmaxf(m[r], sfa_decode_warp_max(s[r])), factor = sfa_decode_exp2(m[r] - raised);
+      m[r] = raised;
+      l[r] *= factor;
+      *even = column == r ? factor : *even;
+      *odd = column + 1 == r ? factor : *odd;
+    }
+    return true;
+  }
+};
+
+/* Joins warps: every row's m, l and o [E] of the block to its part. */
+template <class VALUES, int ROWS, int E>
+static __device__ __forceinline__ void sfa_decode_join_warps(const sfa_decode_call &call, const sfa_decode_span &span, int32_t split,
+                                                             const sfa_decode_softmax<ROWS> &softmax, VALUES &values,
+                                                             unsigned char *shared) {
+  int32_t lane = (int32_t)threadIdx.x & 31, warp = (int32_t)threadIdx.x / 32;
+  float2 *sums = (float2 *)shared;                                        /* [warps][ROWS] */
+  float *out = (float *)(shared + sizeof(float2) * SFA_DECODE_WARPS * 8); /* [warps][ROWS][E] */
+  __syncthreads();
+#pragma unroll
+  for (int r = 0; r < ROWS; r++) {
+    float l = sfa_decode_warp_sum(softmax.l[r]);
+    if (lane == 0)
+      sums[warp * ROWS + r] = make_float2(softmax.m[r], l);
+  }
+#pragma unroll
+  for (int m = 0; m < VALUES::M16; m++)
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      float x = values.sums[m][i];
+      if (ROWS < 8)
+        x += __shfl_xor_sync(~0u, x, 2);
+      int32_t row = 2 * (lane & 3) + (i & 1);
+      if (row < ROWS)
+        out[(warp * ROWS + row) * E + VALUES::column(m, lane) + (i >> 1)] = x;
+    }
+  __syncthreads();
+  for (int32_t i = (int32_t)threadIdx.x; i < ROWS * E; i += SFA_DECODE_THREADS) {
+    int32_t row = i / E, at = span.first_row + row;
+    if (at >= call.n_rows)
+      continue;
+    float m = SFA_DECODE_NOTHING, l = 0, o = 0;
+    for (int w = 0; w < SFA_DECODE_WARPS; w++)
+      m = fmaxf(m, sums[w * ROWS + row].x);
+    for (int w = 0; w < SFA_DECODE_WARPS; w++) {
+      float factor = sfa_decode_exp2(sums[w * ROWS + row].x - m);
+      l = fmaf(sums[w * ROWS + row].y, factor, l);
+      o = fmaf(out[w * ROWS * E + i], factor, o);
+    }
+    int64_t part = (((int64_t)span.b * call.args.n_kv_heads + span.g) * call.n_rows + at) * call.n_splits + split;
+    call.part_out[part * E + i % E] = o;
+    if (i % E == 0)
+      call.part_sums[part] = make_float2(m, l);
+  }
+}
+
+/* Shared memory of a block: table | ring, exchange, weights of each warp | queries; in the end the sums of the warps over it all. */
+template <class KEYS, class VALUES, int ROWS, int E> struct sfa_decode_stream_layout {
+  size_t rings, exchanges, weights, queries, all;
+  __host__ __device__ sfa_decode_stream_layout(const sfa_decode_call &call) {
+    rings = KEYS::table_bytes(call);
+    exchanges = rings + SFA_DECODE_WARPS * (size_t)sfa_decode_ring<VALUES, ROWS>::SLOTS * sfa_decode_ring<VALUES, ROWS>::BYTES;
+    weights = exchanges + SFA_DECODE_WARPS * KEYS::exchange_bytes();
+    queries = weights + SFA_DECODE_WARPS * VALUES::P_ROWS * 64;
+    size_t work = queries + (call.args.k_q ? 2 : 1) * (size_t)ROWS * call.args.head_dim * sizeof(float);
+    size_t join = sizeof(float2) * SFA_DECODE_WARPS * 8 + (size_t)SFA_DECODE_WARPS * ROWS * E * sizeof(float);
+    all = work > join ? work : join;
+  }
+};
+
+template <class KEYS, class VALUES, int ROWS, int E>
+static __global__ __launch_bounds__(SFA_DECODE_THREADS, 2) void sfa_decode_stream_kernel(const __grid_constant__ sfa_decode_call call) {
+  extern __shared__ __align__(128) unsigned char shared[];
+  __shared__ sfa_decode_query queries_of[ROWS];
+  const sfa_cuda_store &k = call.args.k, &v = call.args.v;
+  int32_t lane = (int32_t)threadIdx.x & 31, warp = (int32_t)threadIdx.x / 32, split = (int32_t)blockIdx.x / call.n_row_blocks;
+  sfa_decode_span span = sfa_decode_span_of(call, (int32_t)blockIdx.z, (int32_t)blockIdx.y, (int32_t)blockIdx.x % call.n_row_blocks);
+  int32_t step, end_step;
+  sfa_decode_next_may_start();
+  sfa_decode_split_steps(span.n_steps, call.n_splits, split, &step, &end_step);
+  if (step >= end_step) {
+    int32_t row = span.first_row + (int32_t)threadIdx.x;
+    if (threadIdx.x < ROWS && row < call.n_rows)
+      call.part_sums[(((int64_t)span.b * call.args.n_kv_heads + span.g) * call.n_rows + row) * call.n_splits + split] =
+          make_float2(SFA_DECODE_NOTHING, 0);
+    return;
+  }
+
+  typedef sfa_decode_ring<VALUES, ROWS> ring;
+  const sfa_decode_stream_layout<KEYS, VALUES, ROWS, E> layout(call);
+  unsigned char *table = shared, *slots = shared + layout.rings + warp * ring::SLOTS * ring::BYTES;
+  unsigned char *exchange = shared + layout.exchanges + warp * KEYS::exchange_bytes();
+  uint16_t *weights = (uint16_t *)(shared + layout.weights) + warp * VALUES::P_ROWS * VALUES::P_PITCH;
+  float *queries = (float *)(shared + layout.queries);
+
+  const sfa_decode_rows key_streams[3] = {sfa_decode_rows_of(k, k.ids, call.ids_pitch, span.b, span.g),
+                                          sfa_decode_rows_of(k, k.values, call.key_pitch, span.b, span.g),
+                                          sfa_decode_rows_of(k, k.scales, call.key_scale_pitch, span.b, span.g)};
+  const sfa_decode_rows value_rows = sfa_decode_rows_of(v, v.values, call.value_pitch, span.b, span.g);
+  const sfa_decode_rows value_scales = sfa_decode_rows_of(v, v.scales, call.value_scale_pitch, span.b, span.g);
+
+  const bool straight = sfa_decode_straight(call);
+  const uint32_t magic = call.magic;
+  if (threadIdx.x < ROWS)
+    queries_of[threadIdx.x] = sfa_decode_query_of(call, span, (int32_t)threadIdx.x);
+
+  KEYS keys;
+  VALUES values;
+  sfa_decode_softmax<ROWS> softmax;
+  /* Values are asked for from `ahead` on: SLOTS slots before they are used. */
+  step += warp;
+  int32_t token = sfa_decode_step_token(span, step), ahead_step = step, ahead_part = 0, slot = 0;
+  const unsigned char *ahead_page = NULL, *scale_page = NULL;
+  auto fetch = [&](int32_t to) {
+    if (ahead_step < end_step) {
+      int32_t from = sfa_decode_step_token(span, ahead_step) + ahead_part * ring::KEYS;
+      if (from < span.n_keys)
+        ring::fetch(slots + to * ring::BYTES, value_rows, ahead_page, from, span.n_keys, lane);
+      ahead_part++;
+      if (ahead_part == 2 / ring::HALVES) {
+        ahead_part = 0;
+        ahead_step += SFA_DECODE_WARPS;
+        if (ahead_step < end_step)
+          ahead_page = sfa_decode_page(v, span.b, sfa_decode_step_token(span, ahead_step));
+      }
+    }
+    ring::commit();
+  };
+  uint16_t scale = 0; /* of the lane's row of values */
+  auto load_scale = [&](int32_t at) {
+    if (VALUES::ELEMENT == 1)
+      scale = __ldcs((const uint16_t *)(const void *)sfa_decode_row(value_scales, scale_page, min(at + lane, span.n_keys - 1)));
+  };
+  if (step < end_step) {
+    keys.load(call, key_streams, sfa_decode_page(k, span.b, token), token, span.n_keys, lane);
+    scale_page = ahead_page = sfa_decode_page(v, span.b, token);
+    load_scale(token);
+    for (int32_t i = 0; i < ring::SLOTS; i++)
+      fetch(i);
+  }
+  for (int i = lane; i < VALUES::P_ROWS * 16; i += 32)
+    ((uint32_t *)weights)[i] = 0;
+  sfa_decode_load_queries(call, span, ROWS, queries + ROWS * call.args.head_dim, queries);
+  KEYS::prepare(call, queries, table);
+  values.clear();
+  softmax.clear();
+  __syncthreads();
+
+  for (; step < end_step; step += SFA_DECODE_WARPS) {
+    bool whole = sfa_decode_step_whole(span, token);
+    int32_t key = token + lane, next_token = sfa_decode_step_token(span, step + SFA_DECODE_WARPS);
+    bool more = step + SFA_DECODE_WARPS < end_step;
+    float unit = VALUES::ELEMENT == 1 ? sfa_decode_half(scale) : 1.f;
+    const unsigned char *key_page = NULL;
+    if (more) {
+      key_page = sfa_decode_page(k, span.b, next_token);
+      scale_page = sfa_decode_page(v, span.b, next_token);
+    }
+
+    float s[ROWS], even, odd;
+    keys.score(call, table, exchange, lane, s);
+    if (more) {
+      keys.load(call, key_streams, key_page, next_token, span.n_keys, lane);
+      load_scale(next_token);
+    }
+    sfa_decode_bend_rows<ROWS>(call, span, queries_of, whole, straight, key, s);
+    if (softmax.raise(s, lane, &even, &odd))
+      values.scale(even, odd);
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+      s[r] = sfa_decode_exp2(s[r] - softmax.m[r]);
+      softmax.l[r] += s[r];
+    }
+
+    int32_t passes = whole ? 1 : span.n_tokens;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      if (half % ring::HALVES == 0)
+        ring::wait();
+      for (int32_t t = 0; t < passes; t++) {
+        uint32_t seen = whole ? ~0u : __ballot_sync(~0u, sfa_decode_sees(call, span, t, key));
+        if (half == 0 || !whole) {
+#pragma unroll
+          for (int r = 0; r < ROWS; r++) {
+            bool takes = whole || ((seen >> lane & 1) && queries_of[r].token == t);
+            sfa_decode_split(takes ? s[r] * unit : 0.f, &weights[r * VALUES::P_PITCH + sfa_decode_weight_at(lane)],
+                             &weights[(r + VALUES::P_ROWS / 2) * VALUES::P_PITCH + sfa_decode_weight_at(lane)]);
+          }
+        }
+        __syncwarp();
+        uint2 hi, lo;
+        VALUES::weights_of(weights, VALUES::P_PITCH, half, lane, &hi, &lo);
+        ring::add(values, slots + slot * ring::BYTES + half % ring::HALVES * ring::HALF, whole, seen >> 16 * half, hi, lo, lane, magic);
+        __syncwarp();
+      }
+      if (half % ring::HALVES == ring::HALVES - 1) {
+        fetch(slot);
+        slot = slot + 1 == ring::SLOTS ? 0 : slot + 1;
+      }
+    }
+    token = next_token;
+  }
+  sfa_decode_join_warps<VALUES, ROWS, E>(call, span, split, softmax, values, shared);
+}
+
+/* Launches an instance. */
+template <class KEYS, class VALUES, int ROWS, int E>
+static const char *sfa_decode_stream_launch(const sfa_decode_call *call, cudaStream_t stream) {
+  size_t shared = sfa_decode_stream_layout<KEYS, VALUES, ROWS, E>(*call).all;
+  cudaError_t error =
+      cudaFuncSetAttribute(sfa_decode_stream_kernel<KEYS, VALUES, ROWS, E>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
+  if (error != cudaSuccess)
+    return cudaGetErrorString(error);
+  dim3 grid((unsigned)(call->n_splits * call->n_row_blocks), (unsigned)call->args.n_kv_heads, (unsigned)call->args.n_sequences);
+  sfa_decode_stream_kernel<KEYS, VALUES, ROWS, E><<<grid, SFA_DECODE_THREADS, shared, stream>>>(*call);
+  error = cudaGetLastError();
+  return error == cudaSuccess ? NULL : cudaGetErrorString(error);
+}
+
+#endif
