@@ -12,12 +12,12 @@
  *     gradients   dP, dS, dK    hands dS on, bf16
  *     queries     dQ            adds it to sums in memory
  *
- * and a thread that loads: query tiles (q with lse, d_out with delta) go round in STAGES buffers, keys and values stay. A group issues
- * the next unit's first product before this unit's second one, and does its arithmetic under the latter. P^T and dS^T never leave the
- * registers as operands of the sums over queries: D of one product is A of the next (wgmma.cuh).
+ * a thread that loads: query tiles (q with lse, d_out with delta) go round in STAGES buffers, keys and values stay; and a warp that waits
+ * for turns. A group issues the next unit's first product before this unit's second one, and does its arithmetic under the latter. P^T
+ * goes from product to product in registers: D of one is A of the next (wgmma.cuh). dS^T lies in shared memory, as A of dK and of dQ.
  *
  * f16 with 2^14 keeps weights to 11 bits down to 2^-28, where bf16 would add to dS an error as large as that of its own rounding. All
- * that follows from dS is 2^14 too large, which costs nothing: the last factor takes it back.
+ * sums are 2^14 too large, which costs nothing: the last factor takes it back.
  *
  * dQ: the sums of a query tile are added to in the order of count_above, whoever is early: a block waits for its turn, and blocks take
  * their tiles by ticket, so that all it waits for has begun. The first stores, the others add: no two at a time, in a fixed order. */

@@ -206,8 +206,8 @@ static int run_case(const check_case *c, int number) {
   sfa_cuda_backward a;
   memset(&a, 0, sizeof a);
   a.n_heads = H, a.n_kv_heads = G, a.head_dim = D, a.head_dim_v = E;
-  a.q_tokens = (sfa_cuda_tokens){B, c->T, c->ragged ? (int32_t *)on_device(cu_q, sizeof cu_q) : NULL};
-  a.k_tokens = (sfa_cuda_tokens){B, c->S, c->ragged ? (int32_t *)on_device(cu_k, sizeof cu_k) : NULL};
+  a.q_tokens = (sfa_cuda_tokens){B, c->T, c->ragged ? (int32_t *)on_device(cu_q, sizeof cu_q) : NULL, T};
+  a.k_tokens = (sfa_cuda_tokens){B, c->S, c->ragged ? (int32_t *)on_device(cu_k, sizeof cu_k) : NULL, S};
   a.q = rows_of(q, T, H, D, SFA_BF16), a.k = rows_of(k, S, G, D, SFA_BF16), a.v = rows_of(v, S, G, E, SFA_BF16);
   a.out = rows_of(out_f32, T, H, E, dtype), a.d_out = rows_of(d_out, T, H, E, dtype);
   a.lse = (float *)on_device(lse_f32, 4 * n_lse), a.d_lse = c->d_lse ? (float *)on_device(d_lse, 4 * n_lse) : NULL;
