@@ -193,7 +193,8 @@ static sfa_decode_launch find_drop(const sfa_decode_call *call) {
 /* Lays what a call needs over the workspace. Returns the bytes. */
 static size_t place(sfa_decode_call *call, bool drops) {
   unsigned char *memory = (unsigned char *)call->args.workspace;
-  size_t at = 0, rows = (size_t)(n_pairs(call) * call->rows_of_block), parts = rows * (size_t)call->n_splits;
+  size_t pairs = (size_t)call->args.n_sequences * (size_t)call->args.n_kv_heads, at = 0;
+  size_t rows = drops ? (size_t)(n_pairs(call) * call->rows_of_block) : pairs * (size_t)call->n_rows, parts = rows * (size_t)call->n_splits;
   auto take = [&](size_t bytes) {
     unsigned char *from = memory + at;
     at += (size_t)round_up((int64_t)bytes, 256);
