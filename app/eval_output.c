@@ -16,6 +16,7 @@ typedef struct grid {
   int64_t lengths[MOST];
   double depths[MOST];
   double cells[MOST][MOST]; /* [n_lengths][n_depths]; NaN where no item is */
+  int n_items[MOST][MOST];
 } grid;
 
 /* Where an item's prompt stands: niah's lengths are exact; those of other tasks differ by little and are taken as one, their depths as
@@ -46,27 +47,26 @@ static int find_depth(const sfa_eval_info *info, grid *g, double depth) {
 }
 
 static void fill_grid(const sfa_eval_info *info, const eval_setting *setting, grid *g) {
-  int n[MOST][MOST] = {0};
   *g = (grid){0};
   for (int64_t i = 0; i < setting->n_done; i++) {
     const sfa_eval_result *r = &setting->results[i];
     int length = find_length(info, g, r->n_tokens), depth = find_depth(info, g, r->depth);
     g->cells[length][depth] += r->metrics[0];
-    n[length][depth]++;
+    g->n_items[length][depth]++;
   }
   for (int i = 0; i < g->n_lengths; i++)
     for (int d = 0; d < g->n_depths; d++)
-      g->cells[i][d] = n[i][d] ? g->cells[i][d] / n[i][d] : NAN;
+      g->cells[i][d] = g->n_items[i][d] ? g->cells[i][d] / g->n_items[i][d] : NAN;
 }
 
-/* Over the depths that have items. */
+/* Over the items of all depths. */
 static double mean_of_length(const grid *g, int length) {
   double sum = 0;
   int n = 0;
   for (int d = 0; d < g->n_depths; d++)
-    if (!isnan(g->cells[length][d])) {
-      sum += g->cells[length][d];
-      n++;
+    if (g->n_items[length][d]) {
+      sum += g->cells[length][d] * g->n_items[length][d];
+      n += g->n_items[length][d];
     }
   return sum / n;
 }
@@ -177,7 +177,7 @@ cJSON *eval_task_json(const app *a, const eval_settings *s, const sfa_eval *eval
 
 /* ---- Picture --------------------------------------------------------------------------------------------------------------------- */
 
-/* One panel a setting: shades by length and depth. */
+/* One panel a setting: shades by length and depth, boxes of their own: an image wants two columns at least, and no gaps. */
 static void plot_heat(FILE *plot, const sfa_eval_info *info, const eval_setting *setting) {
   grid g;
   fill_grid(info, setting, &g);
@@ -196,7 +196,8 @@ static void plot_heat(FILE *plot, const sfa_eval_info *info, const eval_setting 
     fprintf(plot, "%s'%.2f' %d", d ? ", " : "", g.depths[d], d);
   fprintf(plot,
           ")\nset xlabel 'tokens of the prompt'; set ylabel 'depth'; set xrange [-0.5:%d.5]; set yrange [%d.5:-0.5]; set cbrange [0:1]\n"
-          "set palette defined (0 '#b2182b', 0.5 '#fddbc7', 1 '#2166ac')\nplot $heat using 1:2:3 with image\n",
+          "set palette defined (0 '#b2182b', 0.5 '#fddbc7', 1 '#2166ac')\nset style fill solid 1 noborder\n"
+          "plot $heat using 1:2:(0.5):(0.5):3 with boxxyerror fillcolor palette\n",
           g.n_lengths - 1, g.n_depths - 1);
 }
 
