@@ -160,8 +160,7 @@ static int watch(void *user, const sfa_train_progress *p) {
   return interrupted();
 }
 
-/* ---- Curves
- * ------------------------------------------------------------------------------------------------------------------------------- */
+/* ---- Curves ----------------------------------------------------------------------------------------------------- */
 
 /* The lines of the log that have a member, as "step value" rows under a name. */
 static bool plot_rows(FILE *plot, const char *name, const char *log, const char *member) {
@@ -212,8 +211,7 @@ static int plot_curves(const char *out) {
   return plot_close(plot) ? EXIT_OK : app_fail("gnuplot could not draw %s", png);
 }
 
-/* ---- The whole
- * ------------------------------------------------------------------------------------------------------------------------------ */
+/* ---- The whole -------------------------------------------------------------------------------------------------- */
 
 static void print_head(const sfa_train *train, const app_options *o) {
   sfa_train_info i;

@@ -185,8 +185,7 @@ static sfa_status run_validation(sfa_train *t, double *loss, cJSON **support) {
   return SFA_OK;
 }
 
-/* ---- Log, checkpoints
- * -------------------------------------------------------------------------------------------------------------------- */
+/* ---- Log, checkpoints ------------------------------------------------------------------------------------------- */
 
 static cJSON *begin_line(const sfa_train *t) {
   cJSON *line = cJSON_CreateObject();
