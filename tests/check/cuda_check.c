@@ -1,6 +1,8 @@
 /* cuda_check: the public API on a GPU against the oracle and against the CPU. Skipped (exit status 77) where there is no GPU.
  *
  *     cuda_check [NAME...]     tests whose name holds one of the texts; none: all
+ *
+ * With SFA_CUDA_LIBRARY=cuda_host.so the stages are plain loops on the host (cuda_host.c), and what is tested is all that lies before them.
  */
 #include "cuda_check.h"
 
@@ -33,7 +35,8 @@ bool cuda_ok(cuda_check *t, sfa_context *ctx, sfa_status status, const char *wha
   return cuda_expect(t, status == SFA_OK, "%s: %s: %s", what, sfa_status_name(status), sfa_context_error(ctx));
 }
 
-/* ---- Memory --------------------------------------------------------------------------------------------------------------------- */
+/* ---- Memory ---------------------------------------------------------------------------------------------------------------------------
+ */
 
 void *host_memory(size_t bytes) {
   size_t whole = (bytes + 127) / 64 * 64;
@@ -71,7 +74,8 @@ void fetch(cuda_check *t, void *to, const void *from, size_t bytes) {
   cuda_ok(t, t->gpu, sfa_stream_wait(t->gpu), "sfa_stream_wait");
 }
 
-/* ---- One call ---------------------------------------------------------------------------------------------------------------------- */
+/* ---- One call -------------------------------------------------------------------------------------------------------------------------
+ */
 
 static int64_t tokens_of(const int32_t *cu, int32_t n_sequences, int64_t most) { return cu ? cu[n_sequences] : n_sequences * most; }
 
@@ -175,7 +179,8 @@ bool cuda_call_run(cuda_check *t, sfa_context *ctx, cuda_call *c) {
   return good;
 }
 
-/* ---- References ---------------------------------------------------------------------------------------------------------------------- */
+/* ---- References -----------------------------------------------------------------------------------------------------------------------
+ */
 
 static int storage_of(sfa_dtype dtype) {
   static const int storage[] = {ORACLE_F32, ORACLE_F32, ORACLE_BF16, ORACLE_F16, ORACLE_I8, ORACLE_I4};
@@ -304,15 +309,20 @@ void cuda_expect_close(cuda_check *t, const char *what, int64_t n, const float *
               sqrt(squares / count), sqrt(naive_squares / count), (long long)worst, (double)(n ? out[worst] : 0), n ? ref[worst] : 0);
 }
 
-/* ---- Main ---------------------------------------------------------------------------------------------------------------------------- */
+/* ---- Main -----------------------------------------------------------------------------------------------------------------------------
+ */
 
 static const struct {
   const char *name;
   void (*run)(cuda_check *t);
 } tests[] = {
-    {"memory", cuda_check_memory},     {"select", cuda_check_select}, {"attention", cuda_check_attention},
-    {"needles", cuda_check_needles},   {"cache", cuda_check_cache},   {"decode", cuda_check_decode},
-    {"backward", cuda_check_backward}, {"graph", cuda_check_graph},   {"streams", cuda_check_streams},
+    {"memory", cuda_check_memory},   {"select", cuda_check_select}, {"attention", cuda_check_attention}, {"codes", cuda_check_codes},
+    {"keep", cuda_check_keep},       {"merge", cuda_check_merge},   {"refusals", cuda_check_refusals},   {"needles", cuda_check_needles},
+    {"cache", cuda_check_cache},     {"decode", cuda_check_decode}, {"backward", cuda_check_backward},   {"rope", cuda_check_rope},
+    {"streams", cuda_check_streams},
+#ifdef CUDA_CHECK_GRAPHS
+    {"graph", cuda_check_graph},
+#endif
 };
 
 int main(int argc, char **argv) {

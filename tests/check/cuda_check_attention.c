@@ -9,7 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- Codes -------------------------------------------------------------------------------------------------------------------------- */
+/* ---- Codes ----------------------------------------------------------------------------------------------------------------------------
+ */
 
 /* Rows with everything that a selection may trip over. */
 static float *odd_rows(int64_t n_rows, int32_t D) {
@@ -90,7 +91,8 @@ void cuda_check_select(cuda_check *t) {
   sfa_memory_free(t->gpu, there), sfa_memory_free(t->gpu, memory);
 }
 
-/* ---- Attention ---------------------------------------------------------------------------------------------------------------------- */
+/* ---- Attention ------------------------------------------------------------------------------------------------------------------------
+ */
 
 static const int32_t lens_q[] = {0, 130, 131, 200, 471}, lens_k[] = {0, 130, 330, 400, 671};
 
@@ -244,7 +246,188 @@ void cuda_check_attention(cuda_check *t) {
   }
 }
 
-/* ---- Needles ------------------------------------------------------------------------------------------------------------------------- */
+/* ---- Codes as arguments ---------------------------------------------------------------------------------------------------------------
+ */
+
+/* Queries and keys that come as codes, against the maths over the rows that they were made of. */
+static void codes_case(cuda_check *t, cuda_call c, sfa_dtype dtype) {
+  const sfa_attention_options *o = &c.o;
+  c.o.k_dtype = dtype;
+  c.seed = 300;
+  cuda_call_fill(&c);
+  char what[96];
+  snprintf(what, sizeof what, "policy %s, %lld queries, dtype %d", sfa_policy_name(o->policy), (long long)o->max_seqlen_q, (int)dtype);
+  cuda_call_reference(&c, false);
+  int64_t n_q = c.n_q * o->n_heads, n_k = c.n_k * o->n_kv_heads, n_out = n_q * o->head_dim_v;
+  float *q = device_of(t, c.q, (size_t)(n_q * o->head_dim) * 4), *k = device_of(t, c.k, (size_t)(n_k * o->head_dim) * 4);
+  float *v = device_of(t, c.v, (size_t)(n_k * o->head_dim_v) * 4), *out = device_of(t, NULL, (size_t)n_out * 4);
+  void *q_memory = device_of(t, NULL, sfa_codes_bytes(n_q, o->head_dim, o->k_q, SFA_F32));
+  void *k_memory = device_of(t, NULL, sfa_codes_bytes(n_k, o->head_dim, o->k_k, dtype));
+  size_t cu_bytes = (size_t)(o->n_sequences + 1) * sizeof(int32_t);
+  void *cu_q = c.cu_q ? device_of(t, c.cu_q, cu_bytes) : NULL, *cu_k = c.cu_k ? device_of(t, c.cu_k, cu_bytes) : NULL;
+  sfa_codes q_codes, k_codes;
+  sfa_attention_plan *plan = NULL;
+  cuda_ok(t, t->gpu, sfa_codes_place(t->gpu, n_q, o->head_dim, o->k_q, SFA_F32, q_memory, &q_codes), what);
+  cuda_ok(t, t->gpu, sfa_codes_place(t->gpu, n_k, o->head_dim, o->k_k, dtype, k_memory, &k_codes), what);
+  cuda_ok(t, t->gpu, sfa_codes_select(t->gpu, q, SFA_F32, 0, &q_codes), what);
+  cuda_ok(t, t->gpu, sfa_codes_select(t->gpu, k, SFA_F32, 0, &k_codes), what);
+  if (cuda_ok(t, t->gpu, sfa_attention_plan_create(t->gpu, o, &plan), what)) {
+    void *workspace = device_of(t, NULL, sfa_attention_workspace_bytes(plan));
+    sfa_attention_args args = {.struct_size = sizeof args,
+                               .q_codes = &q_codes,
+                               .k_codes = &k_codes,
+                               .v.data = v,
+                               .out = out,
+                               .cu_seqlens_q = cu_q,
+                               .cu_seqlens_k = cu_k,
+                               .workspace = workspace};
+    if (cuda_ok(t, t->gpu, sfa_attention_run(plan, &args), what)) {
+      fetch(t, c.out, out, (size_t)n_out * 4);
+      cuda_expect_close(t, what, n_out, c.out, c.ref, c.naive);
+    }
+    sfa_memory_free(t->gpu, workspace);
+    sfa_attention_plan_destroy(plan);
+  }
+  void *all[] = {q, k, v, out, q_memory, k_memory, cu_q, cu_k};
+  for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+    sfa_memory_free(t->gpu, all[i]);
+  cuda_call_free(&c);
+}
+
+void cuda_check_codes(cuda_check *t) {
+  static const sfa_dtype dtypes[] = {SFA_F32, SFA_BF16, SFA_I8};
+  cuda_call many = {.o = {.n_heads = 4,
+                          .n_kv_heads = 2,
+                          .head_dim = 64,
+                          .n_sequences = 2,
+                          .max_seqlen_q = 130,
+                          .max_seqlen_k = 170,
+                          .k_q = 8,
+                          .k_k = 8,
+                          .causal = 1,
+                          .policy = SFA_POLICY_BF16}};
+  cuda_call few = many, packed = many, listed = many;
+  few.o.max_seqlen_q = 1;
+  few.o.policy = SFA_POLICY_AUTO;
+  packed.o.n_sequences = 4;
+  packed.o.max_seqlen_q = packed.o.max_seqlen_k = 271;
+  packed.cu_q = lens_q, packed.cu_k = lens_k;
+  listed.o.policy = SFA_POLICY_PAPER;
+  for (size_t i = 0; i < sizeof dtypes / sizeof *dtypes; i++) {
+    codes_case(t, many, dtypes[i]);
+    codes_case(t, few, dtypes[i]);
+    codes_case(t, packed, dtypes[i]);
+    if (dtypes[i] != SFA_I8)
+      codes_case(t, listed, dtypes[i]);
+  }
+}
+
+/* ---- Refusals -------------------------------------------------------------------------------------------------------------------------
+ */
+
+static void refused_plan(cuda_check *t, sfa_attention_options o, sfa_status wanted, const char *text) {
+  sfa_attention_plan *plan = NULL;
+  o.struct_size = sizeof o;
+  sfa_status status = sfa_attention_plan_create(t->gpu, &o, &plan);
+  cuda_expect(t, status == wanted && !plan && strstr(sfa_context_error(t->gpu), text), "%s, \"%s\": wanted %s, \"%s\"",
+              sfa_status_name(status), sfa_context_error(t->gpu), sfa_status_name(wanted), text);
+  sfa_attention_plan_destroy(plan);
+}
+
+/* What is the CPU's alone is refused with a text that says so. */
+void cuda_check_refusals(cuda_check *t) {
+  sfa_attention_options good = {.n_heads = 2, .head_dim = 64, .max_seqlen_q = 100, .max_seqlen_k = 100, .k_q = 8, .k_k = 8}, o;
+  static const sfa_policy of_cpu[] = {SFA_POLICY_TILES, SFA_POLICY_HALF_CODES, SFA_POLICY_HALF_DENSE, SFA_POLICY_POSTINGS};
+  for (size_t i = 0; i < sizeof of_cpu / sizeof *of_cpu; i++) {
+    o = good;
+    o.policy = of_cpu[i];
+    refused_plan(t, o, SFA_ERROR_UNSUPPORTED, "CPU");
+  }
+  o = good;
+  o.head_dim = 264;
+  refused_plan(t, o, SFA_ERROR_UNSUPPORTED, "264");
+  o = good;
+  o.precision = SFA_PRECISION_F32;
+  o.policy = SFA_POLICY_BF16;
+  refused_plan(t, o, SFA_ERROR_UNSUPPORTED, "SFA_PRECISION_F32");
+  o = good;
+  o.policy = SFA_POLICY_PAPER;
+  o.from_cache = 1;
+  refused_plan(t, o, SFA_ERROR_UNSUPPORTED, "from_cache");
+  o = good;
+  o.max_seqlen_k = (int64_t)1 << 40;
+  refused_plan(t, o, SFA_ERROR_ARGUMENT, "max_seqlen_k");
+  void *memory = device_of(t, NULL, 4096);
+  sfa_codes codes;
+  cuda_ok(t, t->gpu, sfa_codes_place(t->gpu, 4, 64, 8, SFA_F32, memory, &codes), "sfa_codes_place");
+  int64_t row_ptr[5];
+  int32_t col[32];
+  float val[32];
+  cuda_expect(t, sfa_codes_to_csr(t->gpu, &codes, row_ptr, col, val) == SFA_ERROR_UNSUPPORTED, "compressed rows of device memory");
+  sfa_keep_options keep = {.struct_size = sizeof keep, .k = 4, .gumbel_scale = 1};
+  cuda_expect(t, sfa_rows_keep(t->gpu, &keep, 2, 1, 64, memory, 0) == SFA_ERROR_UNSUPPORTED, "noise on the device");
+  sfa_cache_options co = {.struct_size = sizeof co, .n_layers = 1, .n_kv_heads = 1, .head_dim = 64, .k = (const int32_t[]){8}};
+  sfa_cache *cache = NULL;
+  sfa_postings *postings = NULL;
+  if (cuda_ok(t, t->gpu, sfa_cache_create(t->gpu, &co, &cache), "sfa_cache_create"))
+    cuda_expect(t, sfa_postings_create(cache, 0, &postings) == SFA_ERROR_UNSUPPORTED, "an index of device memory");
+  cuda_expect(t, cache && sfa_cache_advance(cache, 0, 1) == SFA_ERROR_ARGUMENT, "advancing beyond what was reserved");
+  sfa_cache_destroy(cache);
+  sfa_memory_free(t->gpu, memory);
+}
+
+/* Features kept in dense rows, those of the CPU. */
+void cuda_check_keep(cuda_check *t) {
+  enum { TOKENS = 301, HEADS = 3 };
+  for (int32_t D = 40; D <= 128; D += 88)
+    for (int two_of_four = 0; two_of_four < 2; two_of_four++) {
+      size_t bytes = (size_t)(TOKENS * HEADS) * (size_t)D * sizeof(float);
+      float *x = host_normals(9, (int64_t)TOKENS * HEADS * D, false), *back = host_memory(bytes);
+      void *there = device_of(t, x, bytes);
+      sfa_keep_options keep = {.struct_size = sizeof keep, .k = 8, .two_of_four = two_of_four};
+      cuda_ok(t, t->gpu, sfa_rows_keep(t->gpu, &keep, TOKENS, HEADS, D, there, 0), "sfa_rows_keep");
+      fetch(t, back, there, bytes);
+      cuda_ok(t, t->cpu, sfa_rows_keep(t->cpu, &keep, TOKENS, HEADS, D, x, 0), "sfa_rows_keep on the CPU");
+      int64_t other = 0;
+      for (int64_t i = 0; i < (int64_t)TOKENS * HEADS * D; i++)
+        other += back[i] != x[i];
+      cuda_expect(t, !other, "D %d, two of four %d: %lld values differ from the CPU's", D, two_of_four, (long long)other);
+      sfa_memory_free(t->gpu, there);
+      free(x), free(back);
+    }
+}
+
+/* Partial results over halves of the keys join to the whole. */
+void cuda_check_merge(cuda_check *t) {
+  enum { T = 150, S = 300, H = 2, D = 64 };
+  cuda_call whole = {.o = {.n_heads = H, .head_dim = D, .max_seqlen_q = T, .max_seqlen_k = S}, .seed = 77}, half[2];
+  size_t out_bytes = (size_t)T * H * D * sizeof(float), lse_bytes = (size_t)T * H * sizeof(float);
+  void *out[2], *lse[2];
+  cuda_call_fill(&whole);
+  cuda_call_reference(&whole, false);
+  for (int i = 0; i < 2; i++) {
+    half[i] = (cuda_call){.o = whole.o, .seed = 77};
+    half[i].o.max_seqlen_k = S / 2;
+    cuda_call_fill(&half[i]);
+    memcpy(half[i].q, whole.q, out_bytes);
+    memcpy(half[i].k, whole.k + i * (S / 2) * H * D, (size_t)(S / 2) * H * D * sizeof(float));
+    memcpy(half[i].v, whole.v + i * (S / 2) * H * D, (size_t)(S / 2) * H * D * sizeof(float));
+    cuda_call_run(t, t->gpu, &half[i]);
+    out[i] = device_of(t, half[i].out, out_bytes), lse[i] = device_of(t, half[i].lse, lse_bytes);
+  }
+  if (cuda_ok(t, t->gpu, sfa_attention_merge(t->gpu, T * H, D, out[0], lse[0], out[1], lse[1]), "sfa_attention_merge")) {
+    fetch(t, whole.out, out[0], out_bytes);
+    fetch(t, whole.lse, lse[0], lse_bytes);
+    cuda_expect_close(t, "two halves", (int64_t)T * H * D, whole.out, whole.ref, whole.naive);
+    expect_lse(t, "two halves", &whole, 2e-3);
+  }
+  for (int i = 0; i < 2; i++)
+    sfa_memory_free(t->gpu, out[i]), sfa_memory_free(t->gpu, lse[i]), cuda_call_free(&half[i]);
+  cuda_call_free(&whole);
+}
+
+/* ---- Needles --------------------------------------------------------------------------------------------------------------------------
+ */
 
 /* Whether out is this row of values: bit for bit, or, of int8 rows, whose scores are products of scales as well, to 1e-4. */
 static bool is_row(const float *out, const float *row, int32_t n, bool whole) {
@@ -291,7 +474,8 @@ void cuda_check_needles(cuda_check *t) {
   needles(t, SFA_POLICY_KEYS, 4, 64);
 }
 
-/* ---- Gradients ----------------------------------------------------------------------------------------------------------------------- */
+/* ---- Gradients ------------------------------------------------------------------------------------------------------------------------
+ */
 
 /* Against the maths in double: bf16 operands and weights leave an error of some 2^-8 of the largest entries. */
 static void expect_gradient(cuda_check *t, const char *what, const char *name, int64_t n, const float *got, const double *ref) {
@@ -391,6 +575,79 @@ static void gradients(cuda_check *t, const char *what, cuda_call *c) {
   for (int i = 0; i < 4; i++)
     free(first[i]), free(second[i]), free(ref[i]), sfa_memory_free(t->gpu, there[i]);
   free(d_out), free(d_lse);
+}
+
+/* Rows that are turned on the way: attention and gradients as the CPU has them. Two sequences, far apart, with odd strides between tokens.
+ */
+void cuda_check_rope(cuda_check *t) {
+  enum { B = 2, T = 140, H = 2, D = 64, PAIRS = 16, STRIDE = H * D + 8, BATCH = T * STRIDE + 24 };
+  size_t bytes = (size_t)B * BATCH * sizeof(float), rows_bytes = (size_t)B * T * H * D * sizeof(float),
+         table_bytes = (size_t)T * PAIRS * sizeof(float);
+  float *x[4], *cos_table = host_memory(table_bytes), *sin_table = host_memory(table_bytes);
+  void *there[4], *dev_cos, *dev_sin, *dev_rows[6];
+  float *got[6], *want[6]; /* out, lse, d_q, d_k, d_v */
+  for (int i = 0; i < T * PAIRS; i++)
+    cos_table[i] = cosf((float)(i / PAIRS) * powf(100, -(float)(i % PAIRS) / PAIRS)),
+    sin_table[i] = sinf((float)(i / PAIRS) * powf(100, -(float)(i % PAIRS) / PAIRS));
+  dev_cos = device_of(t, cos_table, table_bytes), dev_sin = device_of(t, sin_table, table_bytes);
+  for (int i = 0; i < 4; i++)
+    x[i] = host_normals(60 + (uint64_t)i, (int64_t)B * BATCH, true), there[i] = device_of(t, x[i], bytes);
+  for (int i = 0; i < 6; i++)
+    got[i] = host_memory(rows_bytes), want[i] = host_memory(rows_bytes), dev_rows[i] = device_of(t, NULL, rows_bytes);
+  for (int interleaved = 0; interleaved < 2; interleaved++)
+    for (int side = 0; side < 2; side++) {
+      sfa_context *ctx = side ? t->cpu : t->gpu;
+      sfa_attention_options o = {.struct_size = sizeof o,
+                                 .n_heads = H,
+                                 .head_dim = D,
+                                 .n_sequences = B,
+                                 .max_seqlen_q = T,
+                                 .max_seqlen_k = T,
+                                 .k_q = 8,
+                                 .k_k = 8,
+                                 .causal = 1};
+      sfa_rope rope = {side ? cos_table : dev_cos, side ? sin_table : dev_sin, 2 * PAIRS, interleaved};
+      void **in = side ? (void **)x : there, **out = side ? (void **)want : dev_rows;
+      sfa_rows q = {.data = in[0], .batch_stride = BATCH, .token_stride = STRIDE, .rope = &rope}, k = q, v = q;
+      k.data = in[1], v.data = in[2], v.rope = NULL;
+      sfa_attention_plan *plan = NULL;
+      if (!cuda_ok(t, ctx, sfa_attention_plan_create(ctx, &o, &plan), "plan"))
+        continue;
+      size_t forward = sfa_attention_workspace_bytes(plan), backward = sfa_attention_backward_workspace_bytes(plan),
+             most = forward > backward ? forward : backward;
+      void *workspace = side ? host_memory(most) : device_of(t, NULL, most);
+      sfa_attention_args args = {.struct_size = sizeof args, .q = q, .k = k, .v = v, .out = out[0], .lse = out[1], .workspace = workspace};
+      sfa_attention_grad_args grad = {.struct_size = sizeof grad,
+                                      .forward = &args,
+                                      .d_out = in[3],
+                                      .d_q = out[2],
+                                      .d_k = out[3],
+                                      .d_v = out[4],
+                                      .workspace = workspace};
+      cuda_ok(t, ctx, sfa_attention_run(plan, &args), "run with a rope");
+      cuda_ok(t, ctx, sfa_attention_backward(plan, &grad), "gradients with a rope");
+      for (int i = 0; !side && i < 5; i++)
+        fetch(t, got[i], dev_rows[i], i == 1 ? (size_t)B * T * H * sizeof(float) : rows_bytes);
+      side ? free(workspace) : sfa_memory_free(t->gpu, workspace);
+      sfa_attention_plan_destroy(plan);
+      static const char *const names[] = {"out", "lse", "d_q", "d_k", "d_v"};
+      for (int i = 0; side && i < 5; i++) {
+        double most_error = 0, largest = 0;
+        for (int64_t j = 0; j < (i == 1 ? B * T * H : (int64_t)B * T * H * D); j++) {
+          double error = fabs((double)got[i][j] - (double)want[i][j]);
+          most_error = !(error <= most_error) ? error : most_error;
+          largest = fabs((double)want[i][j]) > largest ? fabs((double)want[i][j]) : largest;
+        }
+        cuda_expect(t, most_error <= 0.02 * largest, "interleaved %d, %s: differs by up to %g of %g from the CPU", interleaved, names[i],
+                    most_error, largest);
+      }
+    }
+  for (int i = 0; i < 4; i++)
+    free(x[i]), sfa_memory_free(t->gpu, there[i]);
+  for (int i = 0; i < 6; i++)
+    free(got[i]), free(want[i]), sfa_memory_free(t->gpu, dev_rows[i]);
+  sfa_memory_free(t->gpu, dev_cos), sfa_memory_free(t->gpu, dev_sin);
+  free(cos_table), free(sin_table);
 }
 
 void cuda_check_backward(cuda_check *t) {

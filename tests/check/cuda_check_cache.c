@@ -3,13 +3,17 @@
 
 #include "base/half.h"
 
-#include <cuda_runtime_api.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- Memory ------------------------------------------------------------------------------------------------------------------------- */
+#ifdef CUDA_CHECK_GRAPHS /* builds with CUDA */
+#include <cuda_runtime_api.h>
+#endif
+
+/* ---- Memory ---------------------------------------------------------------------------------------------------------------------------
+ */
 
 void cuda_check_memory(cuda_check *t) {
   enum { N = 100000 };
@@ -32,7 +36,7 @@ void cuda_check_memory(cuda_check *t) {
   free(x), free(back);
 }
 
-/* ---- A cache there and one here ---------------------------------------------------------------------------------------------------------
+/* ---- A cache there and one here -------------------------------------------------------------------------------------------------------
  */
 
 enum { LAYERS = 2, SLOTS = 4, LEN = 333 };
@@ -107,8 +111,7 @@ static void expect_same_pages(cuda_check *t, const pair *p, const char *what) {
     }
 }
 
-/* ---- Attention over it
- * -------------------------------------------------------------------------------------------------------------------- */
+/* ---- Attention over it ----------------------------------------------------------------------------------------------------- */
 
 typedef struct attended {
   float *out, *lse, *dropped;
@@ -378,8 +381,8 @@ void cuda_check_decode(cuda_check *t) {
   }
 }
 
-/* ---- Graphs
- * ------------------------------------------------------------------------------------------------------------------------------- */
+#ifdef CUDA_CHECK_GRAPHS
+/* ---- Graphs ---------------------------------------------------------------------------------------------------------------- */
 
 /* A step of decoding, captured once and run again and again, gives what calls give: it finds length and pages in device memory. */
 void cuda_check_graph(cuda_check *t) {
@@ -464,9 +467,9 @@ void cuda_check_graph(cuda_check *t) {
   sfa_attention_plan_destroy(plan);
   free_pair(t, &p);
 }
+#endif
 
-/* ---- Streams
- * ------------------------------------------------------------------------------------------------------------------------------ */
+/* ---- Streams --------------------------------------------------------------------------------------------------------------- */
 
 /* Two contexts work at the same time, each on its stream; each gets the bits that it gets alone. */
 void cuda_check_streams(cuda_check *t) {
