@@ -107,7 +107,7 @@ static __global__ __launch_bounds__(SFA_DECODE_THREADS, 2) void sfa_drop_weigh_k
         largest[r] = u ? fmaxf(largest[r], s[u][r]) : s[u][r];
       }
     }
-    softmax.raise(largest, lane, &even, &odd);
+    softmax.lift(largest, lane, &even, &odd);
 #pragma unroll
     for (int u = 0; u < AT_ONCE; u++) {
       int32_t at = step + u * SFA_DECODE_WARPS;

@@ -108,7 +108,7 @@ template <int ROWS> struct sfa_decode_softmax {
 
   /* Raises m where a score of the warp's 32 keys asks for it; `even` and `odd`: what columns 2 t and 2 t + 1 of o are to be multiplied
    * with. Returns whether anything was raised. */
-  __device__ __forceinline__ bool raise(const float *s, int32_t lane, float *even, float *odd) {
+  __device__ __forceinline__ bool lift(const float *s, int32_t lane, float *even, float *odd) {
     bool over = false;
 #pragma unroll
     for (int r = 0; r < ROWS; r++)
@@ -285,7 +285,7 @@ static __global__ __launch_bounds__(SFA_DECODE_THREADS, 2) void sfa_decode_strea
       load_scale(next_token);
     }
     sfa_decode_bend_rows<ROWS>(call, span, queries_of, whole, straight, key, s);
-    if (softmax.raise(s, lane, &even, &odd))
+    if (softmax.lift(s, lane, &even, &odd))
       values.scale(even, odd);
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {

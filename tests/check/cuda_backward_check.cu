@@ -4,7 +4,7 @@
  * then every gradient with the reference: ||got - ref|| / ||ref||, and exactly 0 outside of the supports. Outputs and workspace are NaN
  * before. A line a case; the last says how many failed. Exit status 77 without a Hopper GPU, 1 if a case failed. */
 extern "C" {
-#include "../oracle/oracle.h"
+#include "oracle.h"
 #include "base/half.h"
 }
 #include "cuda/cuda_stages.h"

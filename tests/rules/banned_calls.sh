@@ -17,5 +17,5 @@ while read -r file; do
     call=$(grep -oP '(?<![\w.>])('"$names"')\s*\(' <<<"$text" | head -n 1)
     fault "$file:$line: $call) must not be called here (CONTRIBUTING.md)"
   done < <(code_lines "$root/$file" | grep -P '(?<![\w.>])('"$names"')\s*\(' || true)
-done < <(tree_files "$root" '*.c' '*.h' '*.inc' '*.def' | grep '^src/' || true)
+done < <(tree_files "$root" '*.c' '*.h' '*.inc' '*.def' '*.cu' '*.cuh' | grep '^src/' || true)
 rule_end banned_calls $count
