@@ -85,6 +85,9 @@ static int side_open(model_bench *b, model_side *s, const sfa_attention_choice *
       .struct_size = sizeof options, .attention = &s->choice, .context_len = depth, .chunk_len = (int32_t)b->a.o->chunk};
   if (sfa_session_create(b->a.model, &options, &s->session) != SFA_OK)
     return app_fail_status(ctx);
+  if (sfa_context_device(ctx) != SFA_DEVICE_CPU && /* the first prompt also loads the GPU's kernels */
+      (sfa_session_append(s->session, b->tokens, s->prompt, b->logits) != SFA_OK || sfa_session_truncate(s->session, 0) != SFA_OK))
+    return app_fail_status(ctx);
   double start = seconds_now();
   if (sfa_session_append(s->session, b->tokens, s->prompt, b->logits) != SFA_OK)
     return app_fail_status(ctx);

@@ -234,6 +234,21 @@ void sfa_cuda_note(const sfa_context *ctx, cudaError_t error, const char *what) 
     snprintf(state->failed, sizeof state->failed, "%s: %s", what, cudaGetErrorString(error));
 }
 
+void sfa_cuda_launch_early(const sfa_context *ctx, const void *kernel, unsigned blocks, unsigned threads, size_t shared, void **args,
+                           const char *what) {
+  cudaLaunchAttribute early = {};
+  cudaLaunchConfig_t config = {};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  config.gridDim = dim3(blocks);
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared;
+  config.stream = sfa_cuda_stream_of(ctx);
+  config.attrs = &early;
+  config.numAttrs = ctx->device_state->overlaps ? 1 : 0;
+  sfa_cuda_note(ctx, cudaLaunchKernelExC(&config, kernel, args), what);
+}
+
 void *sfa_cuda_borrow(const sfa_context *ctx, size_t bytes) {
   void *memory = NULL;
   sfa_cuda_note(ctx, cudaMallocFromPoolAsync(&memory, bytes ? bytes : 1, ctx->device_state->pool, sfa_cuda_stream_of(ctx)),
@@ -279,6 +294,10 @@ static cudaError_t open_pool(sfa_device_state *state) {
   props.location.id = device;
   if (error == cudaSuccess)
     error = cudaDeviceGetAttribute(&state->n_processors, cudaDevAttrMultiProcessorCount, device);
+  int major = 0;
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  state->overlaps = major >= 9;
   if (error == cudaSuccess)
     error = cudaMemPoolCreate(&state->pool, &props);
   return error == cudaSuccess ? cudaMemPoolSetAttribute(state->pool, cudaMemPoolAttrReleaseThreshold, &keep) : error;

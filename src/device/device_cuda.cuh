@@ -27,6 +27,7 @@ struct sfa_device_state {
   void *workspace; /* of cuBLASLt */
   cudaMemPool_t pool;
   int n_processors;
+  bool overlaps;               /* the GPU lets a kernel start while the one before ends (compute capability 9.0) */
   char failed[160];            /* the first operation that could not be put on the stream, "" if all could */
   struct sfa_cuda_plan *plans; /* [SFA_CUDA_PLANS] of products */
 };
@@ -56,6 +57,11 @@ void sfa_cuda_norm_to(const sfa_context *ctx, int64_t n_rows, int32_t dim, const
 /* Fills in the operations of a file. */
 void sfa_cuda_linear_ops(sfa_device *device);
 
+/* Launches a kernel that may start while the one before it on the stream still runs; it calls sfa_cuda_wait_for_previous before it reads
+ * or writes what another kernel does. */
+void sfa_cuda_launch_early(const sfa_context *ctx, const void *kernel, unsigned blocks, unsigned threads, size_t shared, void **args,
+                           const char *what);
+
 #define SFA_CUDA_LAUNCH(ctx, kernel, grid, block, shared, ...)                                                                             \
   do {                                                                                                                                     \
     kernel<<<grid, block, shared, sfa_cuda_stream_of(ctx)>>>(__VA_ARGS__);                                                                 \
@@ -69,6 +75,14 @@ static inline unsigned sfa_cuda_blocks(int64_t n, int64_t a_block) {
 }
 
 /* ---- On the device ---------------------------------------------------------------------------------------------------------------- */
+
+/* Until all that was launched before is done; those launched early after this may then start. */
+__device__ static inline void sfa_cuda_wait_for_previous(void) {
+#if __CUDA_ARCH__ >= 900
+  cudaGridDependencySynchronize();
+  cudaTriggerProgrammaticLaunchCompletion();
+#endif
+}
 
 __device__ static inline float sfa_warp_sum(float x) {
   for (int width = 16; width > 0; width /= 2)

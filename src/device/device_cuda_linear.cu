@@ -14,7 +14,7 @@ struct sfa_linear {
   float *bias;   /* [n_out] or NULL */
 };
 
-enum { THREADS = 256, WARPS = THREADS / 32, FEW_ROWS = 8, MAX_PARTS = 3, MOST_SHARED = 200 << 10 };
+enum { THREADS = 128, WARPS = THREADS / 32, FEW_ROWS = 8, MAX_PARTS = 3, MOST_SHARED = 200 << 10 };
 
 /* ---- Preparing weights ------------------------------------------------------------------------------------------------------------ */
 
@@ -123,25 +123,27 @@ typedef struct few_job {
   bool center, add;
 } few_job;
 
-/* Eight weights from 16 or 32 bytes. */
-__device__ static inline void load_eight(const __nv_bfloat16 *from, float w[8]) {
-  const uint4 bits = __ldg((const uint4 *)from);
-  const uint32_t pairs[4] = {bits.x, bits.y, bits.z, bits.w};
-#pragma unroll
-  for (int i = 0; i < 4; i++) {
-    w[2 * i] = __uint_as_float(pairs[i] << 16);
-    w[2 * i + 1] = __uint_as_float(pairs[i] & 0xffff0000u);
-  }
-}
-
-__device__ static inline void load_eight(const float *from, float w[8]) {
-  *(float4 *)w = __ldg((const float4 *)from);
-  *(float4 *)(w + 4) = __ldg((const float4 *)from + 1);
-}
-
 /* Shared memory has a row as two halves [2][ld / 8][4]: of every eight the first four, and the last: lanes side by side read side by side.
  */
 __device__ static inline int32_t place_of(int32_t i, int32_t ld) { return (i % 8 / 4 * (ld / 8) + i / 8) * 4 + i % 4; }
+
+__device__ static inline float dot_four(float4 x, float a, float b, float c, float d, float sum) {
+  return fmaf(a, x.x, fmaf(b, x.y, fmaf(c, x.z, fmaf(d, x.w, sum))));
+}
+
+/* 16 bytes of weights, number c of an output's, times a row. */
+__device__ static inline float fold(const __nv_bfloat16 *, uint4 w, int32_t c, const float *row, int32_t ld, float sum) {
+  const float4 a = *(const float4 *)(row + c * 4), b = *(const float4 *)(row + (ld / 8 + c) * 4);
+  sum = dot_four(a, __uint_as_float(w.x << 16), __uint_as_float(w.x & 0xffff0000u), __uint_as_float(w.y << 16),
+                 __uint_as_float(w.y & 0xffff0000u), sum);
+  return dot_four(b, __uint_as_float(w.z << 16), __uint_as_float(w.z & 0xffff0000u), __uint_as_float(w.w << 16),
+                  __uint_as_float(w.w & 0xffff0000u), sum);
+}
+
+__device__ static inline float fold(const float *, uint4 w, int32_t c, const float *row, int32_t ld, float sum) {
+  const float4 a = *(const float4 *)(row + (c % 2 * (ld / 8) + c / 2) * 4);
+  return dot_four(a, __uint_as_float(w.x), __uint_as_float(w.y), __uint_as_float(w.z), __uint_as_float(w.w), sum);
+}
 
 template <int ROWS> __device__ static void read_inputs(const few_job &j, float *inputs, float *room) {
   for (int row = 0; row < ROWS; row++) {
@@ -168,54 +170,104 @@ template <int ROWS> __device__ static void read_inputs(const few_job &j, float *
   __syncthreads();
 }
 
-/* sums[row] += the lane's share of row . w. */
-template <typename W, int ROWS> __device__ static inline void dot(const W *w, const float *inputs, int32_t ld, float sums[ROWS]) {
-  const int n_chunks = ld / 8;
-#pragma unroll 2
-  for (int c = threadIdx.x % 32; c < n_chunks; c += 32) {
-    float values[8];
-    load_eight(w + c * 8, values);
-#pragma unroll
-    for (int row = 0; row < ROWS; row++) {
-      const float4 a = *(const float4 *)(inputs + row * ld + c * 4), b = *(const float4 *)(inputs + row * ld + (n_chunks + c) * 4);
-      sums[row] = fmaf(values[0], a.x, fmaf(values[1], a.y, fmaf(values[2], a.z, fmaf(values[3], a.w, sums[row]))));
-      sums[row] = fmaf(values[4], b.x, fmaf(values[5], b.y, fmaf(values[6], b.z, fmaf(values[7], b.w, sums[row]))));
-    }
-  }
-#pragma unroll
-  for (int row = 0; row < ROWS; row++)
-    sums[row] = sfa_warp_sum(sums[row]);
+/* Where a warp is: output `at` of all parts, and of its 16-byte pieces those from `piece` on. */
+typedef struct few_place {
+  int32_t at, piece;
+} few_place;
+
+enum { DEEP = 4 }; /* pieces that a lane has under way of one output */
+
+/* The part and its output that `at` is. */
+template <bool PAIR> __device__ static inline int32_t part_of(const few_job &j, int32_t *at) {
+  int32_t p = 0;
+  while (!PAIR && *at >= j.parts[p].n_out)
+    *at -= j.parts[p++].n_out;
+  return p;
 }
 
-/* PAIR: outputs of parts 0 and 1 belong together. */
-template <typename W, int ROWS, bool PAIR> __global__ void __launch_bounds__(THREADS) few_kernel(few_job j) {
+template <typename W, bool PAIR> __device__ static inline void ask(const few_job &j, few_place place, int32_t n_pieces, uint4 (*w)[DEEP]) {
+  int32_t o = place.at;
+  const int32_t p = part_of<PAIR>(j, &o);
+#pragma unroll
+  for (int i = 0; i < (PAIR ? 2 : 1); i++) {
+    const uint4 *from = (const uint4 *)((const W *)j.parts[p + i].weights + (int64_t)o * j.ld);
+#pragma unroll
+    for (int d = 0; d < DEEP; d++) {
+      const int32_t c = place.piece + d * 32 + (int32_t)threadIdx.x % 32;
+      w[i][d] = c < n_pieces ? __ldg(from + c) : make_uint4(0, 0, 0, 0);
+    }
+  }
+}
+
+template <int ROWS, bool PAIR> __device__ static inline void put_outputs(const few_job &j, int32_t at, const float (*sums)[ROWS]) {
+  const int32_t p = part_of<PAIR>(j, &at);
+  const few_part &part = j.parts[p];
+#pragma unroll
+  for (int row = 0; row < ROWS; row++) {
+    float y = sums[0][row] + (part.bias ? part.bias[at] : 0.0f), *out = part.out + row * part.out_stride + at;
+    if (j.act >= 0)
+      y = sfa_activated(j.act, y);
+    if (PAIR)
+      y *= sums[1][row] + (j.parts[1].bias ? j.parts[1].bias[at] : 0.0f);
+    *out = j.add ? *out + y : y;
+  }
+}
+
+/* PAIR: outputs of parts 0 and 1 belong together. Weights are asked for before the input is there (they depend on nothing), and always one
+ * place ahead. */
+template <typename W, int ROWS, bool PAIR> __global__ void __launch_bounds__(THREADS) few_kernel(const __grid_constant__ few_job j) {
   extern __shared__ float4 shared[];
   __shared__ float room[WARPS];
   float *inputs = (float *)shared;
-  read_inputs<ROWS>(j, inputs, room);
+  enum { N = PAIR ? 2 : 1 };
+  const int32_t n_pieces = j.ld / (16 / (int)sizeof(W)), stride = gridDim.x * WARPS, lane = threadIdx.x % 32;
   int32_t n = 0;
   for (int p = 0; p < (PAIR ? 1 : j.n_parts); p++)
     n += j.parts[p].n_out;
-  for (int32_t at = blockIdx.x * WARPS + threadIdx.x / 32; at < n; at += gridDim.x * WARPS) {
-    int32_t o = at, p = 0;
-    while (!PAIR && o >= j.parts[p].n_out)
-      o -= j.parts[p++].n_out;
-    const few_part &part = j.parts[p];
-    float sums[ROWS] = {}, ups[ROWS] = {};
-    dot<W, ROWS>((const W *)part.weights + (int64_t)o * j.ld, inputs, j.ld, sums);
-    if (PAIR)
-      dot<W, ROWS>((const W *)j.parts[1].weights + (int64_t)o * j.ld, inputs, j.ld, ups);
-    if (threadIdx.x % 32 != 0)
+  few_place place = {(int32_t)(blockIdx.x * WARPS + threadIdx.x / 32), 0};
+  uint4 next[N][DEEP], now[N][DEEP];
+  float sums[N][ROWS] = {};
+  if (place.at < n)
+    ask<W, PAIR>(j, place, n_pieces, next);
+  sfa_cuda_wait_for_previous();
+  read_inputs<ROWS>(j, inputs, room);
+  while (place.at < n) {
+    const few_place here = place;
+    place.piece += 32 * DEEP;
+    const bool last = place.piece >= n_pieces;
+    if (last)
+      place = (few_place){place.at + stride, 0};
+#pragma unroll
+    for (int i = 0; i < N; i++)
+#pragma unroll
+      for (int d = 0; d < DEEP; d++)
+        now[i][d] = next[i][d];
+    if (place.at < n)
+      ask<W, PAIR>(j, place, n_pieces, next);
+#pragma unroll
+    for (int d = 0; d < DEEP; d++) {
+      const int32_t c = here.piece + d * 32 + lane;
+      if (c < n_pieces)
+#pragma unroll
+        for (int i = 0; i < N; i++)
+#pragma unroll
+          for (int row = 0; row < ROWS; row++)
+            sums[i][row] = fold((const W *)NULL, now[i][d], c, inputs + row * j.ld, j.ld, sums[i][row]);
+    }
+    if (!last)
       continue;
 #pragma unroll
-    for (int row = 0; row < ROWS; row++) {
-      float y = sums[row] + (part.bias ? part.bias[o] : 0.0f), *out = part.out + row * part.out_stride + o;
-      if (j.act >= 0)
-        y = sfa_activated(j.act, y);
-      if (PAIR)
-        y *= ups[row] + (j.parts[1].bias ? j.parts[1].bias[o] : 0.0f);
-      *out = j.add ? *out + y : y;
-    }
+    for (int i = 0; i < N; i++)
+#pragma unroll
+      for (int row = 0; row < ROWS; row++)
+        sums[i][row] = sfa_warp_sum(sums[i][row]);
+    if (lane == 0)
+      put_outputs<ROWS, PAIR>(j, here.at, sums);
+#pragma unroll
+    for (int i = 0; i < N; i++)
+#pragma unroll
+      for (int row = 0; row < ROWS; row++)
+        sums[i][row] = 0;
   }
 }
 
@@ -227,12 +279,10 @@ template <typename W, int ROWS> static void run_few_rows(const sfa_context *ctx,
   const void *kernel = pair ? (const void *)few_kernel<W, ROWS, true> : (const void *)few_kernel<W, ROWS, false>;
   if (shared > 32 << 10) /* 48 KB go without asking, all arrays together */
     sfa_cuda_note(ctx, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, MOST_SHARED), "shared memory");
-  const int most = ctx->device_state->n_processors * 8, blocks = (n + WARPS - 1) / WARPS;
+  const int most = ctx->device_state->n_processors * 12, blocks = (n + WARPS - 1) / WARPS;
   few_job job = *j;
   void *args[] = {&job};
-  sfa_cuda_note(
-      ctx, cudaLaunchKernel(kernel, dim3((unsigned)(blocks < most ? blocks : most)), dim3(THREADS), args, shared, sfa_cuda_stream_of(ctx)),
-      "a linear layer");
+  sfa_cuda_launch_early(ctx, kernel, (unsigned)(blocks < most ? blocks : most), THREADS, shared, args, "a linear layer");
 }
 
 /* As many rows at a time as fit shared memory. */

@@ -133,6 +133,8 @@ sfa_status sfa_session_explain(sfa_session *session, const sfa_explain_options *
   sfa_context *ctx = session->ctx;
   sfa_explain_options all = {.struct_size = sizeof all};
   explanation e = {.session = session, .options = options ? options : &all, .len = sfa_session_len(session), .tokens = tokens};
+  if (sfa_context_device(ctx) != SFA_DEVICE_CPU)
+    return sfa_fail(ctx, SFA_ERROR_UNSUPPORTED, "looking inside a session is done on the CPU: use a context with device = SFA_DEVICE_CPU");
   SFA_REQUIRE(ctx, e.options->struct_size == sizeof all, "sfa_explain_options is of another version: %zu bytes, not %zu",
               e.options->struct_size, sizeof all);
   SFA_REQUIRE(ctx, n_top >= 0 && n_top <= MOST_TOP, "n_top is %lld: it must be from 0 to %d; mass tells of every token", (long long)n_top,

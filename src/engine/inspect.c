@@ -143,6 +143,8 @@ sfa_status sfa_session_inspect(sfa_session *session, const int32_t *tokens, int6
   if (!session)
     return SFA_ERROR_ARGUMENT;
   sfa_context *ctx = session->ctx;
+  if (sfa_context_device(ctx) != SFA_DEVICE_CPU)
+    return sfa_fail(ctx, SFA_ERROR_UNSUPPORTED, "looking inside a session is done on the CPU: use a context with device = SFA_DEVICE_CPU");
   SFA_REQUIRE(ctx, heads, "heads is NULL: it wants room for a report of every layer and kv head");
   SFA_REQUIRE(ctx, sfa_session_len(session) == 0, "the session holds %lld tokens: inspect reads its text into an empty one",
               (long long)sfa_session_len(session));

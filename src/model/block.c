@@ -174,35 +174,19 @@ static sfa_status keep_features(sfa_forward *f, int32_t n, int32_t n_heads, int3
   return sfa_rows_keep(f->model->ctx, &options, n, n_heads, c->head_dim, x, rows->token_stride);
 }
 
-/* The queries that a probe looks at, in the memory of the host. */
-static sfa_status probe_queries(sfa_forward *f, int32_t n, const qkv_view *view, const float **queries, int64_t *stride) {
-  sfa_context *ctx = f->model->ctx;
-  size_t row = (size_t)f->model->config.n_heads * (size_t)f->model->config.head_dim;
-  *queries = view->q;
-  *stride = view->q_stride;
-  if (!on_gpu(f))
-    return SFA_OK;
-  if (!f->probe_queries)
-    SFA_TRY(sfa_alloc_zero(ctx, (size_t)f->chunk_len, row * sizeof(float), "the queries of a step", (void **)&f->probe_queries));
-  for (int32_t t = 0; t < n; t++)
-    SFA_TRY(sfa_memory_copy(ctx, f->probe_queries + (size_t)t * row, view->q + t * view->q_stride, row * sizeof(float)));
-  *queries = f->probe_queries;
-  *stride = (int64_t)row;
-  return sfa_stream_wait(ctx);
-}
-
 static sfa_status show_probe(sfa_forward *f, int32_t index, int32_t n, const qkv_view *view, sfa_rows *q) {
   const sfa_model_config *c = &f->model->config;
   const sfa_layer_route *route = &f->routes[index];
   turn_rows(f, n, c->n_heads, view->q, q); /* a probe is shown what top-k will see */
-  sfa_probe probe = {.layer = index,
-                     .n_tokens = n,
-                     .first = sfa_cache_len(route->cache, 0, route->cache_layer) - n,
-                     .cache = route->cache,
-                     .cache_layer = route->cache_layer,
-                     .k_queries = route->attention->k_queries,
-                     .window_len = c->layer_kinds[index] == SFA_LAYER_LOCAL ? c->window_len : 0};
-  SFA_TRY(probe_queries(f, n, view, &probe.queries, &probe.query_stride));
+  const sfa_probe probe = {.layer = index,
+                           .n_tokens = n,
+                           .first = sfa_cache_len(route->cache, 0, route->cache_layer) - n,
+                           .queries = view->q,
+                           .query_stride = view->q_stride,
+                           .cache = route->cache,
+                           .cache_layer = route->cache_layer,
+                           .k_queries = route->attention->k_queries,
+                           .window_len = c->layer_kinds[index] == SFA_LAYER_LOCAL ? c->window_len : 0};
   return f->probe(f->probe_user, &probe);
 }
 

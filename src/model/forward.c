@@ -277,7 +277,6 @@ void sfa_forward_destroy(sfa_forward *f) {
     sfa_memory_free(ctx, buffers[i]);
   sfa_free(ctx, f->routes);
   sfa_free(ctx, f->attention);
-  sfa_free(ctx, f->probe_queries);
   sfa_free(ctx, f);
 }
 

@@ -50,7 +50,6 @@ struct sfa_forward {
   float dropped_most; /* the largest so far */
   sfa_probe_fn probe; /* NULL: none */
   void *probe_user;
-  float *probe_queries; /* [chunk_len][H * D] on the host; NULL until one is shown queries of a GPU */
 
   /* A step of one token as the device's record, which is run again and again: sfa_cache_advance. */
   void *record;         /* NULL: none yet */
