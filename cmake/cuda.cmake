@@ -18,7 +18,11 @@ if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.8 AND 120 IN_LIST SFA_CUDA_ARCHIT
   message(STATUS "CUDA ${CMAKE_CUDA_COMPILER_VERSION} does not know sm_120 yet (12.8 does): left out")
   list(REMOVE_ITEM SFA_CUDA_ARCHITECTURES 120)
 endif()
+# CMake 3.25.1 speaks of CUDA::nvToolsExt to projects that ask for 3.25, and fails where there is none: CUDA 13 has dropped it.
+set(sfa_minimum_cmake ${CMAKE_MINIMUM_REQUIRED_VERSION})
+set(CMAKE_MINIMUM_REQUIRED_VERSION 3.24)
 find_package(CUDAToolkit REQUIRED)
+set(CMAKE_MINIMUM_REQUIRED_VERSION ${sfa_minimum_cmake})
 set(CMAKE_CUDA_STANDARD 17)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
