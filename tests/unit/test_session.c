@@ -300,13 +300,14 @@ static void eps_is_kept_and_told(void **state) {
       sfa_session_destroy(session);
     }
     assert_true(dropped[0] == 0);
-    assert_true(dropped[1] > 0 && dropped[1] <= 0.05f);
+    const int pays = stores[v] != SFA_I4; /* rows of 4 bits cost less to read than to leave out */
+    assert_true(pays ? dropped[1] > 0 && dropped[1] <= 0.05f : dropped[1] == 0);
     double difference = 0, size = 0;
     for (int i = 0; i < VOCAB; i++) {
       difference += pow((double)logits_a[i] - (double)logits_b[i], 2);
       size += pow((double)logits_a[i], 2);
     }
-    assert_true(difference > 0 && sqrt(difference / size) < 0.1);
+    assert_true(pays ? difference > 0 && sqrt(difference / size) < 0.1 : difference == 0);
   }
   sfa_attention_choice choice = {.struct_size = sizeof choice, .eps = 0.6f};
   sfa_session_options options = {.struct_size = sizeof options, .attention = &choice};
