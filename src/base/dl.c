@@ -39,7 +39,7 @@ static void *open_if_there(const char *path) {
 }
 
 static void *open_somewhere(const char *file) {
-  static const char *const beside[] = {"", "/../" SFA_LIBDIR, "/../lib"};
+  static const char *const beside[] = {"", ("/../" SFA_LIBDIR), "/../lib"};
   char folders[2][PATH_MAX], path[PATH_MAX + 64];
   bool known[2] = {own_folder(folders[0]), program_folder(folders[1])};
   for (int i = 0; i < 2; i++)

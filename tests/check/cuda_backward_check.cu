@@ -4,8 +4,8 @@
  * then every gradient with the reference: ||got - ref|| / ||ref||, and exactly 0 outside of the supports. Outputs and workspace are NaN
  * before. A line a case; the last says how many failed. Exit status 77 without a Hopper GPU, 1 if a case failed. */
 extern "C" {
-#include "oracle.h"
 #include "base/half.h"
+#include "oracle.h"
 }
 #include "cuda/cuda_stages.h"
 
