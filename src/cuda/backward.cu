@@ -11,8 +11,7 @@
 
 #include <math.h>
 
-/* ---- Plan -----------------------------------------------------------------------------------------------------------------------------
- */
+/* ---- Plan ------------------------------------------------------------------------------------------------------------ */
 
 static int width_of(const sfa_cuda_backward *a) {
   const int most = a->head_dim > a->head_dim_v ? a->head_dim : a->head_dim_v;
@@ -73,8 +72,7 @@ size_t sfa_cuda_backward_workspace_bytes(const sfa_cuda_backward *args) {
   return plan(args, &call);
 }
 
-/* ---- Rows to tiles --------------------------------------------------------------------------------------------------------------------
- */
+/* ---- Rows to tiles --------------------------------------------------------------------------------------------------- */
 
 /* Columns column .. column + 7 of a row; what lies beyond dim is 0. */
 static __device__ __forceinline__ void load_unit(const sfa_cuda_rows *rows, int64_t token, int head, int column, int dim, float (&x)[8]) {
@@ -184,8 +182,7 @@ template <int DIM> static __global__ void load_keys_kernel(backward_call call, s
   }
 }
 
-/* ---- Sums to rows ---------------------------------------------------------------------------------------------------------------------
- */
+/* ---- Sums to rows ---------------------------------------------------------------------------------------------------- */
 
 /* A block of 128 threads a tile of queries; thread t has what thread t of the product had. */
 template <int DIM> static __global__ void finish_queries_kernel(backward_call call, sfa_cuda_rows d_q, const uint32_t *q_support) {
@@ -236,8 +233,7 @@ static __global__ void finish_sinks_kernel(backward_call call, const float *sink
     d_sink_logit[h] = (float)sums[0];
 }
 
-/* ---- The whole ------------------------------------------------------------------------------------------------------------------------
- */
+/* ---- The whole ------------------------------------------------------------------------------------------------------- */
 
 static const char *text_of(cudaError_t error) {
   if (error == cudaSuccess)

@@ -40,8 +40,7 @@ typedef struct backward_call {
   const uint32_t *k_support;
 } backward_call;
 
-/* ---- Sequences ------------------------------------------------------------------------------------------------------------------------
- */
+/* ---- Sequences ------------------------------------------------------------------------------------------------------- */
 
 typedef struct backward_range {
   int first, count;
@@ -53,8 +52,7 @@ static __device__ __forceinline__ backward_range range_of(const int32_t *cu, int
   return (backward_range){cu[b], cu[b + 1] - cu[b]};
 }
 
-/* ---- Who meets whom -------------------------------------------------------------------------------------------------------------------
- */
+/* ---- Who meets whom -------------------------------------------------------------------------------------------------- */
 
 /* Of one sequence; shift = S - T: query t has position t + shift. Floor division by a power of two is a shift of bits. */
 typedef struct backward_shape {
@@ -84,8 +82,7 @@ static __device__ __forceinline__ int count_above(const backward_call *call, con
   return max(highest - max(n, lowest - 1), 0) + max(sinks - 1 - n, 0);
 }
 
-/* ---- Rows of the caller ---------------------------------------------------------------------------------------------------------------
- */
+/* ---- Rows of the caller ---------------------------------------------------------------------------------------------- */
 
 /* x, y to columns `column` and column + 1, 0 where the support [ceil(dim / 32)] has no bit. */
 static __device__ __forceinline__ void store_pair(const sfa_cuda_rows *rows, int64_t token, int head, int column, const uint32_t *support,

@@ -122,8 +122,7 @@ static __device__ __forceinline__ float2 of_f16_pair(uint32_t x) {
   return y;
 }
 
-/* ---- Products -------------------------------------------------------------------------------------------------------------------------
- */
+/* ---- Products -------------------------------------------------------------------------------------------------------- */
 
 /* x [64][64] = rows a [64][DIM] times rows b [64][DIM], turned; a group of its own. */
 template <int DIM> static __device__ __forceinline__ void begin_pairs(float (&x)[32], uint32_t a, uint32_t b) {
@@ -165,8 +164,7 @@ template <int PIECES, int N> static __device__ __forceinline__ void begin_sum(fl
   sfa_matrix_commit();
 }
 
-/* ---- scores: S, P, dV -----------------------------------------------------------------------------------------------------------------
- */
+/* ---- scores: S, P, dV ------------------------------------------------------------------------------------------------ */
 
 /* What the scores' group knows of a key tile, in few registers: its sums leave it 80 for all else. */
 typedef struct backward_view {
@@ -295,8 +293,7 @@ run_scores(const backward_call *call, backward_view view, int n_steps, uint32_t 
   }
 }
 
-/* ---- gradients: dP, dS, dK ------------------------------------------------------------------------------------------------------------
- */
+/* ---- gradients: dP, dS, dK ------------------------------------------------------------------------------------------- */
 
 /* x: dP of unit u of step i becomes dS. */
 template <int DIM> static __device__ __forceinline__ void bend_unit(uint32_t shared, float (&x)[32], int u, int i) {
@@ -388,8 +385,7 @@ run_gradients(int n_steps, uint32_t shared, float (&sum)[256 / DIM][backward_lay
   }
 }
 
-/* ---- queries: dQ ----------------------------------------------------------------------------------------------------------------------
- */
+/* ---- queries: dQ ----------------------------------------------------------------------------------------------------- */
 
 /* 64 columns at a time: 32 registers, so that the other groups have enough. */
 template <int DIM> static __device__ __forceinline__ void run_queries(const backward_call *call, const backward_job *job, uint32_t shared) {
@@ -467,8 +463,7 @@ template <int DIM> static __device__ __forceinline__ void run_turns(const backwa
   }
 }
 
-/* ---- The thread that loads ------------------------------------------------------------------------------------------------------------
- */
+/* ---- The thread that loads ------------------------------------------------------------------------------------------- */
 
 static __device__ __forceinline__ void load(uint32_t to, const void *from, uint32_t bytes, uint32_t barrier) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from), "r"(bytes),
@@ -500,8 +495,7 @@ template <int DIM> static __device__ __forceinline__ void run_loads(const backwa
   }
 }
 
-/* ---- The block ------------------------------------------------------------------------------------------------------------------------
- */
+/* ---- The block ------------------------------------------------------------------------------------------------------- */
 
 /* By instructions that the compiler does not move: none may come between the products of a group. */
 template <int DIM>

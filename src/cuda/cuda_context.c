@@ -117,8 +117,7 @@ void sfa_cuda_close(sfa_context *ctx) {
   sfa_free(ctx, cuda);
 }
 
-/* ---- Memory and stream: contracts in backend.h -----------------------------------------------------------------------------------------
- */
+/* ---- Memory and stream: contracts in backend.h ----------------------------------------------------------------------- */
 
 static sfa_status alloc_memory(sfa_context *ctx, size_t bytes, const char *what, void **out) {
   const sfa_cuda *cuda = ctx->cuda;

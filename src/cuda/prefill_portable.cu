@@ -302,8 +302,7 @@ static __global__ void __launch_bounds__(32 * WARPS, 8 / WARPS)
     }
 }
 
-/* ---- The launch -----------------------------------------------------------------------------------------------------------------------
- */
+/* ---- The launch ------------------------------------------------------------------------------------------------------ */
 
 template <int WIDTH, int WARPS> static const char *launch(const sfa_cuda_prefill *a, cudaStream_t stream) {
   using tile = shape<WIDTH, WARPS>;

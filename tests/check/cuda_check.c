@@ -35,8 +35,7 @@ bool cuda_ok(cuda_check *t, sfa_context *ctx, sfa_status status, const char *wha
   return cuda_expect(t, status == SFA_OK, "%s: %s: %s", what, sfa_status_name(status), sfa_context_error(ctx));
 }
 
-/* ---- Memory ---------------------------------------------------------------------------------------------------------------------------
- */
+/* ---- Memory ---------------------------------------------------------------------------------------------------------- */
 
 void *host_memory(size_t bytes) {
   size_t whole = (bytes + 127) / 64 * 64;
@@ -74,8 +73,7 @@ void fetch(cuda_check *t, void *to, const void *from, size_t bytes) {
   cuda_ok(t, t->gpu, sfa_stream_wait(t->gpu), "sfa_stream_wait");
 }
 
-/* ---- One call -------------------------------------------------------------------------------------------------------------------------
- */
+/* ---- One call -------------------------------------------------------------------------------------------------------- */
 
 static int64_t tokens_of(const int32_t *cu, int32_t n_sequences, int64_t most) { return cu ? cu[n_sequences] : n_sequences * most; }
 
@@ -179,8 +177,7 @@ bool cuda_call_run(cuda_check *t, sfa_context *ctx, cuda_call *c) {
   return good;
 }
 
-/* ---- References -----------------------------------------------------------------------------------------------------------------------
- */
+/* ---- References ------------------------------------------------------------------------------------------------------ */
 
 static int storage_of(sfa_dtype dtype) {
   static const int storage[] = {ORACLE_F32, ORACLE_F32, ORACLE_BF16, ORACLE_F16, ORACLE_I8, ORACLE_I4};
@@ -309,8 +306,7 @@ void cuda_expect_close(cuda_check *t, const char *what, int64_t n, const float *
               sqrt(squares / count), sqrt(naive_squares / count), (long long)worst, (double)(n ? out[worst] : 0), n ? ref[worst] : 0);
 }
 
-/* ---- Main -----------------------------------------------------------------------------------------------------------------------------
- */
+/* ---- Main ------------------------------------------------------------------------------------------------------------ */
 
 static const struct {
   const char *name;

@@ -21,8 +21,7 @@ bool cuda_expect(cuda_check *t, bool good, const char *format, ...) __attribute_
 /* A call that must succeed: else its text is printed. */
 bool cuda_ok(cuda_check *t, sfa_context *ctx, sfa_status status, const char *what);
 
-/* ---- Memory ---------------------------------------------------------------------------------------------------------------------------
- */
+/* ---- Memory ---------------------------------------------------------------------------------------------------------- */
 
 void *host_memory(size_t bytes);
 /* Normal numbers; bf16: rounded to that type, so that both types of input hold the same. */
@@ -32,8 +31,7 @@ void *device_of(cuda_check *t, const void *from, size_t bytes);
 /* Back to the host: waits. */
 void fetch(cuda_check *t, void *to, const void *from, size_t bytes);
 
-/* ---- One call of sfa_attention_run ----------------------------------------------------------------------------------------------------
- */
+/* ---- One call of sfa_attention_run ----------------------------------------------------------------------------------- */
 
 typedef struct cuda_call {
   sfa_attention_options o;
@@ -60,8 +58,7 @@ void cuda_call_reference(cuda_call *c, bool whole);
  * RMS likewise. */
 void cuda_expect_close(cuda_check *t, const char *what, int64_t n, const float *out, const double *ref, const float *naive);
 
-/* ---- The tests ------------------------------------------------------------------------------------------------------------------------
- */
+/* ---- The tests ------------------------------------------------------------------------------------------------------- */
 
 void cuda_check_memory(cuda_check *t);
 void cuda_check_select(cuda_check *t);

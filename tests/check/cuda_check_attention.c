@@ -9,8 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- Codes ----------------------------------------------------------------------------------------------------------------------------
- */
+/* ---- Codes ----------------------------------------------------------------------------------------------------------- */
 
 /* Rows with everything that a selection may trip over. */
 static float *odd_rows(int64_t n_rows, int32_t D) {
@@ -91,8 +90,7 @@ void cuda_check_select(cuda_check *t) {
   sfa_memory_free(t->gpu, there), sfa_memory_free(t->gpu, memory);
 }
 
-/* ---- Attention ------------------------------------------------------------------------------------------------------------------------
- */
+/* ---- Attention ------------------------------------------------------------------------------------------------------- */
 
 static const int32_t lens_q[] = {0, 130, 131, 200, 471}, lens_k[] = {0, 130, 330, 400, 671};
 
@@ -246,8 +244,7 @@ void cuda_check_attention(cuda_check *t) {
   }
 }
 
-/* ---- Codes as arguments ---------------------------------------------------------------------------------------------------------------
- */
+/* ---- Codes as arguments ---------------------------------------------------------------------------------------------- */
 
 /* Queries and keys that come as codes, against the maths over the rows that they were made of. */
 static void codes_case(cuda_check *t, cuda_call c, sfa_dtype dtype) {
@@ -322,8 +319,7 @@ void cuda_check_codes(cuda_check *t) {
   }
 }
 
-/* ---- Refusals -------------------------------------------------------------------------------------------------------------------------
- */
+/* ---- Refusals -------------------------------------------------------------------------------------------------------- */
 
 static void refused_plan(cuda_check *t, sfa_attention_options o, sfa_status wanted, const char *text) {
   sfa_attention_plan *plan = NULL;
@@ -426,13 +422,12 @@ void cuda_check_merge(cuda_check *t) {
   cuda_call_free(&whole);
 }
 
-/* ---- Needles --------------------------------------------------------------------------------------------------------------------------
- */
+/* ---- Needles --------------------------------------------------------------------------------------------------------- */
 
-/* Whether out is this row of values: bit for bit, or, of int8 rows, whose scores are products of scales as well, to 1e-4. */
+/* Whether out is this row of values: bit for bit, or, of int8 rows, whose scores are products of scales as well, to a millionth. */
 static bool is_row(const float *out, const float *row, int32_t n, bool whole) {
   for (int32_t e = 0; whole && e < n; e++)
-    if (!(fabsf(out[e] - row[e]) <= 1e-4f * fabsf(row[e])))
+    if (!(fabsf(out[e] - row[e]) <= 1e-6f * fabsf(row[e])))
       return false;
   return whole || !memcmp(out, row, (size_t)n * sizeof *out);
 }
@@ -474,8 +469,7 @@ void cuda_check_needles(cuda_check *t) {
   needles(t, SFA_POLICY_KEYS, 4, 64);
 }
 
-/* ---- Gradients ------------------------------------------------------------------------------------------------------------------------
- */
+/* ---- Gradients ------------------------------------------------------------------------------------------------------- */
 
 /* Against the maths in double: bf16 operands and weights leave an error of some 2^-8 of the largest entries. */
 static void expect_gradient(cuda_check *t, const char *what, const char *name, int64_t n, const float *got, const double *ref) {

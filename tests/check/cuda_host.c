@@ -11,8 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- The device -----------------------------------------------------------------------------------------------------------------------
- */
+/* ---- The device ------------------------------------------------------------------------------------------------------ */
 
 static const char *find(int32_t capacity, sfa_cuda_found *found, int32_t *n_found) {
   if (capacity > 0)
@@ -52,8 +51,7 @@ static const char *memory_zero(void *memory, size_t bytes, sfa_cuda_stream strea
   return stream_wait(stream);
 }
 
-/* ---- Rows and stores ------------------------------------------------------------------------------------------------------------------
- */
+/* ---- Rows and stores ------------------------------------------------------------------------------------------------- */
 
 static int64_t first_of(const sfa_cuda_tokens *t, int64_t b) { return t->cu_seqlens ? t->cu_seqlens[b] : b * t->max_seqlen; }
 static int64_t len_of(const sfa_cuda_tokens *t, int64_t b) {
@@ -108,8 +106,7 @@ static void put_row(const sfa_cuda_rows *rows, float *scales, int64_t token, int
   free(whole);
 }
 
-/* ---- Stages ---------------------------------------------------------------------------------------------------------------------------
- */
+/* ---- Stages ---------------------------------------------------------------------------------------------------------- */
 
 static const char *select_rows(const sfa_cuda_select *s, sfa_cuda_stream stream) {
   int32_t D = s->dim, k = s->k == D ? 0 : s->k;
@@ -329,8 +326,7 @@ static const char *backward(const sfa_cuda_backward *p, sfa_cuda_stream stream) 
   return stream_wait(stream);
 }
 
-/* ---- Between them (cuda_help.h) -------------------------------------------------------------------------------------------------------
- */
+/* ---- Between them (cuda_help.h) -------------------------------------------------------------------------------------- */
 
 static const char *words(uint64_t *to, int32_t n, const uint64_t *values, sfa_cuda_stream stream) {
   memcpy(to, values, (size_t)n * sizeof *to);
@@ -420,8 +416,7 @@ static const char *unrotate(const sfa_cuda_tokens *tokens, int32_t n_heads, int3
   return stream_wait(stream);
 }
 
-/* ---- The table ------------------------------------------------------------------------------------------------------------------------
- */
+/* ---- The table ------------------------------------------------------------------------------------------------------- */
 
 static const sfa_cuda_library library = {
     .find = find,

@@ -1,39 +1,12 @@
 /* cuda_prefill_check: prefill by mma.sync, and the paper's way, against attention in double, with every option; then times. Exit status 1
  * if an error is beyond what bf16 weights and rows explain. Options: --time-only, --check-only. */
 #include "cuda/cuda_stages.h"
+#include "cuda_check_tools.cuh"
 
 #include <cuda_bf16.h>
-#include <cuda_runtime.h>
-#include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
-#define CUDA_TRY(call)                                                                                                                     \
-  do {                                                                                                                                     \
-    cudaError_t error_ = (call);                                                                                                           \
-    if (error_ != cudaSuccess) {                                                                                                           \
-      printf("%s: %s\n", #call, cudaGetErrorString(error_));                                                                               \
-      exit(2);                                                                                                                             \
-    }                                                                                                                                      \
-  } while (0)
-
-static uint64_t seed = 20261123;
-static uint32_t next_bits(void) {
-  seed = seed * 6364136223846793005u + 1442695040888963407u;
-  return (uint32_t)(seed >> 32);
-}
-static double uniform(void) { return (next_bits() + 0.5) / 4294967296.0; }
-
-static void *device_memory(size_t bytes, const void *from) {
-  void *memory = NULL;
-  CUDA_TRY(cudaMalloc(&memory, bytes + 64));
-  if (from)
-    CUDA_TRY(cudaMemcpy(memory, from, bytes, cudaMemcpyHostToDevice));
-  else
-    CUDA_TRY(cudaMemset(memory, 0xff, bytes + 64)); /* NaN */
-  return memory;
-}
+static void *device_memory(size_t bytes, const void *from) { return device_copy(bytes, from, 0xff); } /* NaN */
 
 __device__ double element(const sfa_cuda_rows &rows, const float *scales, int n_heads, int64_t token, int head, int i) {
   const int64_t at = token * rows.token_stride + head * rows.head_stride + i;

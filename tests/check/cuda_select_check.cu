@@ -5,38 +5,9 @@ extern "C" {
 #include "code/code.h"
 }
 #include "cuda/cuda_stages.h"
+#include "cuda_check_tools.cuh"
 
-#include <cuda_runtime.h>
-#include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
-
-#define CUDA_TRY(call)                                                                                                                     \
-  do {                                                                                                                                     \
-    cudaError_t error_ = (call);                                                                                                           \
-    if (error_ != cudaSuccess) {                                                                                                           \
-      printf("%s: %s\n", #call, cudaGetErrorString(error_));                                                                               \
-      exit(2);                                                                                                                             \
-    }                                                                                                                                      \
-  } while (0)
-
-static uint64_t seed = 20261123;
-static uint32_t next_bits(void) {
-  seed = seed * 6364136223846793005u + 1442695040888963407u;
-  return (uint32_t)(seed >> 32);
-}
-static double uniform(void) { return (next_bits() + 0.5) / 4294967296.0; }
-static float normal(void) { return (float)(sqrt(-2 * log(uniform())) * cos(6.283185307179586 * uniform())); }
-
-static void *device_memory(size_t bytes, const void *from) {
-  void *memory = NULL;
-  CUDA_TRY(cudaMalloc(&memory, bytes + 64));
-  if (from)
-    CUDA_TRY(cudaMemcpy(memory, from, bytes, cudaMemcpyHostToDevice));
-  else
-    CUDA_TRY(cudaMemset(memory, 0x5a, bytes + 64));
-  return memory;
-}
+static void *device_memory(size_t bytes, const void *from) { return device_copy(bytes, from, 0x5a); }
 
 /* What one case is. */
 typedef struct check_case {
