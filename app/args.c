@@ -222,6 +222,8 @@ static const row rows[] = {
     {0, "sfa-k", 0, INT, AT(sfa_k), "N", 0, 1, 65536, VERB_FINETUNE, "features kept of a key in every layer (default: 16)"},
     {0, "mean-k", 0, REAL, AT(mean_k), "X", 0, 0, 65536, VERB_FINETUNE,
      "instead: measure how sensitive every head is, and share out so many features a layer on average"},
+    {0, "by-head", 0, FLAG, AT(by_head), 0, 0, 0, 0, VERB_FINETUNE,
+     "with --mean-k: each kv head its own number; the cache has room for the most of a layer's"},
     {0, "sfa-kq", 0, INT, AT(sfa_kq), "N|all", "all", 1, 65536, VERB_FINETUNE,
      "features kept of a query; all: dense queries, \"K-only\" (default: as of keys)"},
     {0, "task", 0, TEXTS, AT(tasks), "NAME=FILE", 0, 0, 0, VERB_FINETUNE,

@@ -52,6 +52,7 @@ typedef struct app_options {
   int64_t limit, shots, depths, trials;
   text_list tasks; /* NAME=FILE */
   double mean_k;
+  bool by_head;
   const char *adapter;
   int_list lengths;
   /* What explain asks. */

@@ -28,13 +28,21 @@ static int save_json(const app_options *o, const char *name, cJSON *document) {
   return status;
 }
 
-/* ---- Features by layer --------------------------------------------------------------------------------------------------------- */
+/* ---- Features by layer or head ------------------------------------------------------------------------------------------------- */
 
 static double rise_at(const sfa_sensitivity *s, int32_t i, int32_t layer, int32_t g) {
   return s->rise[((int64_t)i * s->n_layers + layer) * s->n_kv_heads + g];
 }
 
-static cJSON *sensitivity_json(const sfa_sensitivity *s, const int32_t *k, double rise) {
+/* k [n_layers][n_kv_heads] as a list of layers, or of lists of heads. */
+static cJSON *k_json(const sfa_sensitivity *s, bool by_head, const int32_t *k) {
+  cJSON *list = cJSON_CreateArray();
+  for (int32_t layer = 0; layer < s->n_layers; layer++, k += s->n_kv_heads)
+    cJSON_AddItemToArray(list, by_head ? cJSON_CreateIntArray(k, s->n_kv_heads) : cJSON_CreateNumber(*k));
+  return list;
+}
+
+static cJSON *sensitivity_json(const sfa_sensitivity *s, bool by_head, const int32_t *k, double rise) {
   cJSON *document = cJSON_CreateObject();
   cJSON_AddNumberToObject(document, "dense_loss", s->dense_loss);
   cJSON *tried = cJSON_AddArrayToObject(document, "rises");
@@ -46,7 +54,7 @@ static cJSON *sensitivity_json(const sfa_sensitivity *s, const int32_t *k, doubl
       cJSON_AddItemToArray(layers, cJSON_CreateDoubleArray(&s->rise[((int64_t)i * s->n_layers + layer) * s->n_kv_heads], s->n_kv_heads));
     cJSON_AddItemToArray(tried, entry);
   }
-  cJSON_AddItemToObject(document, "k", cJSON_CreateIntArray(k, s->n_layers));
+  cJSON_AddItemToObject(document, "k", k_json(s, by_head, k));
   cJSON_AddNumberToObject(document, "sum_of_rises", rise);
   return document;
 }
@@ -78,23 +86,23 @@ static int draw_sensitivity(const app_options *o, const sfa_sensitivity *s) {
 
 static cJSON *allocated(app *a, const app_options *o, const sfa_sensitivity *s, int *status) {
   double rise;
-  int32_t *k = calloc((size_t)s->n_layers, sizeof *k);
+  int32_t *k = calloc((size_t)s->n_layers * (size_t)s->n_kv_heads, sizeof *k);
   cJSON *list = NULL;
   if (!k)
     *status = app_fail("out of memory for %d layers", s->n_layers);
-  else if (sfa_sensitivity_allocate(a->ctx, s, o->mean_k, k, &rise) != SFA_OK)
+  else if (sfa_sensitivity_allocate(a->ctx, s, o->mean_k, o->by_head, k, &rise) != SFA_OK)
     *status = app_fail_status(a->ctx);
   if (!*status)
-    *status = save_json(o, "sensitivity.json", sensitivity_json(s, k, rise));
+    *status = save_json(o, "sensitivity.json", sensitivity_json(s, o->by_head, k, rise));
   if (!*status)
     *status = draw_sensitivity(o, s);
   if (!*status)
-    list = cJSON_CreateIntArray(k, s->n_layers);
+    list = k_json(s, o->by_head, k);
   free(k);
   return list;
 }
 
-/* The k of each layer under the budget of --mean-k. */
+/* The k of each layer or head under the budget of --mean-k. */
 static cJSON *budget_json(app *a, const app_options *o, int *status) {
   const char *const data[] = {o->validation};
   a->progress = (progress){.what = "sensitivity", .unit = "losses", .start = seconds_now()};
@@ -342,6 +350,8 @@ int cmd_finetune(const app_options *o) {
         "what it makes (-o DIR)");
   if (o->mean_k > 0 && o->sfa_k > 0)
     return app_usage("--sfa-k gives every layer as many features, --mean-k shares a budget out: one of them is meant");
+  if (o->by_head && !(o->mean_k > 0))
+    return app_usage("--by-head says how --mean-k shares a budget out, which is not given");
   app a = {.o = o};
   int status = check_tasks(o); /* before the training */
   if (!status)

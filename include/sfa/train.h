@@ -115,9 +115,11 @@ typedef struct sfa_sensitivity {
 /* Cost: n_k * n_layers * n_kv_heads + 1 passes over the windows. */
 SFA_API sfa_status sfa_sensitivity_measure(sfa_context *ctx, const sfa_sensitivity_options *options, sfa_sensitivity **sensitivity);
 SFA_API void sfa_sensitivity_destroy(sfa_context *ctx, sfa_sensitivity *sensitivity);
-/* The k of every layer (head_dim: dense), at most mean_k on average, whose rises have the smallest sum, by dynamic programming. As if rises
- * added up: a first guess, to be trained and measured. k: [n_layers]; *rise: that sum. */
-SFA_API sfa_status sfa_sensitivity_allocate(sfa_context *ctx, const sfa_sensitivity *sensitivity, double mean_k, int32_t *k, double *rise);
+/* The k of every layer, or with by_head = 1 of every head (head_dim: dense), at most mean_k on average, whose rises have the smallest sum,
+ * by dynamic programming. As if rises added up: a first guess, to be trained and measured. k: [n_layers][n_kv_heads]; *rise: that sum.
+ * A cache has slots for the most features of a layer's heads: by head saves no bytes over those. */
+SFA_API sfa_status sfa_sensitivity_allocate(sfa_context *ctx, const sfa_sensitivity *sensitivity, double mean_k, int32_t by_head,
+                                            int32_t *k, double *rise);
 
 #ifdef __cplusplus
 }

@@ -163,15 +163,20 @@ static void turn_rows(sfa_forward *f, int32_t n, int32_t n_heads, float *x, sfa_
   rows->rope = NULL;
 }
 
-/* Rows that do not leave the choice to their codes. */
-static sfa_status keep_features(sfa_forward *f, int32_t n, int32_t n_heads, int32_t k, float *x, sfa_rows *rows) {
+/* Rows that do not leave the choice to their codes; keep [G], `group` heads of x for each. */
+static sfa_status keep_features(sfa_forward *f, int32_t n, int32_t group, const int32_t *keep, float *x, sfa_rows *rows) {
   const sfa_model_config *c = &f->model->config;
-  if (k == 0)
-    return SFA_OK;
-  if (!c->pre_rope)
-    turn_rows(f, n, n_heads, x, rows);
-  const sfa_keep_options options = {.struct_size = sizeof options, .k = k, .two_of_four = c->two_of_four};
-  return sfa_rows_keep(f->model->ctx, &options, n, n_heads, c->head_dim, x, rows->token_stride);
+  for (int32_t g = 0, run; g < c->n_kv_heads; g += run) {
+    for (run = 1; g + run < c->n_kv_heads && keep[g + run] == keep[g];)
+      run++;
+    if (keep[g] == 0)
+      continue;
+    if (!c->pre_rope)
+      turn_rows(f, n, group * c->n_kv_heads, x, rows);
+    const sfa_keep_options options = {.struct_size = sizeof options, .k = keep[g], .two_of_four = c->two_of_four};
+    SFA_TRY(sfa_rows_keep(f->model->ctx, &options, n, run * group, c->head_dim, x + (int64_t)g * group * c->head_dim, rows->token_stride));
+  }
+  return SFA_OK;
 }
 
 static sfa_status show_probe(sfa_forward *f, int32_t index, int32_t n, const qkv_view *view, sfa_rows *q) {
@@ -201,8 +206,8 @@ static sfa_status attend(sfa_forward *f, int32_t index, int32_t n, const qkv_vie
   sfa_rows k = {view->k, SFA_F32, 0, view->k_stride, c->head_dim, rope};
   const sfa_rows v = {view->v, SFA_F32, 0, view->v_stride, c->head_dim_v, NULL};
   const int32_t slot = 0;
-  SFA_TRY(keep_features(f, n, c->n_kv_heads, route->attention->keep_keys, view->k, &k));
-  SFA_TRY(keep_features(f, n, c->n_heads, route->attention->keep_queries, view->q, &q));
+  SFA_TRY(keep_features(f, n, 1, route->keep_keys, view->k, &k));
+  SFA_TRY(keep_features(f, n, c->n_heads / c->n_kv_heads, route->keep_queries, view->q, &q));
   SFA_TRY(sfa_cache_append(route->cache, slot, route->cache_layer, n, &k, &v));
   if (f->probe)
     SFA_TRY(show_probe(f, index, n, view, &q));

@@ -8,7 +8,7 @@
 /* What an attention choice came to, layer by layer. */
 typedef struct resolution {
   int32_t *k_keys, *k_queries;       /* [n_layers] slots of codes, 0: dense */
-  int32_t *keep_keys, *keep_queries; /* [n_layers] sfa_attention_kind has them */
+  int32_t *keep_keys, *keep_queries; /* [n_layers][G] sfa_layer_route has them */
   sfa_dtype k_dtype[SFA_CACHES], v_dtype;
   const sfa_costs *costs;
   sfa_precision precision;
@@ -22,18 +22,27 @@ static void free_resolution(sfa_context *ctx, resolution *r) {
   sfa_free(ctx, r->keep_queries);
 }
 
-/* Two of four, and top-k before the rotation, are chosen in dense rows. What they leave fits into codes: of k features, or of twice as
- * many, since a feature's rotation has two. */
-static void resolve_kept(const sfa_model_config *c, int32_t *k, int32_t *keep) {
-  for (int32_t layer = 0; layer < c->n_layers && (c->pre_rope || c->two_of_four); layer++) {
-    keep[layer] = c->two_of_four && k[layer] > c->head_dim / 2 ? c->head_dim / 2 : k[layer];
-    if (c->pre_rope)
-      k[layer] = 2 * keep[layer] < c->head_dim ? 2 * keep[layer] : 0;
+/* From k of the heads, in keep, to slots of the layer's codes and what is chosen in dense rows before: two of four, top-k before the
+ * rotation, and heads with fewer features than another of their layer. What is left fits into codes: of the most features of a head, or of
+ * twice as many where a feature's rotation has two; the slots that a row does not need hold zeros. */
+static void resolve_kept(const sfa_model_config *c, int32_t *slots, int32_t *keep) {
+  for (int32_t layer = 0; layer < c->n_layers; layer++, keep += c->n_kv_heads) {
+    int32_t most = 0;
+    bool dense = false;
+    for (int32_t g = 0; g < c->n_kv_heads; g++) {
+      keep[g] = c->two_of_four && keep[g] > c->head_dim / 2 ? c->head_dim / 2 : keep[g];
+      most = keep[g] > most ? keep[g] : most;
+      dense |= keep[g] == 0;
+    }
+    slots[layer] = dense ? 0 : c->pre_rope ? 2 * most : most;
+    slots[layer] = slots[layer] < c->head_dim ? slots[layer] : 0;
+    for (int32_t g = 0; g < c->n_kv_heads && !c->pre_rope && !c->two_of_four; g++)
+      keep[g] = keep[g] == slots[layer] ? 0 : keep[g]; /* the code's own top-k */
   }
 }
 
 static sfa_status resolve(const sfa_model *model, const sfa_attention_choice *choice, resolution *r) {
-  size_t n_layers = (size_t)model->config.n_layers;
+  const size_t n_layers = (size_t)model->config.n_layers, n_heads = n_layers * (size_t)model->config.n_kv_heads;
   *r = (resolution){0};
   if (choice) {
     r->costs = choice->costs;
@@ -42,10 +51,10 @@ static sfa_status resolve(const sfa_model *model, const sfa_attention_choice *ch
   }
   SFA_TRY(sfa_alloc_zero(model->ctx, n_layers, sizeof(int32_t), "kept features by layer", (void **)&r->k_keys));
   SFA_TRY(sfa_alloc_zero(model->ctx, n_layers, sizeof(int32_t), "kept features by layer", (void **)&r->k_queries));
-  SFA_TRY(sfa_alloc_zero(model->ctx, n_layers, sizeof(int32_t), "kept features by layer", (void **)&r->keep_keys));
-  SFA_TRY(sfa_alloc_zero(model->ctx, n_layers, sizeof(int32_t), "kept features by layer", (void **)&r->keep_queries));
-  SFA_TRY(
-      sfa_model_resolve(model, choice, r->k_keys, r->k_queries, &r->k_dtype[SFA_CACHE_SPARSE], &r->k_dtype[SFA_CACHE_DENSE], &r->v_dtype));
+  SFA_TRY(sfa_alloc_zero(model->ctx, n_heads, sizeof(int32_t), "kept features by head", (void **)&r->keep_keys));
+  SFA_TRY(sfa_alloc_zero(model->ctx, n_heads, sizeof(int32_t), "kept features by head", (void **)&r->keep_queries));
+  SFA_TRY(sfa_model_resolve(model, choice, r->keep_keys, r->keep_queries, &r->k_dtype[SFA_CACHE_SPARSE], &r->k_dtype[SFA_CACHE_DENSE],
+                            &r->v_dtype));
   resolve_kept(&model->config, r->k_keys, r->keep_keys);
   resolve_kept(&model->config, r->k_queries, r->keep_queries);
   return SFA_OK;
@@ -138,14 +147,10 @@ static sfa_status create_plan(const sfa_forward *f, const resolution *r, const s
 static sfa_status route_attention(sfa_forward *f, const resolution *r, size_t *workspace_bytes) {
   const sfa_model_config *c = &f->model->config;
   for (int32_t layer = 0; layer < c->n_layers; layer++) {
-    sfa_attention_kind wanted = {.k_keys = r->k_keys[layer],
-                                 .k_queries = r->k_queries[layer],
-                                 .keep_keys = r->keep_keys[layer],
-                                 .keep_queries = r->keep_queries[layer],
-                                 .layer_kind = (sfa_layer_kind)c->layer_kinds[layer]};
+    sfa_attention_kind wanted = {
+        .k_keys = r->k_keys[layer], .k_queries = r->k_queries[layer], .layer_kind = (sfa_layer_kind)c->layer_kinds[layer]};
     int32_t i = 0;
     while (i < f->n_attention && (f->attention[i].k_keys != wanted.k_keys || f->attention[i].k_queries != wanted.k_queries ||
-                                  f->attention[i].keep_keys != wanted.keep_keys || f->attention[i].keep_queries != wanted.keep_queries ||
                                   f->attention[i].layer_kind != wanted.layer_kind))
       i++;
     sfa_attention_kind *kind = &f->attention[i];
@@ -159,6 +164,8 @@ static sfa_status route_attention(sfa_forward *f, const resolution *r, size_t *w
       *workspace_bytes = one_bytes > *workspace_bytes ? one_bytes : *workspace_bytes;
     }
     f->routes[layer].attention = kind;
+    f->routes[layer].keep_keys = f->keep_keys + (int64_t)layer * c->n_kv_heads;
+    f->routes[layer].keep_queries = f->keep_queries + (int64_t)layer * c->n_kv_heads;
   }
   return SFA_OK;
 }
@@ -213,11 +220,13 @@ static sfa_status create_buffers(sfa_forward *f, size_t workspace_bytes) {
   return sfa_memory_alloc(m->ctx, workspace_bytes, &f->workspace);
 }
 
-static sfa_status fill_forward(sfa_forward *f, const resolution *r) {
+static sfa_status fill_forward(sfa_forward *f, resolution *r) {
   const sfa_model *m = f->model;
   size_t n_layers = (size_t)m->config.n_layers, workspace_bytes = 0;
   SFA_TRY(sfa_alloc_zero(m->ctx, n_layers, sizeof *f->routes, "routes", (void **)&f->routes));
   SFA_TRY(sfa_alloc_zero(m->ctx, n_layers, sizeof *f->attention, "attention plans", (void **)&f->attention));
+  f->keep_keys = r->keep_keys, f->keep_queries = r->keep_queries; /* theirs from here on */
+  r->keep_keys = r->keep_queries = NULL;
   SFA_TRY(create_caches(m, r, f->caches, f->routes));
   memcpy(f->k_dtype, r->k_dtype, sizeof f->k_dtype);
   f->v_dtype = r->v_dtype;
@@ -275,6 +284,8 @@ void sfa_forward_destroy(sfa_forward *f) {
                      f->frequencies[0], f->frequencies[1], f->dropped};
   for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++)
     sfa_memory_free(ctx, buffers[i]);
+  sfa_free(ctx, f->keep_keys);
+  sfa_free(ctx, f->keep_queries);
   sfa_free(ctx, f->routes);
   sfa_free(ctx, f->attention);
   sfa_free(ctx, f);

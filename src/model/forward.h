@@ -12,7 +12,6 @@ enum { SFA_INPUT_TOKENS, SFA_INPUT_POSITIONS, SFA_INPUT_LENGTHS /* [2] cu_seqlen
 /* Attention of all layers that share these settings. */
 typedef struct sfa_attention_kind {
   int32_t k_keys, k_queries;
-  int32_t keep_keys, keep_queries; /* features that rows keep before they are codes (sfa_rows_keep); 0: all */
   sfa_layer_kind layer_kind;
   sfa_attention_plan *chunk, *one; /* for up to chunk_len tokens, and for one */
 } sfa_attention_kind;
@@ -22,6 +21,7 @@ typedef struct sfa_layer_route {
   sfa_cache *cache;
   int32_t cache_layer;
   const sfa_attention_kind *attention;
+  const int32_t *keep_keys, *keep_queries; /* [G] features that rows keep before they are codes (sfa_rows_keep); 0: all */
 } sfa_layer_route;
 
 struct sfa_forward {
@@ -33,6 +33,7 @@ struct sfa_forward {
   sfa_layer_route *routes;       /* [n_layers] */
   sfa_attention_kind *attention; /* [n_attention] */
   int32_t n_attention;
+  int32_t *keep_keys, *keep_queries; /* [n_layers][G] */
 
   /* In the memory of the context's device. */
   float *stream;                                                /* [chunk_len][hidden_dim] the residual stream */

@@ -105,19 +105,19 @@ static sfa_status create_buffers(sfa_learner *l) {
   return sfa_learn_alloc_device(l, 1, l->training->scratch_bytes(widest), &l->scratch);
 }
 
-/* The file's own wish, the same for all heads of a layer. */
+/* The file's own wish. */
 static sfa_status create_sparsity(sfa_learner *l) {
   const sfa_model_config *c = &l->config;
   size_t n = (size_t)c->n_layers * (size_t)c->n_kv_heads;
-  if (c->pre_rope || c->two_of_four)
-    return sfa_fail(l->ctx, SFA_ERROR_UNSUPPORTED, "the model asks for top-k before RoPE or two of four, which training does not handle");
   SFA_TRY(sfa_learn_alloc(l, n, sizeof(int32_t), "kept features", &l->k_keys));
   SFA_TRY(sfa_learn_alloc(l, n, sizeof(int32_t), "kept features", &l->k_queries));
   for (int32_t i = 0; i < (int32_t)n; i++) {
-    int32_t k = c->sfa_k[i / c->n_kv_heads], k_q = k ? c->sfa_k_q : 0;
-    l->k_keys[i] = k < c->head_dim ? k : 0;
-    l->k_queries[i] = k_q < c->head_dim ? k_q : 0;
+    const sfa_head_features f = sfa_model_features(c, i);
+    l->k_keys[i] = f.k < c->head_dim ? f.k : 0;
+    l->k_queries[i] = f.k_q < c->head_dim ? f.k_q : 0;
   }
+  l->sparsity.pre_rope = c->pre_rope;
+  l->sparsity.two_of_four = c->two_of_four;
   return SFA_OK;
 }
 

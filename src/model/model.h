@@ -25,7 +25,7 @@ sfa_tokenizer *sfa_model_attached(const sfa_model *model);
  * is not seen. */
 uint64_t sfa_model_fingerprint(const sfa_model *model);
 
-/* What an attention choice means for this model, layer by layer; checks it. k_keys, k_queries: [n_layers], 0 = dense. */
+/* What an attention choice means for this model, head by head; checks it. k_keys, k_queries: [n_layers][n_kv_heads], 0 = dense. */
 sfa_status sfa_model_resolve(const sfa_model *model, const sfa_attention_choice *choice, int32_t *k_keys, int32_t *k_queries,
                              sfa_dtype *cache_k_sparse, sfa_dtype *cache_k_dense, sfa_dtype *cache_v);
 
@@ -40,7 +40,7 @@ size_t sfa_forward_kv_bytes(const sfa_forward *forward);
 /* The largest mass that a head left out in a step of one token. */
 float sfa_forward_dropped(const sfa_forward *forward);
 
-/* How a layer's keys and values are kept, and its queries cut; 0 kept features: all. */
+/* How a layer's keys and values are kept, and its queries cut: the most features of a head; 0: all. */
 typedef struct sfa_layer_storage {
   int32_t k, k_q;
   sfa_dtype k_dtype, v_dtype;
@@ -63,7 +63,7 @@ typedef struct sfa_probe {
   int64_t query_stride;
   const sfa_cache *cache;
   int32_t cache_layer;
-  int32_t k_queries;  /* kept of a query, 0: dense */
+  int32_t k_queries;  /* kept of a query, 0: dense; where heads differ, the most: the others' rows are cut already */
   int64_t window_len; /* keys that a query sees, itself included; 0: all before */
 } sfa_probe;
 typedef sfa_status (*sfa_probe_fn)(void *user, const sfa_probe *probe);

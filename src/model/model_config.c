@@ -205,4 +205,5 @@ void sfa_model_config_free(sfa_context *ctx, sfa_model_config *config) {
     sfa_free(ctx, config->rope_frequencies[kind]);
   sfa_free(ctx, config->layer_kinds);
   sfa_free(ctx, config->sfa_k);
+  sfa_free(ctx, config->sfa_k_q);
 }

@@ -10,15 +10,22 @@ const sfa_weights *sfa_model_weights(const sfa_model *model) { return model->wei
 void sfa_model_attach(sfa_model *model, sfa_tokenizer *tokenizer) { model->tokenizer = tokenizer; }
 sfa_tokenizer *sfa_model_attached(const sfa_model *model) { return model->tokenizer; }
 
-static int32_t largest_of(const int32_t *values, int32_t n) {
-  int32_t largest = 0;
-  for (int32_t i = 0; i < n; i++)
-    largest = values[i] > largest ? values[i] : largest;
-  return largest;
+/* The most features of a sparse head; queries that are dense anywhere have no such number. */
+static sfa_head_features most_features(const sfa_model_config *c) {
+  sfa_head_features most = {0, 0};
+  bool dense_queries = false;
+  for (int32_t head = 0; head < c->n_layers * c->n_kv_heads; head++) {
+    const sfa_head_features f = sfa_model_features(c, head);
+    most.k = f.k > most.k ? f.k : most.k;
+    most.k_q = f.k_q > most.k_q ? f.k_q : most.k_q;
+    dense_queries |= f.k > 0 && f.k_q == 0;
+  }
+  return (sfa_head_features){most.k, dense_queries ? 0 : most.k_q};
 }
 
 void sfa_model_describe(const sfa_model *model, sfa_model_info *info) {
   const sfa_model_config *c = &model->config;
+  const sfa_head_features most = most_features(c);
   const char *name = "";
   if (!sfa_meta_string(model->weights, "general.name", &name, NULL))
     sfa_meta_string(model->weights, "_name_or_path", &name, NULL);
@@ -40,8 +47,8 @@ void sfa_model_describe(const sfa_model *model, sfa_model_info *info) {
       .n_tensors = sfa_weights_count(model->weights),
       .is_instruct = model->tokenizer && sfa_tokenizer_has_chat(model->tokenizer),
       .weights = model->format,
-      .sfa_k = largest_of(c->sfa_k, c->n_layers),
-      .sfa_k_q = c->sfa_k_q,
+      .sfa_k = most.k,
+      .sfa_k_q = most.k_q,
   };
 }
 

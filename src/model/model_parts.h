@@ -25,8 +25,8 @@ typedef struct sfa_model_config {
   uint8_t *layer_kinds;                      /* [n_layers] */
 
   /* docs/MATH.md 9: what the file asks for. */
-  int32_t *sfa_k;   /* [n_layers], 0: dense */
-  int32_t sfa_k_q;  /* of sparse layers; 0: dense q */
+  int32_t *sfa_k;   /* [n_layers][n_kv_heads], 0: dense */
+  int32_t *sfa_k_q; /* [n_layers][n_kv_heads] of their queries, 0: dense q; -1 in all heads: as sfa_k */
   bool is_sparse;   /* the file has such a wish */
   bool pre_rope;    /* top-k before the rotation: codes have room for both members of each kept pair */
   bool two_of_four; /* at most two kept of each aligned group of four features */
@@ -39,6 +39,11 @@ void sfa_model_config_free(sfa_context *ctx, sfa_model_config *config);
 sfa_status sfa_model_rope_read(sfa_context *ctx, const sfa_weights *weights, sfa_model_config *config);
 /* The file's sparse attention settings, from the metadata. */
 sfa_status sfa_model_sparsity_read(sfa_context *ctx, const sfa_weights *weights, sfa_model_config *config);
+/* What the file asks for in a head (layer * n_kv_heads + kv head): features kept of a key and of a query; 0: all. */
+typedef struct sfa_head_features {
+  int32_t k, k_q;
+} sfa_head_features;
+sfa_head_features sfa_model_features(const sfa_model_config *config, int32_t head);
 
 /* A key with the config's prefix before it; false where absent or of another type. */
 bool sfa_config_number(const sfa_weights *weights, const sfa_model_config *config, const char *key, double *out);

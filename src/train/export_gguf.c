@@ -122,18 +122,32 @@ static sfa_status add_window(exporter *e) {
   return add_key(e, "attention.sliding_window_pattern", SFA_META_BOOL, true, c->n_layers, local, (size_t)c->n_layers);
 }
 
+/* Numbers of kv heads: one where all are the same, one of each layer, or all in a row. */
+static sfa_status add_heads(exporter *e, const char *name, const int32_t *heads) {
+  const sfa_model_config *c = &e->config;
+  const int32_t n_heads = c->n_kv_heads, n = c->n_layers * n_heads;
+  bool uniform = true, by_layer = true;
+  int32_t *list;
+  SFA_TRY(sfa_arena_alloc(e->ctx, &e->arena, (size_t)n * sizeof *list, (void **)&list));
+  for (int32_t i = 0; i < n; i++) {
+    uniform &= heads[i] == heads[0];
+    by_layer &= heads[i] == heads[i / n_heads * n_heads];
+  }
+  if (uniform)
+    return add_u32(e, name, heads[0]);
+  const int32_t n_listed = by_layer ? c->n_layers : n;
+  for (int32_t i = 0; i < n_listed; i++)
+    list[i] = heads[by_layer ? i * n_heads : i];
+  return add_key(e, name, SFA_META_I32, true, n_listed, list, (size_t)n_listed * sizeof *list);
+}
+
 static sfa_status add_sparsity(exporter *e) {
   const sfa_model_config *c = &e->config;
   if (!c->is_sparse)
     return SFA_OK;
-  bool uniform = true;
-  for (int32_t layer = 1; layer < c->n_layers; layer++)
-    uniform &= c->sfa_k[layer] == c->sfa_k[0];
-  if (uniform)
-    SFA_TRY(add_u32(e, "attention.sfa.k", c->sfa_k[0]));
-  else /* a layer that is left out is one with 0 */
-    SFA_TRY(add_key(e, "attention.sfa.k", SFA_META_I32, true, c->n_layers, c->sfa_k, (size_t)c->n_layers * sizeof *c->sfa_k));
-  SFA_TRY(add_u32(e, "attention.sfa.k_q", c->sfa_k_q));
+  SFA_TRY(add_heads(e, "attention.sfa.k", c->sfa_k)); /* a layer that is left out is one with 0 */
+  if (c->sfa_k_q[0] >= 0)
+    SFA_TRY(add_heads(e, "attention.sfa.k_q", c->sfa_k_q));
   SFA_TRY(add_text(e, "attention.sfa.order", c->pre_rope ? "pre_rope" : "post_rope"));
   return add_bool(e, "attention.sfa.two_of_four", c->two_of_four);
 }

@@ -1,4 +1,4 @@
-/* How much the loss of a dense model rises when one head keeps k features, and the k of each layer that costs least under a budget. */
+/* How much the loss of a dense model rises when one head keeps k features, and the k of layers or heads that cost least under a budget. */
 #include <sfa/train.h>
 
 #include <math.h>
@@ -139,28 +139,34 @@ void sfa_sensitivity_destroy(sfa_context *ctx, sfa_sensitivity *s) {
 
 /* ---- The budget ------------------------------------------------------------------------------------------------------------------- */
 
-/* Rise of a layer whose heads all keep choice i: s->k[i], or everything (i = n_k). */
-static double layer_rise(const sfa_sensitivity *s, int32_t layer, int32_t i) {
+/* What a share of the budget goes to: a layer, whose heads all keep as many features, or a head. */
+typedef struct shares {
+  const sfa_sensitivity *s;
+  int32_t n, n_heads; /* so many, of so many heads each */
+} shares;
+
+/* Rise of a share whose heads keep choice i: s->k[i], or everything (i = n_k). */
+static double share_rise(const shares *a, int32_t share, int32_t i) {
   double sum = 0;
-  for (int32_t g = 0; i < s->n_k && g < s->n_kv_heads; g++)
-    sum += s->rise[((int64_t)i * s->n_layers + layer) * s->n_kv_heads + g];
+  for (int32_t g = 0; i < a->s->n_k && g < a->n_heads; g++)
+    sum += a->s->rise[((int64_t)i * a->n + share) * a->n_heads + g];
   return sum;
 }
 
 static int32_t choice_k(const sfa_sensitivity *s, int32_t i) { return i < s->n_k ? s->k[i] : s->head_dim; }
 
-/* least[b]: the smallest sum of rises of the layers so far with at most b features; took[layer][b]: the choice of the last of them. */
-static double fill(const sfa_sensitivity *s, int32_t budget, double *least, double *next, uint8_t *took) {
+/* least[b]: the smallest sum of rises of the shares so far with at most b features; took[share][b]: the choice of the last of them. */
+static double fill(const shares *a, int32_t budget, double *least, double *next, uint8_t *took) {
   memset(least, 0, ((size_t)budget + 1) * sizeof *least);
-  for (int32_t layer = 0; layer < s->n_layers; layer++) {
+  for (int32_t share = 0; share < a->n; share++) {
     for (int32_t b = 0; b <= budget; b++) {
       next[b] = INFINITY;
-      for (int32_t i = 0; i <= s->n_k; i++) {
-        const int32_t k = choice_k(s, i);
-        if (k > b || !(least[b - k] + layer_rise(s, layer, i) < next[b]))
+      for (int32_t i = 0; i <= a->s->n_k; i++) {
+        const int32_t k = choice_k(a->s, i);
+        if (k > b || !(least[b - k] + share_rise(a, share, i) < next[b]))
           continue;
-        next[b] = least[b - k] + layer_rise(s, layer, i);
-        took[(int64_t)layer * (budget + 1) + b] = (uint8_t)i;
+        next[b] = least[b - k] + share_rise(a, share, i);
+        took[(int64_t)share * (budget + 1) + b] = (uint8_t)i;
       }
     }
     memcpy(least, next, ((size_t)budget + 1) * sizeof *least);
@@ -168,12 +174,13 @@ static double fill(const sfa_sensitivity *s, int32_t budget, double *least, doub
   return least[budget];
 }
 
-sfa_status sfa_sensitivity_allocate(sfa_context *ctx, const sfa_sensitivity *s, double mean_k, int32_t *k, double *rise) {
+sfa_status sfa_sensitivity_allocate(sfa_context *ctx, const sfa_sensitivity *s, double mean_k, int32_t by_head, int32_t *k, double *rise) {
   SFA_REQUIRE(ctx, s && k && rise, "sfa_sensitivity_allocate wants a sensitivity and places for its results");
   SFA_REQUIRE(ctx, mean_k >= choice_k(s, 0) && mean_k <= s->head_dim,
-              "a budget of %g features a layer; it must be from %d, the fewest that were tried, to the head_dim %d", mean_k, choice_k(s, 0),
+              "a budget of %g features; it must be from %d, the fewest that were tried, to the head_dim %d", mean_k, choice_k(s, 0),
               s->head_dim);
-  const int32_t budget = (int32_t)floor(mean_k * s->n_layers);
+  const shares a = {s, by_head ? s->n_layers * s->n_kv_heads : s->n_layers, by_head ? 1 : s->n_kv_heads};
+  const int32_t budget = (int32_t)floor(mean_k * a.n);
   const size_t n = (size_t)budget + 1;
   double *least = NULL, *next = NULL;
   uint8_t *took = NULL;
@@ -181,12 +188,14 @@ sfa_status sfa_sensitivity_allocate(sfa_context *ctx, const sfa_sensitivity *s, 
   if (status == SFA_OK)
     status = sfa_alloc_zero(ctx, n, sizeof *next, "sums of rises", (void **)&next);
   if (status == SFA_OK)
-    status = sfa_alloc_zero(ctx, n, (size_t)s->n_layers, "choices by layer", (void **)&took);
+    status = sfa_alloc_zero(ctx, n, (size_t)a.n, "choices", (void **)&took);
   if (status == SFA_OK) {
-    *rise = fill(s, budget, least, next, took);
-    for (int32_t layer = s->n_layers - 1, left = budget; layer >= 0; layer--) {
-      k[layer] = choice_k(s, took[(size_t)layer * n + (size_t)left]);
-      left -= k[layer];
+    *rise = fill(&a, budget, least, next, took);
+    for (int32_t share = a.n - 1, left = budget; share >= 0; share--) {
+      const int32_t now = choice_k(s, took[(size_t)share * n + (size_t)left]);
+      for (int32_t g = 0; g < a.n_heads; g++)
+        k[share * a.n_heads + g] = now;
+      left -= now;
     }
   }
   sfa_free(ctx, least);

@@ -122,37 +122,6 @@ sfa_status sfa_train_model_create(sfa_context *ctx, const char *folder, const cJ
   return fill_folder(ctx, folder);
 }
 
-/* The largest number in lists of lists; 0, which keeps all, is larger than any. */
-static double largest_in(const cJSON *item) {
-  double largest = cJSON_IsArray(item) ? -1 : item->valuedouble;
-  const cJSON *part;
-  cJSON_ArrayForEach(part, item) {
-    const double x = largest_in(part);
-    largest = x == 0 || largest == 0 ? 0 : x > largest ? x : largest;
-  }
-  return largest;
-}
-
-/* The engine takes one k a layer, and one k_q for all: where the recipe has more, "k_heads" and "k_q_heads" keep it, and these get the
- * largest. */
-static bool flatten_heads(cJSON *sparse) {
-  cJSON *k = cJSON_GetObjectItemCaseSensitive(sparse, "k"), *k_q = cJSON_GetObjectItemCaseSensitive(sparse, "k_q"), *layer;
-  bool complete = true, nested = false;
-  cJSON_ArrayForEach(layer, k) nested |= cJSON_IsArray(layer) != 0;
-  if (nested) {
-    cJSON *flat = cJSON_CreateArray();
-    cJSON_ArrayForEach(layer, k) complete &= cJSON_AddItemToArray(flat, cJSON_CreateNumber(largest_in(layer))) != 0;
-    k = cJSON_DetachItemFromObjectCaseSensitive(sparse, "k");
-    complete &= cJSON_AddItemToObject(sparse, "k_heads", k) && cJSON_AddItemToObject(sparse, "k", flat);
-  }
-  if (cJSON_IsArray(k_q)) {
-    cJSON *number = cJSON_CreateNumber(largest_in(k_q));
-    k_q = cJSON_DetachItemFromObjectCaseSensitive(sparse, "k_q");
-    complete &= cJSON_AddItemToObject(sparse, "k_q_heads", k_q) && cJSON_AddItemToObject(sparse, "k_q", number);
-  }
-  return complete;
-}
-
 static cJSON *make_config(const sfa_recipe *recipe, bool sparse) {
   static const char name[] = "sparse_attention_config";
   cJSON *config = cJSON_Duplicate(cJSON_GetObjectItemCaseSensitive(recipe->json, "model"), true);
@@ -165,7 +134,7 @@ static cJSON *make_config(const sfa_recipe *recipe, bool sparse) {
     cJSON *copy = cJSON_Duplicate(wish, true);
     if (!cJSON_HasObjectItem(copy, "algorithm"))
       complete &= cJSON_AddStringToObject(copy, "algorithm", "sfa") != NULL;
-    complete &= flatten_heads(copy) && cJSON_AddItemToObject(config, name, copy);
+    complete &= cJSON_AddItemToObject(config, name, copy);
   }
   if (complete)
     return config;

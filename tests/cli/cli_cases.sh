@@ -680,6 +680,13 @@ END
   equal "k of the layers" "$("$json_get" sparse_attention_config.k.0 <"$work/budget/model/config.json")" "$("$json_get" k.0 <"$work/budget/sensitivity.json")"
   bad 2 "wants a dense model" finetune -m "$dense" -o "$work/none"
   bad 2 "one of them is meant" "${convert[@]}" -o "$work/none" --sfa-k 4 --mean-k 6
+
+  # A number for each head: in the model's config, and used by the engine.
+  good "${convert[@]}" -o "$work/heads" --mean-k 6 --by-head
+  equal "heads of the layers" "$("$json_get" k.# k.0.# k.1.# <"$work/heads/sensitivity.json" | tr '\n' ' ')" "2 2 2 "
+  equal "k of the heads" "$("$json_get" sparse_attention_config.k.1.0 sparse_attention_config.k.1.1 <"$work/heads/model/config.json")" \
+    "$("$json_get" k.1.0 k.1.1 <"$work/heads/sensitivity.json")"
+  bad 2 "mean-k" "${convert[@]}" -o "$work/none" --by-head
   bad 2 "NAME=FILE" "${convert[@]}" -o "$work/none" --sfa-k 4 --task piqa
   bad 1 "cannot make the folder" "${convert[@]}" -o "$work/no/such/folder" --sfa-k 4
 }

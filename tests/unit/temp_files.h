@@ -86,4 +86,23 @@ static inline bool same_files(const char *a, const char *b) {
   return same;
 }
 
+/* A directory with the tensors of a Hugging Face directory, and its config.json with one text replaced; to be removed by the caller. */
+static inline void make_variant(const char *source, const char *from, const char *to, char directory[TEMP_DIR_BYTES]) {
+  char path[640], tensors[640];
+  snprintf(path, sizeof path, "%s/config.json", source);
+  char *config = read_whole(path, NULL), *at = strstr(config, from);
+  if (!at)
+    fail_msg("%s does not hold %s", path, from);
+  make_temp_dir(directory);
+  snprintf(path, sizeof path, "%s/config.json", directory);
+  FILE *file = fopen(path, "wb");
+  assert_non_null(file);
+  fprintf(file, "%.*s%s%s", (int)(at - config), config, to, at + strlen(from));
+  fclose(file);
+  snprintf(path, sizeof path, "%s/model.safetensors", directory);
+  snprintf(tensors, sizeof tensors, "%s/model.safetensors", source);
+  assert_int_equal(symlink(tensors, path), 0);
+  free(config);
+}
+
 #endif

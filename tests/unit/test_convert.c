@@ -154,6 +154,103 @@ static void test_teacher_wants_a_model(void **state) {
   sfa_context_destroy(ctx);
 }
 
+/* ---- A k a head ---------------------------------------------------------------------------------------------------------------------- */
+
+/* Logits [N][TRAIN_VOCAB] as the trainer's forward pass has them, in the way that the folder's config asks for. */
+static void logits_of_learner(const char *model, const int32_t *ids, float *logits) {
+  sfa_context *ctx = new_context(2, SFA_ISA_DEFAULT);
+  const sfa_learn_options options = {.max_tokens = N};
+  float hidden[N * 32];
+  sfa_weights *weights;
+  sfa_learner *learner;
+  sfa_learn_result result;
+  assert_int_equal(sfa_weights_open(ctx, model, &weights), SFA_OK);
+  assert_int_equal(sfa_learner_create(ctx, weights, &options, &learner), SFA_OK);
+  const sfa_learn_batch batch = {.n_tokens = N, .n_sequences = 1, .tokens = ids, .hidden = hidden};
+  assert_int_equal(sfa_learner_run(learner, &batch, &result), SFA_OK);
+  assert_int_equal(sfa_learner_logits(learner, N, hidden, logits), SFA_OK);
+  sfa_learner_destroy(learner);
+  sfa_context_destroy(ctx);
+}
+
+/* The same by the engine, over its cache: the prompt in one piece with the logits of its last token, or token by token with those of all.
+ * Returns the cache's bytes a token. */
+static size_t logits_of_engine(const char *model, sfa_dtype cache_k, bool by_token, const int32_t *ids, float *logits) {
+  sfa_context *ctx = new_context(2, SFA_ISA_DEFAULT);
+  const sfa_model_options options = {.struct_size = sizeof options, .weights = SFA_WEIGHTS_F32};
+  const sfa_attention_choice choice = {.struct_size = sizeof choice, .sparse = 1, .cache_k = cache_k};
+  const sfa_session_options session_options = {.struct_size = sizeof session_options, .attention = &choice};
+  sfa_model *m;
+  sfa_session *session;
+  size_t bytes;
+  if (sfa_model_open(ctx, model, &options, &m) != SFA_OK)
+    fail_msg("%s", sfa_context_error(ctx));
+  assert_int_equal(sfa_session_create(m, &session_options, &session), SFA_OK);
+  assert_int_equal(sfa_model_kv_bytes(m, &choice, &bytes), SFA_OK);
+  if (!by_token)
+    assert_int_equal(sfa_session_append(session, ids, N, logits), SFA_OK);
+  for (int i = 0; i < N && by_token; i++)
+    assert_int_equal(sfa_session_append(session, ids + i, 1, logits + i * TRAIN_VOCAB), SFA_OK);
+  sfa_session_destroy(session);
+  sfa_model_close(m);
+  sfa_context_destroy(ctx);
+  return bytes;
+}
+
+/* ||a - b|| / ||b|| */
+static double apart(const float *a, const float *b, int64_t n) {
+  double difference = 0, size = 0;
+  for (int64_t i = 0; i < n; i++) {
+    difference += pow((double)a[i] - (double)b[i], 2);
+    size += pow((double)b[i], 2);
+  }
+  return sqrt(difference / size);
+}
+
+/* Every head keeps its own number: what the engine makes of a prompt and of single tokens is the trainer's forward pass, and is not that of
+ * a layer whose heads all keep the most. The cache has slots for the most of a layer's heads. */
+static void test_k_a_head(void **state) {
+  (void)state;
+  static const struct {
+    const char *name, *sparsity;
+    int32_t slots[LAYERS];
+  } models[] = {{"by head", "{\"k\": [[3, 9], [12, 2]], \"k_q\": [[3, 7], [0, 2]]}", {9, 12}},
+                {"keys", "{\"k\": [[3, 9], 4], \"k_q\": 0}", {9, 4}},
+                {"rope", "{\"k\": [[2, 6], [1, 3]], \"order\": \"pre_rope\"}", {12, 6}},
+                {"dense head", "{\"k\": [[0, 4], [5, 5]]}", {0, 5}},
+                {"most", "{\"k\": [9, 12]}", {9, 12}}};
+  float learner[5][N * TRAIN_VOCAB], steps[N * TRAIN_VOCAB], last[TRAIN_VOCAB];
+  int32_t ids[N];
+  for (int i = 0; i < N; i++)
+    ids[i] = (7 * i * i + 1) % TRAIN_VOCAB;
+  for (int m = 0; m < 5; m++) {
+    char recipe[400], folder[TEMP_PATH_BYTES], gguf[TEMP_PATH_BYTES];
+    snprintf(recipe, sizeof recipe, "{\"sparse_attention_config\": %s, \"k_schedule\": \"fixed\", \"steps\": 6, \"sequence_len\": 24}",
+             models[m].sparsity);
+    snprintf(folder, sizeof folder, "%s/%s/model", temp_dir, models[m].name);
+    snprintf(gguf, sizeof gguf, "%s/%s.gguf", temp_dir, models[m].name);
+    train(models[m].name, in_temp("dense/model"), recipe);
+    logits_of_learner(folder, ids, learner[m]);
+    sfa_context *ctx = new_context(1, SFA_ISA_DEFAULT);
+    assert_int_equal(sfa_model_export_gguf(ctx, folder, gguf, SFA_F32), SFA_OK);
+    sfa_context_destroy(ctx);
+    for (int file = 0; file < 2; file++) {
+      const size_t bytes = logits_of_engine(file ? gguf : folder, SFA_F32, true, ids, steps);
+      logits_of_engine(file ? gguf : folder, SFA_F32, false, ids, last);
+      if (!(apart(steps, learner[m], N * TRAIN_VOCAB) < 2e-6 && apart(last, steps + (N - 1) * TRAIN_VOCAB, TRAIN_VOCAB) < 2e-6))
+        fail_msg("%s: steps are %g off the trainer's, a prompt %g off its steps", models[m].name, apart(steps, learner[m], N * TRAIN_VOCAB),
+                 apart(last, steps + (N - 1) * TRAIN_VOCAB, TRAIN_VOCAB));
+      size_t wanted = 0; /* f32 values of 16, f32 keys of 16 or codes of 4 + 1 bytes a slot */
+      for (int layer = 0; layer < LAYERS; layer++)
+        wanted += HEADS * (16 * 4 + (models[m].slots[layer] ? (size_t)models[m].slots[layer] * 5 : 16 * 4));
+      assert_int_equal(bytes, wanted);
+    }
+    logits_of_engine(folder, SFA_I8, true, ids, steps); /* zeros in slots change no row's scale */
+    assert_true(apart(steps, learner[m], N * TRAIN_VOCAB) < 0.02);
+  }
+  assert_true(apart(learner[0], learner[4], N * TRAIN_VOCAB) > 0.01);
+}
+
 /* ---- Sensitivity ------------------------------------------------------------------------------------------------------------------ */
 
 static void test_sensitivity(void **state) {
@@ -186,47 +283,55 @@ static void test_sensitivity(void **state) {
   sfa_context_destroy(ctx);
 }
 
-/* The best of all ways to share a budget out, by trying them. */
-static double best_by_trying(const sfa_sensitivity *s, int32_t layer, int32_t left) {
-  double best = layer == s->n_layers ? 0 : INFINITY;
-  for (int32_t i = 0; layer < s->n_layers && i <= s->n_k; i++) {
+/* The best of all ways to share a budget out over n layers or heads (n_heads of each), by trying them. */
+static double best_by_trying(const sfa_sensitivity *s, int32_t n, int32_t n_heads, int32_t share, int32_t left) {
+  double best = share == n ? 0 : INFINITY;
+  for (int32_t i = 0; share < n && i <= s->n_k; i++) {
     const int32_t k = i < s->n_k ? s->k[i] : s->head_dim;
     double rise = 0;
-    for (int32_t g = 0; i < s->n_k && g < s->n_kv_heads; g++)
-      rise += s->rise[(i * s->n_layers + layer) * s->n_kv_heads + g];
+    for (int32_t g = 0; i < s->n_k && g < n_heads; g++)
+      rise += s->rise[(i * n + share) * n_heads + g];
     if (k <= left)
-      best = fmin(best, rise + best_by_trying(s, layer + 1, left - k));
+      best = fmin(best, rise + best_by_trying(s, n, n_heads, share + 1, left - k));
   }
   return best;
 }
 
 static void test_allocation(void **state) {
   (void)state;
-  enum { L = 5, G = 2, N_K = 3 };
+  enum { L = 4, G = 2, N_K = 3 };
   sfa_context *ctx = new_context(1, SFA_ISA_DEFAULT);
-  int32_t tried[N_K] = {4, 8, 16}, k[L];
-  double rise[N_K * L * G], sum;
+  int32_t tried[N_K] = {4, 8, 16}, k[L * G];
+  double rise[N_K * L * G], sum, sums[2];
   sfa_rng rng = {5};
   for (int i = 0; i < N_K * L * G; i++)
     rise[i] = sfa_rng_uniform(&rng) / tried[i / (L * G)] - 0.01;
   const sfa_sensitivity s = {.n_layers = L, .n_kv_heads = G, .head_dim = 32, .n_k = N_K, .k = tried, .dense_loss = 2, .rise = rise};
   for (double mean = 4; mean <= 32; mean += 1.7) {
-    assert_int_equal(sfa_sensitivity_allocate(ctx, &s, mean, k, &sum), SFA_OK);
-    assert_true(fabs(sum - best_by_trying(&s, 0, (int32_t)floor(mean * L))) < 1e-12);
-    int32_t used = 0;
-    for (int layer = 0; layer < L; layer++)
-      used += k[layer];
-    assert_true(used <= mean * L);
+    for (int by_head = 0; by_head < 2; by_head++) {
+      const int32_t n = by_head ? L * G : L, n_heads = by_head ? 1 : G;
+      assert_int_equal(sfa_sensitivity_allocate(ctx, &s, mean, by_head, k, &sums[by_head]), SFA_OK);
+      assert_true(fabs(sums[by_head] - best_by_trying(&s, n, n_heads, 0, (int32_t)floor(mean * n))) < 1e-12);
+      int32_t used = 0;
+      for (int head = 0; head < L * G; head++) {
+        used += k[head];
+        assert_true(by_head || k[head] == k[head / G * G]);
+      }
+      assert_true(used <= mean * L * G);
+    }
+    assert_true(sums[1] <= sums[0] + 1e-12); /* what heads share, layers may share too */
   }
-  assert_int_equal(sfa_sensitivity_allocate(ctx, &s, 3.9, k, &sum), SFA_ERROR_ARGUMENT);
-  assert_int_equal(sfa_sensitivity_allocate(ctx, &s, NAN, k, &sum), SFA_ERROR_ARGUMENT);
+  assert_int_equal(sfa_sensitivity_allocate(ctx, &s, 3.9, 0, k, &sum), SFA_ERROR_ARGUMENT);
+  assert_int_equal(sfa_sensitivity_allocate(ctx, &s, NAN, 0, k, &sum), SFA_ERROR_ARGUMENT);
   sfa_context_destroy(ctx);
 }
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_heads_come_nearer),     cmocka_unit_test(test_adapter),     cmocka_unit_test(test_wrong_adapters),
-      cmocka_unit_test(test_teacher_wants_a_model), cmocka_unit_test(test_sensitivity), cmocka_unit_test(test_allocation),
+      cmocka_unit_test(test_heads_come_nearer), cmocka_unit_test(test_adapter),
+      cmocka_unit_test(test_wrong_adapters),    cmocka_unit_test(test_teacher_wants_a_model),
+      cmocka_unit_test(test_k_a_head),          cmocka_unit_test(test_sensitivity),
+      cmocka_unit_test(test_allocation),
   };
   return cmocka_run_group_tests(tests, setup, temp_end);
 }

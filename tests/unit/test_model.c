@@ -371,14 +371,14 @@ static void choices(void **state) {
       {.cache_k = (sfa_dtype)9},
       {.cache_v = (sfa_dtype)-1},
   };
-  int32_t k[4], k_q[4];
+  int32_t k[8], k_q[8]; /* two heads a layer */
   sfa_dtype k_sparse, k_dense, v;
   for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
     sfa_attention_choice choice = good[i].choice;
     choice.struct_size = sizeof choice;
     assert_int_equal(sfa_model_resolve(model, &choice, k, k_q, &k_sparse, &k_dense, &v), SFA_OK);
-    assert_memory_equal(k, good[i].k, sizeof k);
-    assert_memory_equal(k_q, good[i].k_q, sizeof k_q);
+    for (int head = 0; head < 8; head++)
+      assert_true(k[head] == good[i].k[head / 2] && k_q[head] == good[i].k_q[head / 2]);
     assert_true(k_sparse == SFA_I8 && k_dense == SFA_F32 && v == SFA_F32); /* the file is f32 */
   }
   for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
@@ -472,23 +472,11 @@ static void quantised_rows(void **state) {
 
 /* ---- Wrong files ------------------------------------------------------------------------------------------------------------------- */
 
-/* A directory with a golden model's tensors and its config.json with one text replaced. */
+/* A golden model with one text of its config.json replaced. */
 static void write_variant(const char *folder, const char *from, const char *to, char directory[TEMP_DIR_BYTES]) {
-  char source[512], path[512];
-  size_t bytes;
+  char source[512];
   snprintf(source, sizeof source, MODELS "%s", folder);
-  char *config = read_file(source, "config.json", &bytes), *at = strstr(config, from);
-  if (!at)
-    fail_msg("%s/config.json does not hold %s", folder, from);
-  make_temp_dir(directory);
-  snprintf(path, sizeof path, "%s/config.json", directory);
-  FILE *file = fopen(path, "wb");
-  fprintf(file, "%.*s%s%s", (int)(at - config), config, to, at + strlen(from));
-  fclose(file);
-  snprintf(path, sizeof path, "%s/model.safetensors", directory);
-  snprintf(source, sizeof source, MODELS "%s/model.safetensors", folder);
-  assert_int_equal(symlink(source, path), 0);
-  free(config);
+  make_variant(source, from, to, directory);
 }
 
 static void wrong_files(void **state) {
@@ -524,7 +512,11 @@ static void wrong_files(void **state) {
       {"llama", "{", "{\"sparse_attention_config\": {\"k\": 5, \"two_of_four\": true},", SFA_ERROR_FORMAT, {"two_of_four", "head_dim 8"}},
       {"llama", "{", "{\"sparse_attention_config\": {\"k\": 4, \"algorithm\": \"nsa\"},", SFA_ERROR_UNSUPPORTED, {"nsa", ""}},
       {"llama", "{", "{\"sparse_attention_config\": {\"k\": 9},", SFA_ERROR_FORMAT, {"9", "head_dim 8"}},
-      {"llama", "{", "{\"sparse_attention_config\": {\"k\": [4, 4]},", SFA_ERROR_FORMAT, {"2 layers", "3"}},
+      {"llama", "{", "{\"sparse_attention_config\": {\"k\": [4, 4]},", SFA_ERROR_FORMAT, {"2 numbers", "3 layers"}},
+      {"llama", "{", "{\"sparse_attention_config\": {\"k\": [4, [4, 4, 4], 4]},", SFA_ERROR_FORMAT, {"k.1 lists 3 numbers", "2 kv heads"}},
+      {"llama", "{", "{\"sparse_attention_config\": {\"k\": [4, [4, 4]]},", SFA_ERROR_FORMAT, {"k.2", ""}},
+      {"llama", "{", "{\"sparse_attention_config\": {\"k\": [4, [4, 9], 4]},", SFA_ERROR_FORMAT, {"holds 9", "head_dim 8"}},
+      {"llama", "{", "{\"sparse_attention_config\": {\"k\": 4, \"k_q\": [4, 4, -1]},", SFA_ERROR_FORMAT, {"k_q holds -1", ""}},
       {"llama", "{", "{\"sparse_attention_config\": {\"k\": 4, \"layers\": [3]},", SFA_ERROR_FORMAT, {"0 to 2", ""}},
       {"gemma3", "\"sliding_window\": 24", "\"sliding_window\": -3", SFA_ERROR_FORMAT, {"sliding_window", "-3"}},
       {"gemma3", "\"query_pre_attn_scalar\": 24", "\"query_pre_attn_scalar\": 0", SFA_ERROR_FORMAT, {"query_pre_attn_scalar", ""}},
@@ -559,16 +551,30 @@ static void file_asks_for_sparsity(void **state) {
   assert_int_equal(open_model(ctx, directory, SFA_WEIGHTS_AUTO, &model), SFA_OK);
   sfa_model_describe(model, &info);
   assert_true(info.sfa_k == 6 && info.sfa_k_q == 0);
-  int32_t k[3], k_q[3];
+  int32_t k[6], k_q[6]; /* two heads a layer */
   sfa_dtype k_sparse, k_dense, v;
   sfa_attention_choice choice = {.struct_size = sizeof choice, .sparse = 1};
   assert_int_equal(sfa_model_resolve(model, &choice, k, k_q, &k_sparse, &k_dense, &v), SFA_OK);
-  assert_true(k[0] == 2 && k[1] == 0 && k[2] == 6 && k_q[0] == 0 && k_q[2] == 0);
+  assert_true(k[0] == 2 && k[1] == 2 && k[2] == 0 && k[3] == 0 && k[4] == 6 && k[5] == 6 && k_q[0] == 0 && k_q[5] == 0);
   assert_true(k_sparse == SFA_I8 && k_dense == SFA_BF16 && v == SFA_BF16); /* the file is bf16 */
   choice.k = 3;
   choice.k_q = 5;
   assert_int_equal(sfa_model_resolve(model, &choice, k, k_q, &k_sparse, &k_dense, &v), SFA_OK);
-  assert_true(k[0] == 3 && k[1] == 0 && k[2] == 3 && k_q[0] == 5 && k_q[1] == 0);
+  assert_true(k[0] == 3 && k[1] == 3 && k[2] == 0 && k[5] == 3 && k_q[0] == 5 && k_q[2] == 0);
+  sfa_model_destroy(model);
+  remove_tree(directory);
+  /* A number a head; without one for queries they keep what their keys keep, in every layer its own. */
+  write_variant("llama", "{", "{\"sparse_attention_config\": {\"k\": [[2, 4], 3, [0, 5]]},", directory);
+  assert_int_equal(open_model(ctx, directory, SFA_WEIGHTS_AUTO, &model), SFA_OK);
+  sfa_model_describe(model, &info);
+  assert_true(info.sfa_k == 5 && info.sfa_k_q == 5);
+  choice.k = choice.k_q = 0;
+  assert_int_equal(sfa_model_resolve(model, &choice, k, k_q, &k_sparse, &k_dense, &v), SFA_OK);
+  assert_memory_equal(k, ((int32_t[]){2, 4, 3, 3, 0, 5}), sizeof k);
+  assert_memory_equal(k_q, k, sizeof k);
+  choice.k_q = -1;
+  assert_int_equal(sfa_model_resolve(model, &choice, k, k_q, &k_sparse, &k_dense, &v), SFA_OK);
+  assert_memory_equal(k_q, ((int32_t[6]){0}), sizeof k_q);
   sfa_model_destroy(model);
   remove_tree(directory);
   sfa_context_destroy(ctx);
