@@ -6,7 +6,6 @@
 #include "base/half.h"
 #include "base/rng.h"
 
-#include <math.h>
 #include <string.h>
 
 enum { KEEP_ROWS = 32, ROWS_AN_ITEM = 256 };
@@ -25,16 +24,39 @@ typedef struct keep_job {
 /* NaN is largest, as in top-k. */
 static uint32_t magnitude(float x) { return sfa_bits_of(x) & 0x7fffffffu; }
 
+/* ---- Noise ------------------------------------------------------------------------------------------------------------------------ */
+
+/* log2 x of a normal x > 0, to 5e-5 of it: x = 2^n (1 + t) with 1 + t from sqrt(1/2) to sqrt(2), so that nothing cancels near 1. */
+static inline float rough_log2(float x) {
+  const int32_t bits = (int32_t)sfa_bits_of(x), n = (bits - 0x3f3504f3) >> 23;
+  const float t = sfa_float_of((uint32_t)bits - ((uint32_t)n << 23)) - 1.0f;
+  return (float)n + t * (0x1.715144p+0f + t * (-0x1.70ec94p-1f + t * (0x1.f0f43ap-2f + t * (-0x1.90461ap-2f + t * 0x1.04dd7p-2f))));
+}
+
+/* 2^x, |x| < 100, to 8e-5 of it. Adding 1.5 * 2^23 rounds to a whole number, which stands in the low bits. */
+static inline float rough_exp2(float x) {
+  const float shifted = x + 0x1.8p23f, r = x - (shifted - 0x1.8p23f);
+  const float p = 0x1.fff692p-1f + r * (0x1.62f31ap-1f + r * (0x1.f0de1cp-3f + r * 0x1.c3f758p-5f));
+  return sfa_float_of(sfa_bits_of(p) + (sfa_bits_of(shifted) << 23));
+}
+
 /* The size times e^(scale * g), g from the Gumbel distribution: top-k of these draws from the softmax of ln(size) / scale without putting
- * back. The numbers belong to the row, wherever it is computed. */
+ * back. g = -ln(-ln(r)), r uniform in (0, 1); so the factor is (-log2 r)^-scale, but for one that a row's features have in common.
+ * r is a hash of row and feature: the numbers belong to the row, wherever it is computed, and to no instruction set: the loop is plain
+ * arithmetic on each feature for itself, which compilers turn into vectors. */
 static void add_noise(int32_t D, float scale, uint64_t seed, int64_t row, float *sizes) {
   sfa_rng start = {seed}, rng = {sfa_rng_next(&start) ^ (uint64_t)row};
-  rng.state = sfa_rng_next(&rng);
+  const uint64_t key = sfa_rng_next(&rng);
   for (int32_t u = 0; u < D; u++) {
-    float exponential = -logf((float)(1 - sfa_rng_uniform(&rng)) * 0.99999994f); /* above 0; g is minus its logarithm */
-    sizes[u] *= expf(-scale * logf(exponential));
+    uint32_t h = (uint32_t)key + (uint32_t)u * 0x9e3779b9u;
+    h = (h ^ h >> 16) * 0x7feb352du ^ (uint32_t)(key >> 32);
+    h = (h ^ h >> 15) * 0x846ca68bu;
+    const float r = ((float)(int32_t)((h ^ h >> 16) >> 9) + 0.5f) * 0x1p-23f;
+    sizes[u] *= rough_exp2(-scale * rough_log2(-rough_log2(r)));
   }
 }
+
+/* ---- Rows ------------------------------------------------------------------------------------------------------------------------- */
 
 /* Of each aligned four the two largest stay, ties to the lower feature. */
 static void keep_two_of_four(int32_t D, float *sizes, float *x) {
