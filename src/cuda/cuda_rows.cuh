@@ -139,6 +139,22 @@ SFA_DEVICE int32_t sequence_of(const sfa_cuda_tokens &tokens, int32_t token, int
   return low;
 }
 
+/* Where a packed token belongs. */
+struct token_place {
+  int32_t sequence, stored, line; /* in the sequence's store; of the rope */
+};
+
+SFA_DEVICE token_place place_of(const sfa_cuda_select &s, int32_t token) {
+  token_place at = {0, token, token};
+  if (s.has_store || s.first_line) {
+    int32_t first;
+    at.sequence = sequence_of(s.tokens, token, &first);
+    at.stored = token - first + (s.first_token ? s.first_token[at.sequence] : 0);
+    at.line = s.first_line ? token - first + s.first_line[at.sequence] : token;
+  }
+  return at;
+}
+
 /* ---- Rows over lanes -------------------------------------------------------------------------------------------------------------- */
 
 enum { SLOTS = 16, WIDEST = 256 }; /* features a lane; the widest row that lanes hold */

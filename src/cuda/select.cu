@@ -10,9 +10,10 @@
  *   2. A mask of 16 bits a lane. Ties: the first ones in feature order.
  *   3. The kept features go to shared memory in feature order (prefix sums over the lanes' counts), and from there, a slot a lane, rounded
  *      to the store. Rows with zeros, bitmaps and f32 rows leave from the registers.
- * Longer rows, and memory that vectors cannot take, go the plain way: a block a row, the threshold by four digits of 8 bits.
+ * bf16 rows that are neither normed nor turned go to a thread each (select_bf16.cu). Longer rows, and memory that vectors cannot take, go
+ * the plain way: a block a row, the threshold by four digits of 8 bits.
  */
-#include "cuda/cuda_rows.cuh"
+#include "cuda/select_bf16.cuh"
 
 enum { WARPS = 4, WIDE_THREADS = 256, WIDE_WARPS = WIDE_THREADS / 32 };
 
@@ -134,20 +135,20 @@ SFA_DEVICE uint32_t reached(const uint32_t *m, uint32_t limit) {
   return mask;
 }
 
-/* The same by multiply-adds, of which a multiprocessor does twice as many as comparisons: (m - below) 2^64, held to 0 and 1, is 1 where m
- * is more than `below`, the number before limit, as long as a unit of its last place is 2^-64 or more and 2^64 times it is finite; the mask
- * is the sum of these times 2^j. m without NaN. */
-SFA_DEVICE bool takes_sums(uint32_t limit) { return limit - 0x2b800000u < 0x5e800000u - 0x2b800000u; } /* 2^-40 .. 2^62 */
-SFA_DEVICE uint32_t reached_by_sums(const uint32_t *m, uint32_t limit) {
+/* How many of the lane's m are at least limit, by multiply-adds, of which a multiprocessor does twice as many as comparisons: (m - below)
+ * 2^64, held to 0 and 1, is 1 where m is more than `below`, the number before limit, as long as a unit of its last place is 2^-64 or more
+ * and 2^64 times it is finite. m without NaN. */
+static const uint32_t LEAST_COUNTED = 0x2b800000u, MOST_COUNTED = 0x5e800000u; /* 2^-40, 2^62 */
+SFA_DEVICE float count_reached(const uint32_t *m, uint32_t limit) {
   const float below = -__fmul_rn(__uint_as_float(limit - 1), 0x1p64f);
-  float half[2] = {0x1p23f, 0x1p23f};
+  float n[2] = {0.0f, 0.0f};
 #pragma unroll
   for (int j = 0; j < SLOTS; j++)
-    half[j / 8] = __fmaf_rn(__saturatef(__fmaf_rn(__uint_as_float(m[j]), 0x1p64f, below)), (float)(1 << j % 8), half[j / 8]);
-  return (__float_as_uint(half[0]) & 0xffu) | (__float_as_uint(half[1]) & 0xffu) << 8;
+    n[j % 2] += __saturatef(__fmaf_rn(__uint_as_float(m[j]), 0x1p64f, below));
+  return n[0] + n[1];
 }
 
-template <int L> SFA_DEVICE int32_t group_sum(int32_t x) {
+template <int L, typename T> SFA_DEVICE T group_sum(T x) {
 #pragma unroll
   for (int apart = L / 2; apart > 0; apart /= 2)
     x += __shfl_xor_sync(~0u, x, apart);
@@ -187,22 +188,34 @@ SFA_DEVICE uint32_t largest(const uint32_t *m, int32_t lane, int32_t k, uint32_t
     low = k <= L ? max(a, b) : k <= 2 * L ? min(a, b) : min(min(quarters[0], quarters[1]), min(quarters[2], quarters[3]));
     low = ~group_max<L>(~low);
   }
-  const bool finite = !__any_sync(~0u, most >= INFINITE);
-  uint32_t mask = 0;
-  bool exact = false;
-  for (uint32_t step = 1u << 22; __any_sync(~0u, !exact && high - low > unit); step = min(2 * step, 1u << 30)) {
-    const uint32_t trial = low == 0 && high > step ? high - step : low + ((high - low) / 2 & ~(unit - 1));
-    const uint32_t bits = finite && !__any_sync(~0u, !takes_sums(trial)) ? reached_by_sums(m, trial) : reached(m, trial);
-    const int32_t n = group_sum<L>(__popc(bits));
-    if (!exact) {
-      exact = n == k;
-      mask = bits;
-      low = n >= k ? trial : low;
-      high = n >= k ? high : trial;
+  int32_t n_low = 0; /* that reach low, once it was tried; a row whose search has ended tries it again */
+  if (!__any_sync(~0u, low < LEAST_COUNTED || most >= MOST_COUNTED)) {
+    const float wanted = (float)k;
+    float n_reached = 0.0f;
+    while (__any_sync(~0u, high - low > unit)) {
+      const uint32_t trial = low + ((high - low) / 2 & ~(unit - 1));
+      const float n = group_sum<L>(count_reached(m, trial));
+      const bool enough = n >= wanted;
+      low = enough ? trial : low;
+      n_reached = enough ? n : n_reached;
+      high = enough ? high : trial;
+      high = n == wanted ? trial + unit : high;
     }
-  }
+    n_low = (int32_t)n_reached;
+  } else /* tiny or huge, infinite or NaN; or a k for which there is no bound: down from the maximum in growing steps, then halves */
+    for (uint32_t step = 1u << 22; __any_sync(~0u, high - low > unit); step = min(2 * step, 1u << 30)) {
+      const uint32_t trial = low == 0 && high > step ? high - step : low + ((high - low) / 2 & ~(unit - 1));
+      const int32_t n = group_sum<L>(__popc(reached(m, trial)));
+      if (high - low > unit) {
+        low = n >= k ? trial : low;
+        n_low = n >= k ? n : n_low;
+        high = n == k ? trial + unit : n > k ? high : trial;
+      }
+    }
+  uint32_t mask = reached(m, low);
+  const bool exact = n_low == k;
   if (__any_sync(~0u, !exact)) { /* what is above the k-th magnitude, and the first ones at it */
-    const uint32_t above = reached(m, low + 1), equal = reached(m, low) & ~above;
+    const uint32_t above = reached(m, low + 1), equal = mask & ~above;
     int32_t before_low, before_high;
     const int32_t n_equal = k - group_sum<L>(__popc(above));
     bits_before<L>(equal, lane, &before_low, &before_high);
@@ -215,22 +228,6 @@ SFA_DEVICE uint32_t largest(const uint32_t *m, int32_t lane, int32_t k, uint32_t
 /* Two words at an address of shared memory, which the compiler would compute anew for each slot. */
 SFA_DEVICE void put_pair(uint32_t at, float value, uint32_t id) {
   asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(at), "f"(value), "r"(id) : "memory");
-}
-
-/* Where a packed token belongs. */
-struct token_place {
-  int32_t sequence, stored, line; /* in the sequence's store; of the rope */
-};
-
-SFA_DEVICE token_place place_of(const sfa_cuda_select &s, int32_t token) {
-  token_place at = {0, token, token};
-  if (s.has_store || s.first_line) {
-    int32_t first;
-    at.sequence = sequence_of(s.tokens, token, &first);
-    at.stored = token - first + (s.first_token ? s.first_token[at.sequence] : 0);
-    at.line = s.first_line ? token - first + s.first_line[at.sequence] : token;
-  }
-  return at;
 }
 
 template <int L> __global__ void __launch_bounds__(32 * WARPS) select_rows(const __grid_constant__ sfa_cuda_select s, bool vectors) {
@@ -515,7 +512,9 @@ extern "C" const char *sfa_cuda_select_run(const sfa_cuda_select *args, sfa_cuda
   const int64_t n_tokens = args->tokens.n_tokens ? args->tokens.n_tokens : args->tokens.n_sequences * args->tokens.max_seqlen;
   if (n_tokens == 0 || args->n_heads == 0)
     return NULL;
-  if (takes_lanes(args)) {
+  if (sfa_select_bf16_takes(args))
+    sfa_select_bf16(args, n_tokens, stream);
+  else if (takes_lanes(args)) {
     if (args->dim <= 64)
       launch<4>(args, n_tokens, stream);
     else if (args->dim <= 128)
