@@ -90,13 +90,23 @@ typedef struct sfa_report_card {
   double kl;                           /* mean of KL(reference || candidate), nats */
   double top1_agreement;               /* share of places whose likeliest token is the same */
   int64_t kv_bytes_reference, kv_bytes_candidate;
-  double tokens_per_s_reference, tokens_per_s_candidate; /* of reading the text in pieces of 64 tokens */
 } sfa_report_card;
 
 /* Reads a text into two empty sessions over the same vocabulary, side by side: what a candidate (another attention, another model of that
  * vocabulary) costs against a reference. n_tokens >= 2. */
 SFA_API sfa_status sfa_eval_report_card(sfa_session *reference, sfa_session *candidate, const int32_t *tokens, int64_t n_tokens,
                                         sfa_report_card *card);
+
+/* Tokens a second: of reading a text, and of single steps behind it. */
+typedef struct sfa_speed {
+  double prefill, decode;
+} sfa_speed;
+
+/* Times two sessions in turns: each of n_rounds (0: 5) reads the text but for its last n_steps (0: 32) tokens, and then those one by one,
+ * in one session and then in the other. speeds: medians over the rounds, after one that is not counted. Both timelines are emptied.
+ * n_tokens must be above n_steps and fit both contexts. */
+SFA_API sfa_status sfa_eval_speeds(sfa_session *reference, sfa_session *candidate, const int32_t *tokens, int64_t n_tokens, int32_t n_steps,
+                                   int32_t n_rounds, sfa_speed speeds[2]);
 
 /* ---- ListOps ------------------------------------------------------------------------------------------------------------------- */
 

@@ -1,4 +1,4 @@
-/* The report card: one text, two sessions in step, their logits side by side. */
+/* The report card: one text, two sessions in step, their logits side by side; and what they take of time, in turns. */
 #include <math.h>
 
 #include "engine/session.h"
@@ -69,25 +69,81 @@ sfa_status sfa_eval_report_card(sfa_session *reference, sfa_session *candidate, 
               reference->vocab_size, candidate->vocab_size);
   SFA_TRY(sfa_alloc(ctx, 2u * PIECE * (size_t)reference->vocab_size * sizeof(float), "the logits of a piece", (void **)&c.logits[0]));
   c.logits[1] = c.logits[0] + (int64_t)PIECE * reference->vocab_size;
-  sfa_session_stats before[2], after[2];
-  for (int side = 0; side < 2; side++)
-    sfa_session_stats_read(c.session[side], &before[side]);
   sfa_status status = read_text(&c, tokens, n_tokens);
   sfa_free(ctx, c.logits[0]);
   SFA_TRY(status);
-  double places = (double)(n_tokens - 1), seconds[2];
-  for (int side = 0; side < 2; side++) {
-    sfa_session_stats_read(c.session[side], &after[side]);
-    seconds[side] = 1e-9 * (double)(after[side].prefill_ns + after[side].decode_ns - before[side].prefill_ns - before[side].decode_ns);
-  }
+  const double places = (double)(n_tokens - 1);
+  sfa_session_stats stats[2];
+  for (int side = 0; side < 2; side++)
+    sfa_session_stats_read(c.session[side], &stats[side]);
   *result = (sfa_report_card){.n_tokens = n_tokens,
                               .nll_reference = c.nll[0] / places,
                               .nll_candidate = c.nll[1] / places,
                               .kl = c.kl / places,
                               .top1_agreement = (double)c.agree / places,
-                              .kv_bytes_reference = after[0].kv_bytes,
-                              .kv_bytes_candidate = after[1].kv_bytes,
-                              .tokens_per_s_reference = (double)n_tokens / seconds[0],
-                              .tokens_per_s_candidate = (double)n_tokens / seconds[1]};
+                              .kv_bytes_reference = stats[0].kv_bytes,
+                              .kv_bytes_candidate = stats[1].kv_bytes};
   return SFA_OK;
+}
+
+/* ---- Speed ------------------------------------------------------------------------------------------------------------------------ */
+
+enum { USUAL_STEPS = 32, USUAL_ROUNDS = 5 };
+
+/* One reading from an empty timeline. */
+static sfa_status time_reading(sfa_session *s, const int32_t *tokens, int64_t n_prompt, int64_t n_steps, sfa_speed *speed) {
+  SFA_TRY(sfa_session_truncate(s, 0));
+  const int64_t start = sfa_now_ns();
+  SFA_TRY(sfa_session_append(s, tokens, n_prompt, NULL));
+  const int64_t read = sfa_now_ns();
+  for (int64_t i = 0; i < n_steps; i++)
+    SFA_TRY(sfa_session_append(s, tokens + n_prompt + i, 1, NULL));
+  *speed = (sfa_speed){1e9 * (double)n_prompt / (double)(read - start), 1e9 * (double)n_steps / (double)(sfa_now_ns() - read)};
+  return SFA_OK;
+}
+
+/* Of n values that lie `stride` apart; they are put in order. */
+static double median(double *values, int32_t n, int32_t stride) {
+  for (int32_t i = 1; i < n; i++)
+    for (int32_t j = i; j > 0 && values[j * stride] < values[(j - 1) * stride]; j--) {
+      const double value = values[j * stride];
+      values[j * stride] = values[(j - 1) * stride];
+      values[(j - 1) * stride] = value;
+    }
+  return 0.5 * (values[(n - 1) / 2 * stride] + values[n / 2 * stride]);
+}
+
+static sfa_status time_rounds(sfa_session *const sessions[2], const int32_t *tokens, int64_t n_prompt, int32_t n_steps, int32_t n_rounds,
+                              sfa_speed *times /* [n_rounds][2] */, sfa_speed speeds[2]) {
+  for (int32_t round = -1; round < n_rounds; round++)
+    for (int side = 0; side < 2; side++) {
+      sfa_speed speed;
+      SFA_TRY(time_reading(sessions[side], tokens, n_prompt, n_steps, &speed));
+      if (round >= 0)
+        times[2 * round + side] = speed;
+    }
+  for (int side = 0; side < 2; side++) {
+    SFA_TRY(sfa_session_truncate(sessions[side], 0));
+    speeds[side] = (sfa_speed){median(&times[side].prefill, n_rounds, 4), median(&times[side].decode, n_rounds, 4)};
+  }
+  return SFA_OK;
+}
+
+sfa_status sfa_eval_speeds(sfa_session *reference, sfa_session *candidate, const int32_t *tokens, int64_t n_tokens, int32_t n_steps,
+                           int32_t n_rounds, sfa_speed speeds[2]) {
+  if (!reference || !candidate)
+    return SFA_ERROR_ARGUMENT;
+  sfa_session *const sessions[2] = {reference, candidate};
+  sfa_context *ctx = reference->ctx;
+  n_steps = n_steps ? n_steps : USUAL_STEPS;
+  n_rounds = n_rounds ? n_rounds : USUAL_ROUNDS;
+  SFA_REQUIRE(
+      ctx, tokens && speeds && n_steps >= 1 && n_rounds >= 1 && n_tokens > n_steps,
+      "speeds want a text of more tokens than the %d single steps, at least one round, and a place for the result; the text has %lld",
+      n_steps, (long long)n_tokens);
+  sfa_speed *times;
+  SFA_TRY(sfa_alloc(ctx, 2 * (size_t)n_rounds * sizeof *times, "the times of rounds", (void **)&times));
+  sfa_status status = time_rounds(sessions, tokens, n_tokens - n_steps, n_steps, n_rounds, times, speeds);
+  sfa_free(ctx, times);
+  return status;
 }

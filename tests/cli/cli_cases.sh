@@ -661,6 +661,7 @@ END
   equal "tokens of the card" "$(get tokens)" 8192
   holds "codes take less memory" "$(get kv_bytes.1) < 0.8 * $(get kv_bytes.0)"
   holds "the models are near each other" "$(get kl_to_dense) > 0 && $(get kl_to_dense) < 1 && $(get top1_agreement) > 0.3 && $(get top1_agreement) <= 1"
+  holds "speeds" "$(get prefill_tokens_per_s.0) > 0 && $(get prefill_tokens_per_s.1) > 0 && $(get decode_tokens_per_s.0) > 0 && $(get decode_tokens_per_s.1) > 0"
   holds "losses" "$(get loss.0) < 5.5 && $(get loss.1) < $(get loss.0) + 0.5"
   equal "task" "$(get tasks.0.task tasks.0.acc.# tasks.0.acc_norm.# | tr '\n' ' ')" "piqa 2 2 "
   # An adapter holds what learned, and gives the same model when it is laid over the dense one.
