@@ -10,5 +10,5 @@
 #include "device/training_tmpl.c"
 
 const sfa_cpu_kernels sfa_cpu_kernels_avx512 = {linear, quantize, rms_norm, layer_norm, activate, softcap};
-const sfa_training_kernels sfa_training_kernels_avx512 = {DENSE_ROWS,        TILE_COLUMNS, product, pack_rows,  pack_columns, norm_backward,
-                                                          activate_backward, scale,        loss,    square_sum, adamw};
+const sfa_training_kernels sfa_training_kernels_avx512 = {
+    {DENSE_ROWS, TILE_COLUMNS, product, pack_rows, pack_columns}, norm_backward, activate_backward, scale, loss, square_sum, adamw};

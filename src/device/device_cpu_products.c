@@ -9,12 +9,12 @@
 enum { BLOCK_STEPS = 256, ITEM_ROWS = 96, ITEM_COLUMNS = 128, MOST_TILE = 32 };
 
 typedef struct product_job {
-  const sfa_training_kernels *kernels;
+  const sfa_product_kernels *kernels;
   const sfa_product *product;
-  int64_t step, n_steps; /* of k */
+  int64_t step, n_steps, stride; /* of k; n_steps in whole 32s */
   int64_t n_tiles, n_panels, n_column_items;
-  float *a; /* [n_tiles][n_steps][tile_rows] */
-  float *b; /* [n_panels][n_steps][panel_columns] */
+  float *a; /* [n_tiles][stride][tile_rows] */
+  float *b; /* [n_panels][stride][panel_columns] */
 } product_job;
 
 static int64_t pieces_of(int64_t n, int64_t piece) { return (n + piece - 1) / piece; }
@@ -28,11 +28,11 @@ static void pack_item(void *arg, int64_t item, int32_t thread) {
   if (item < job->n_tiles) {
     int64_t row = item * job->kernels->tile_rows;
     job->kernels->pack_rows(p->m - row, job->n_steps, p->a.data + row * p->a.row_stride + job->step * p->a.column_stride, p->a.row_stride,
-                            p->a.column_stride, p->bf16, job->a + row * job->n_steps);
+                            p->a.column_stride, p->bf16, job->a + row * job->stride);
   } else {
     int64_t column = (item - job->n_tiles) * job->kernels->panel_columns;
     job->kernels->pack_columns(p->n - column, job->n_steps, p->b.data + job->step * p->b.row_stride + column * p->b.column_stride,
-                               p->b.column_stride, p->b.row_stride, p->bf16, job->b + column * job->n_steps);
+                               p->b.column_stride, p->b.row_stride, p->bf16, job->b + column * job->stride);
   }
 }
 
@@ -44,8 +44,9 @@ static void product_item(void *arg, int64_t item, int32_t thread) {
   const sfa_product_block block = {.n_rows = sfa_min64(ITEM_ROWS, p->m - row),
                                    .n_columns = sfa_min64(ITEM_COLUMNS, p->n - column),
                                    .k = job->n_steps,
-                                   .a = job->a + row * job->n_steps,
-                                   .b = job->b + column * job->n_steps,
+                                   .stride = job->stride,
+                                   .a = job->a + row * job->stride,
+                                   .b = job->b + column * job->stride,
                                    .bias = p->bias && job->step + job->n_steps == p->k ? p->bias + column : NULL,
                                    .add = p->add || job->step > 0,
                                    .out = p->out + row * p->out_stride + column,
@@ -53,7 +54,7 @@ static void product_item(void *arg, int64_t item, int32_t thread) {
   job->kernels->product(&block);
 }
 
-void sfa_product_run(const sfa_context *ctx, const sfa_training_kernels *kernels, const sfa_product *product, void *scratch) {
+void sfa_product_run(const sfa_context *ctx, const sfa_product_kernels *kernels, const sfa_product *product, void *scratch) {
   product_job job = {.kernels = kernels,
                      .product = product,
                      .n_tiles = pieces_of(product->m, kernels->tile_rows),
@@ -63,6 +64,7 @@ void sfa_product_run(const sfa_context *ctx, const sfa_training_kernels *kernels
   job.b = job.a + sfa_align64((size_t)job.n_tiles * (size_t)kernels->tile_rows * BLOCK_STEPS);
   do { /* once for k = 0, which gives zeros */
     job.n_steps = sfa_min64(BLOCK_STEPS, product->k - job.step);
+    job.stride = (job.n_steps + 31) / 32 * 32;
     sfa_parallel(ctx, job.n_tiles + job.n_panels, pack_item, &job);
     sfa_parallel(ctx, pieces_of(product->m, ITEM_ROWS) * job.n_column_items, product_item, &job);
     job.step += job.n_steps;

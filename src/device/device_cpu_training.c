@@ -14,7 +14,18 @@ static const sfa_training_kernels *kernels_of(const sfa_context *ctx) {
   return &sfa_training_kernels_scalar;
 }
 
-static void product(const sfa_context *ctx, const sfa_product *p, void *scratch) { sfa_product_run(ctx, kernels_of(ctx), p, scratch); }
+static const sfa_product_kernels *product_kernels_of(const sfa_context *ctx, bool bf16) {
+#if defined(__x86_64__)
+  if (ctx->isa == SFA_ISA_AMX && bf16)
+    return &sfa_product_kernels_amx;
+#endif
+  (void)bf16;
+  return &kernels_of(ctx)->products;
+}
+
+static void product(const sfa_context *ctx, const sfa_product *p, void *scratch) {
+  sfa_product_run(ctx, product_kernels_of(ctx, p->bf16), p, scratch);
+}
 
 /* ---- Sums over rows --------------------------------------------------------------------------------------------------------------- */
 

@@ -48,7 +48,7 @@ static void product_tile(const sfa_product_block *t, const float *a, const float
 static void product(const sfa_product_block *t) {
   for (int64_t column = 0; column < t->n_columns; column += TILE_COLUMNS)
     for (int64_t row = 0; row < t->n_rows; row += DENSE_ROWS)
-      product_tile(t, t->a + row * t->k, t->b + column * t->k, row, column);
+      product_tile(t, t->a + row * t->stride, t->b + column * t->stride, row, column);
 }
 
 static float round_bf16(float x) {

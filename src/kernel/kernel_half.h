@@ -5,6 +5,8 @@
  *
  *     weights_codes | weights_dense -> (shift, and once more) -> accumulate
  *
+ * Gradients (attn_half_backward.c) take no chunks and no table of weights: f32 scores by tile products, exact weights.
+ *
  * Keys are cut into chunks of SFA_HALF_CHUNK, counted from the sequence's first key, and these into steps of 32, the depth of a tile
  * product. Everything is packed once per call, chunk by chunk, and shared by all blocks; absent rows and features are zeros.
  *
@@ -27,6 +29,7 @@
 #define SFA_KERNEL_HALF_H
 
 #include <sfa/base.h>
+#include <stdbool.h>
 
 enum {
   SFA_HALF_STEP = 32,   /* keys of a step */
@@ -70,6 +73,13 @@ static inline int64_t sfa_half_query_at(int32_t Dp, int32_t i, int32_t u) {
 static inline int64_t sfa_half_output_at(int32_t W, int32_t e, int32_t i) {
   return (int64_t)(e / 32) * 32 * W + i / 32 * 1024 + (e / 16 % 2) * 512 + (i / 16 % 2) * 256 + e % 16 * 16 + i % 16;
 }
+
+/* Matrices of the gradients, rows of bf16: patches of 32 x 32, those of 32 rows one after the other, zeros beyond what there is. Cp:
+ * columns rounded up. Entry (r, c) of a patch stands as tiles want the matrix X as a left operand, or X^T as a right one, either with sums
+ * over c (straight) or over r (turned). */
+static inline int64_t sfa_half_patch_at(int32_t Cp, int64_t r, int32_t c) { return r / 32 * 32 * Cp + c / 32 * 1024; }
+static inline int32_t sfa_half_left_at(int32_t r, int32_t c) { return r * 32 + c; }
+static inline int32_t sfa_half_right_at(int32_t r, int32_t c) { return r / 16 * 512 + c / 2 * 32 + r % 16 * 2 + c % 2; }
 
 /* Keys that rows see, counted from the chunk's first: key j is seen by row i if lo[i] <= j <= hi[i], or j < n_always and j <= hi[i]. */
 typedef struct sfa_half_mask {
@@ -119,6 +129,24 @@ typedef struct sfa_half_kernels {
   void (*rescale)(int32_t E, int32_t W, const float *factor, float *O, float *l);
   /* out[i] [E] = row first + i of O times scale [i], for i < n; a -0 becomes 0. first: a multiple of 16. */
   void (*output_rows)(int32_t first, int32_t n, int32_t E, int32_t W, const float *O, const float *scale, float *const *out);
+
+  /* ---- gradients: a tile of 64 keys meets W query rows, W a multiple of 32 ---- */
+
+  /* One row of patches from n <= 32 rows x [n][dim] of f32, stride elements apart: straight, and turned unless that is NULL; as left
+   * operands, or as right ones. */
+  void (*pack_patches)(int32_t n, int32_t dim, const float *x, int64_t stride, bool right, uint16_t *straight, uint16_t *turned);
+  /* Of keys K [64][D] and values V [64][E] (left), queries Q [W][D] and gradients of out dO [W][E] (right):
+   *     P = e2(unit K Q^T - lse),  dS = P (V dO^T - delta), both 0 where masked; sums and these in f32, then rounded
+   * lse [W] in units of log2, +inf of a row that sees no key; lo, hi, n_always as score_mask has them, lo NULL: no masks. [64][W]: P and dS
+   * as left operands turned over, with sums over rows: straight; dS_keys, a right one with sums over keys: turned. Their rows of patches
+   * are `stride` apart. */
+  void (*weights_backward)(int32_t D, int32_t E, const uint16_t *K, const uint16_t *V, int32_t W, const uint16_t *Q, const uint16_t *dO,
+                           float unit, const float *lse, const float *delta, const int32_t *lo, const int32_t *hi, int32_t n_always,
+                           int64_t stride, uint16_t *P, uint16_t *dS, uint16_t *dS_keys);
+  /* C [32 n_i][32 n_j] of f32, rows c_stride apart, += A B: patches of left operands A and right ones B, n_steps of sums, each so far from
+   * its neighbour. */
+  void (*add_product)(int32_t n_i, int32_t n_j, int32_t n_steps, const uint16_t *A, int64_t a_i, int64_t a_step, const uint16_t *B,
+                      int64_t b_j, int64_t b_step, float *C, int64_t c_stride);
 } sfa_half_kernels;
 
 /* The table for an instruction set: plain C for SFA_ISA_SCALAR, AMX for SFA_ISA_AMX; NULL for the others, and where build or machine lack

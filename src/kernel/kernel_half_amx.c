@@ -4,74 +4,18 @@
  * tile products (16 cycles for 16 x 16 x 32) as long as their operands come from the first-level cache: so a block of 32 x 32 outputs
  * stays in four tiles over all steps of a chunk, and everything that a block reads lies in one piece. */
 #include "kernel/kernel_half.h"
+#include "kernel/simd_amx.h"
+#include "kernel/simd_avx512.h"
 
-#include <immintrin.h>
-#include <stdbool.h>
 #include <string.h>
 
-#define ALWAYS static inline __attribute__((always_inline))
-
-/* ---- Tile registers ------------------------------------------------------------------------------------------------------------- */
-
-typedef struct tile_config {
-  uint8_t palette, start_row, reserved[14];
-  uint16_t row_bytes[16];
-  uint8_t rows[16];
-} tile_config;
-
-#define ROW_BYTES .palette = 1, .row_bytes = {64, 64, 64, 64, 64, 64, 64, 64}
-/* Full tiles; and for sums of weights, tiles 0..4 of one row: a product costs as many cycles as the left tile has rows. */
-static const tile_config full_tiles = {ROW_BYTES, .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
+/* For sums of weights tiles 0..4 have one row: a product costs as many cycles as the left tile has rows. */
 static const tile_config sum_tiles = {ROW_BYTES, .rows = {1, 1, 1, 1, 1, 16, 16, 16}};
 
 static void begin(void) { _tile_loadconfig(&full_tiles); }
 static void end(void) { _tile_release(); }
 
-/* The four products of two tiles of rows and two of columns, 32 deep; tiles 0..3 are the outputs. The asm of gcc's tile loads does not
- * say that it reads memory: what they read is stored in another function, or by a tile store. */
-#define TILE_BLOCK(A, a_next, B)                                                                                                           \
-  do {                                                                                                                                     \
-    _tile_loadd(4, (A), 64);                                                                                                               \
-    _tile_loadd(6, (B), 64);                                                                                                               \
-    _tile_dpbf16ps(0, 4, 6);                                                                                                               \
-    _tile_loadd(7, (B) + 512, 64);                                                                                                         \
-    _tile_dpbf16ps(1, 4, 7);                                                                                                               \
-    _tile_loadd(5, (A) + (a_next), 64);                                                                                                    \
-    _tile_dpbf16ps(2, 5, 6);                                                                                                               \
-    _tile_dpbf16ps(3, 5, 7);                                                                                                               \
-  } while (0)
-
-/* r becomes its transpose. */
-ALWAYS void transpose(__m512i r[16]) {
-  __m512i t[16];
-  for (int i = 0; i < 8; i++) {
-    t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
-    t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
-  }
-  for (int i = 0; i < 4; i++) {
-    r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
-    r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
-    r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
-    r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
-  }
-  for (int i = 0; i < 4; i++) {
-    t[i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x88);
-    t[4 + i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xdd);
-    t[8 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x88);
-    t[12 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xdd);
-  }
-  for (int i = 0; i < 4; i++) {
-    r[i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88);
-    r[8 + i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd);
-    r[4 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0x88);
-    r[12 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0xdd);
-  }
-}
-
 /* ---- Packing -------------------------------------------------------------------------------------------------------------------- */
-
-/* Lanes of a vector of 16 that exist among n. */
-ALWAYS __mmask16 lanes_of(int32_t n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : (__mmask16)((1u << n) - 1); }
 
 ALWAYS __m512i magnitude_bits(__m512 x) { return _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff)); }
 
@@ -158,10 +102,6 @@ static uint32_t pack_codes(int32_t step, int32_t n, int32_t K, const void *ids, 
 }
 
 /* ---- Queries -------------------------------------------------------------------------------------------------------------------- */
-
-/* 32 numbers of 16 bits from the order of rows to that of sfa_half_lane, and back. */
-ALWAYS __m512i to_lanes(__m512i x) { return _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), x); }
-ALWAYS __m512i from_lanes(__m512i x) { return _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), x); }
 
 ALWAYS __m512i to_f16(__m512 low, __m512 high) {
   __m256i a = _mm512_cvtps_ph(low, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -429,6 +369,85 @@ static void output_rows(int32_t first, int32_t n, int32_t E, int32_t W, const fl
   }
 }
 
+/* ---- Gradients ------------------------------------------------------------------------------------------------------------------ */
+
+static void pack_patches(int32_t n, int32_t dim, const float *x, int64_t stride, bool right, uint16_t *straight, uint16_t *turned) {
+  for (int32_t c = 0; c < dim; c += 32, straight += 1024, turned += turned ? 1024 : 0)
+    patch_pack(n, dim - c, x + c, stride, right, straight, turned);
+}
+
+/* The lanes of 16 rows that see key j. */
+ALWAYS __mmask16 rows_seeing(const int32_t *lo, const int32_t *hi, int32_t j, int32_t n_always) {
+  __m512i key = _mm512_set1_epi32(j);
+  __mmask16 not_left = j < n_always ? 0xffff : _mm512_cmple_epi32_mask(_mm512_loadu_si512(lo), key);
+  return _mm512_mask_cmple_epi32_mask(not_left, key, _mm512_loadu_si512(hi));
+}
+
+/* A patch's weights and their gradients, 16 rows at a time: a half of key j's. */
+ALWAYS void weigh_half(const float *S, const float *dP, __m512 unit, __m512 lse, __m512 delta, __mmask16 seen, __m512 *p, __m512 *d) {
+  *p = _mm512_maskz_mov_ps(seen, vf_exp2(_mm512_fmsub_ps(_mm512_load_ps(S), unit, lse)));
+  *d = _mm512_maskz_mul_ps(seen, *p, _mm512_sub_ps(_mm512_load_ps(dP), delta));
+}
+
+ALWAYS void weigh_patch(const bool masked, const float *S, const float *dP, float unit, const float *lse, const float *delta,
+                        const int32_t *lo, const int32_t *hi, int32_t first_key, int32_t n_always, uint16_t *P, uint16_t *dS,
+                        uint16_t *dS_keys) {
+  const __m512 units = _mm512_set1_ps(unit), lse0 = _mm512_loadu_ps(lse), lse1 = _mm512_loadu_ps(lse + 16);
+  const __m512 delta0 = _mm512_loadu_ps(delta), delta1 = _mm512_loadu_ps(delta + 16);
+  for (int32_t r = 0; r < 32; r += 2) {
+    __m512i d[2];
+    for (int32_t side = 0; side < 2; side++) {
+      const float *s = S + (r + side) * 32, *g = dP + (r + side) * 32;
+      const int32_t j = first_key + r + side;
+      __m512 p0, p1, d0, d1;
+      weigh_half(s, g, units, lse0, delta0, masked ? rows_seeing(lo, hi, j, n_always) : 0xffff, &p0, &d0);
+      weigh_half(s + 16, g + 16, units, lse1, delta1, masked ? rows_seeing(lo + 16, hi + 16, j, n_always) : 0xffff, &p1, &d1);
+      d[side] = (__m512i)_mm512_cvtne2ps_pbh(d1, d0);
+      _mm512_storeu_si512(P + (r + side) * 32, (__m512i)_mm512_cvtne2ps_pbh(p1, p0));
+      _mm512_storeu_si512(dS + (r + side) * 32, d[side]);
+    }
+    interleave(d[0], d[1], &d[0], &d[1]);
+    _mm512_storeu_si512(dS_keys + r * 16, d[0]);
+    _mm512_storeu_si512(dS_keys + 512 + r * 16, d[1]);
+  }
+}
+
+static void weights_backward(int32_t D, int32_t E, const uint16_t *K, const uint16_t *V, int32_t W, const uint16_t *Q, const uint16_t *dO,
+                             float unit, const float *lse, const float *delta, const int32_t *lo, const int32_t *hi, int32_t n_always,
+                             int64_t stride, uint16_t *P, uint16_t *dS, uint16_t *dS_keys) {
+  const int32_t Dp = sfa_half_padded(D), Ep = sfa_half_padded(E);
+  float S[32 * 32] __attribute__((aligned(64))), dP[32 * 32] __attribute__((aligned(64)));
+  for (int32_t j = 0; j < 64; j += 32)
+    for (int32_t i = 0; i < W; i += 32) {
+      patch_sum(Dp / 32, K + sfa_half_patch_at(Dp, j, 0), Q + sfa_half_patch_at(Dp, i, 0), S);
+      patch_sum(Ep / 32, V + sfa_half_patch_at(Ep, j, 0), dO + sfa_half_patch_at(Ep, i, 0), dP);
+      int64_t at = j / 32 * stride + i / 32 * 1024;
+      if (lo)
+        weigh_patch(true, S, dP, unit, lse + i, delta + i, lo + i, hi + i, j, n_always, P + at, dS + at, dS_keys + at);
+      else
+        weigh_patch(false, S, dP, unit, lse + i, delta + i, NULL, NULL, j, 0, P + at, dS + at, dS_keys + at);
+    }
+}
+
+static void add_product(int32_t n_i, int32_t n_j, int32_t n_steps, const uint16_t *A, int64_t a_i, int64_t a_step, const uint16_t *B,
+                        int64_t b_j, int64_t b_step, float *C, int64_t c_stride) {
+  const int64_t row_bytes = c_stride * (int64_t)sizeof *C;
+  for (int32_t i = 0; i < n_i; i++)
+    for (int32_t j = 0; j < n_j; j++) {
+      float *c = C + 32 * i * c_stride + 32 * j, *below = c + 16 * c_stride;
+      _tile_loadd(0, c, row_bytes);
+      _tile_loadd(1, c + 16, row_bytes);
+      _tile_loadd(2, below, row_bytes);
+      _tile_loadd(3, below + 16, row_bytes);
+      for (int32_t step = 0; step < n_steps; step++)
+        TILE_BLOCK(A + i * a_i + step * a_step, 512, B + j * b_j + step * b_step);
+      _tile_stored(0, c, row_bytes);
+      _tile_stored(1, c + 16, row_bytes);
+      _tile_stored(2, below, row_bytes);
+      _tile_stored(3, below + 16, row_bytes);
+    }
+}
+
 const sfa_half_kernels sfa_half_kernels_amx = {
     .isa = SFA_ISA_AMX,
     .begin = begin,
@@ -443,4 +462,7 @@ const sfa_half_kernels sfa_half_kernels_amx = {
     .accumulate = accumulate,
     .rescale = rescale,
     .output_rows = output_rows,
+    .pack_patches = pack_patches,
+    .weights_backward = weights_backward,
+    .add_product = add_product,
 };

@@ -2,6 +2,7 @@
 #include "kernel/kernel_half.h"
 
 #include "base/half.h"
+#include "kernel/kernel.h" /* sfa_exp2 */
 
 #include <math.h>
 #include <stddef.h>
@@ -17,8 +18,8 @@ static double round_f16(double x) {
   return fabs(rounded) > 65504 ? copysign(INFINITY, x) : rounded;
 }
 
-/* Denormal numbers count as 0, as in the processor's conversion and products. */
-static uint16_t to_bf16(float x) { return fabsf(x) < 0x1p-126f ? 0 : sfa_bf16_from_f32(x); }
+/* Denormal numbers count as 0 of their sign, as in the processor's conversion and products. */
+static uint16_t to_bf16(float x) { return sfa_bf16_from_f32(fabsf(x) < 0x1p-126f ? copysignf(0, x) : x); }
 
 /* To a whole number, to nearest even; beyond 16 bits the ends. */
 static int16_t to_units(double s) { return (int16_t)(s <= -32768 ? -32768 : s >= 32767 ? 32767 : rint(s)); }
@@ -28,17 +29,18 @@ static uint16_t weight_of(int16_t t) {
   return (uint16_t)(bits < 0 ? 0 : bits > 32767 ? 32767 : bits);
 }
 
-/* C [16][16] += A [16][32] B [16 pairs][16][2]: the even and the odd places in chains of their own. */
+/* C [16][16] += A [16][32] B [16 pairs][16][2]: the even and the odd places in chains of their own. Products of bf16 are exact. */
 static void tile_product(const uint16_t *A, const uint16_t *B, float *C, ptrdiff_t c_stride) {
-  for (int i = 0; i < 16; i++)
-    for (int j = 0; j < 16; j++) {
-      float even = 0, odd = 0;
-      for (int p = 0; p < 16; p++) {
-        even = fmaf(sfa_f32_from_bf16(A[i * 32 + 2 * p]), sfa_f32_from_bf16(B[p * 32 + j * 2]), even);
-        odd = fmaf(sfa_f32_from_bf16(A[i * 32 + 2 * p + 1]), sfa_f32_from_bf16(B[p * 32 + j * 2 + 1]), odd);
+  for (int i = 0; i < 16; i++) {
+    float even[16] = {0}, odd[16] = {0};
+    for (int p = 0; p < 16; p++)
+      for (int j = 0; j < 16; j++) {
+        even[j] += sfa_f32_from_bf16(A[i * 32 + 2 * p]) * sfa_f32_from_bf16(B[p * 32 + j * 2]);
+        odd[j] += sfa_f32_from_bf16(A[i * 32 + 2 * p + 1]) * sfa_f32_from_bf16(B[p * 32 + j * 2 + 1]);
       }
-      C[i * c_stride + j] += even + odd;
-    }
+    for (int j = 0; j < 16; j++)
+      C[i * c_stride + j] += even[j] + odd[j];
+  }
 }
 
 /* ---- Packing ------------------------------------------------------------------------------------------------------------------ */
@@ -197,6 +199,56 @@ static void output_rows(int32_t first, int32_t n, int32_t E, int32_t W, const fl
       out[i][e] = fmaf(O[sfa_half_output_at(W, e, first + i)], scale[i], 0);
 }
 
+/* ---- Gradients ---------------------------------------------------------------------------------------------------------------- */
+
+static void pack_patches(int32_t n, int32_t dim, const float *x, int64_t stride, bool right, uint16_t *straight, uint16_t *turned) {
+  for (int32_t r = 0; r < 32; r++)
+    for (int32_t c = 0; c < sfa_half_padded(dim); c++) {
+      uint16_t entry = r < n && c < dim ? to_bf16(x[r * stride + c]) : 0;
+      int64_t patch = sfa_half_patch_at(0, 0, c);
+      straight[patch + (right ? sfa_half_right_at(r, c % 32) : sfa_half_left_at(r, c % 32))] = entry;
+      if (turned)
+        turned[patch + (right ? sfa_half_right_at(c % 32, r) : sfa_half_left_at(c % 32, r))] = entry;
+    }
+}
+
+/* One patch: C [32][32] += A B. */
+static void patch_product(const uint16_t *A, const uint16_t *B, float *C, int64_t c_stride) {
+  for (int tile = 0; tile < 4; tile++)
+    tile_product(A + tile / 2 * 512, B + tile % 2 * 512, C + tile / 2 * 16 * c_stride + tile % 2 * 16, c_stride);
+}
+
+static void weights_backward(int32_t D, int32_t E, const uint16_t *K, const uint16_t *V, int32_t W, const uint16_t *Q, const uint16_t *dO,
+                             float unit, const float *lse, const float *delta, const int32_t *lo, const int32_t *hi, int32_t n_always,
+                             int64_t stride, uint16_t *P, uint16_t *dS, uint16_t *dS_keys) {
+  const int32_t Dp = sfa_half_padded(D), Ep = sfa_half_padded(E);
+  for (int32_t first_key = 0; first_key < 64; first_key += 32)
+    for (int32_t first = 0; first < W; first += 32) {
+      float S[32 * 32] = {0}, dP[32 * 32] = {0};
+      for (int32_t u = 0; u < Dp; u += 32)
+        patch_product(K + sfa_half_patch_at(Dp, first_key, u), Q + sfa_half_patch_at(Dp, first, u), S, 32);
+      for (int32_t e = 0; e < Ep; e += 32)
+        patch_product(V + sfa_half_patch_at(Ep, first_key, e), dO + sfa_half_patch_at(Ep, first, e), dP, 32);
+      int64_t patch = first_key / 32 * stride + first / 32 * 1024;
+      for (int32_t r = 0; r < 32; r++)
+        for (int32_t c = 0; c < 32; c++) {
+          const int32_t j = first_key + r, i = first + c;
+          bool seen = !lo || ((lo[i] <= j || j < n_always) && j <= hi[i]);
+          float p = seen ? sfa_exp2(fmaf(S[r * 32 + c], unit, -lse[i])) : 0, d = seen ? p * (dP[r * 32 + c] - delta[i]) : 0;
+          P[patch + sfa_half_left_at(r, c)] = to_bf16(p);
+          dS[patch + sfa_half_left_at(r, c)] = dS_keys[patch + sfa_half_right_at(c, r)] = to_bf16(d);
+        }
+    }
+}
+
+static void add_product(int32_t n_i, int32_t n_j, int32_t n_steps, const uint16_t *A, int64_t a_i, int64_t a_step, const uint16_t *B,
+                        int64_t b_j, int64_t b_step, float *C, int64_t c_stride) {
+  for (int32_t i = 0; i < n_i; i++)
+    for (int32_t j = 0; j < n_j; j++)
+      for (int32_t step = 0; step < n_steps; step++)
+        patch_product(A + i * a_i + step * a_step, B + j * b_j + step * b_step, C + 32 * i * c_stride + 32 * j, c_stride);
+}
+
 const sfa_half_kernels sfa_half_kernels_scalar = {
     .isa = SFA_ISA_SCALAR,
     .begin = begin,
@@ -211,4 +263,7 @@ const sfa_half_kernels sfa_half_kernels_scalar = {
     .accumulate = accumulate,
     .rescale = rescale,
     .output_rows = output_rows,
+    .pack_patches = pack_patches,
+    .weights_backward = weights_backward,
+    .add_product = add_product,
 };

@@ -55,7 +55,9 @@ static sfa_status make_plan(sfa_learner *l, const sfa_learn_plan *wanted, sfa_at
                                    .causal = 1,
                                    .has_window = local,
                                    .window_size = {local ? c->window_len - 1 : -1, -1},
-                                   .precision = sfa_learn_on_gpu(l) ? SFA_PRECISION_DEFAULT : SFA_PRECISION_F32};
+                                   .precision = sfa_learn_on_gpu(l)        ? SFA_PRECISION_DEFAULT
+                                                : l->options.bf16_products ? SFA_PRECISION_HALF
+                                                                           : SFA_PRECISION_F32};
   return sfa_attention_plan_create(l->ctx, &options, plan);
 }
 

@@ -90,7 +90,9 @@ typedef struct check_entry {
 extern const check_entry check_codes_entries[], check_scores_entries[], check_values_entries[], check_keys_entries[],
     check_forward_entries[], check_postings_entries[], check_drop_entries[], check_attention_entries[], check_backward_entries[];
 /* One a table of 16-bit kernels: */
-extern const check_entry check_half_entries[];
+extern const check_entry check_half_entries[], check_half_backward_entries[];
+/* Whole gradients in 16 bits (check_backward.c). */
+void check_backward_half(check *c);
 /* Plants bugs in a copy of a table; each must be caught. */
 void check_selftest(check *c);
 /* The 16-bit ways on AMX; nothing on other machines. */

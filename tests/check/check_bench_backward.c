@@ -1,5 +1,6 @@
 /* sfa_check --bench-backward: gradients over codes beside their dense twin, one head, causal and not, on one thread and on two; and what
- * share of the processor's multiply-adds the twin uses: 5 products of n x n x D, half of them under a causal mask. */
+ * share of the processor's multiply-adds the twin uses: 5 products of n x n x D, half of them under a causal mask. On AMX both in 16 bits
+ * as well, on one thread and on sixteen. */
 #include "check.h"
 #include "check_bench.h"
 #include <math.h>
@@ -11,7 +12,15 @@
 #include <immintrin.h>
 #endif
 
-enum { K = 16, MAX_ROUNDS = 31, N_CANDIDATES = 2 }; /* dense and codes */
+enum { K = 16, MAX_ROUNDS = 31 };
+
+/* Of the others' times against the first's. */
+static const struct {
+  const char *name;
+  int kept;
+  bool half;
+} candidates[] = {{"dense", 0, false}, {"k 16", K, false}, {"dense, 16 bits", 0, true}, {"k 16, 16 bits", K, true}};
+enum { N_CANDIDATES = 4, N_F32 = 2 };
 
 typedef struct grad_bench {
   sfa_context *ctx;
@@ -21,7 +30,7 @@ typedef struct grad_bench {
   float *rows[8]; /* q, k, v, out, d_out, d_q, d_k, d_v */
 } grad_bench;
 
-static void bench_create(grad_bench *b, sfa_isa isa, int n_threads, int n, int D, int kept, int causal) {
+static void bench_create(grad_bench *b, sfa_isa isa, int n_threads, int n, int D, int candidate, int causal) {
   const sfa_context_options context = {.struct_size = sizeof context, .n_threads = n_threads, .isa = isa};
   *b = (grad_bench){.ctx = NULL};
   check_must(NULL, sfa_context_create(&context, &b->ctx));
@@ -30,9 +39,10 @@ static void bench_create(grad_bench *b, sfa_isa isa, int n_threads, int n, int D
                                          .head_dim = D,
                                          .max_seqlen_q = n,
                                          .max_seqlen_k = n,
-                                         .k_q = kept,
-                                         .k_k = kept,
-                                         .causal = causal};
+                                         .k_q = candidates[candidate].kept,
+                                         .k_k = candidates[candidate].kept,
+                                         .causal = causal,
+                                         .policy = candidates[candidate].half ? SFA_POLICY_HALF_DENSE : SFA_POLICY_TILES};
   check_must(b->ctx, sfa_attention_plan_create(b->ctx, &options, &b->plan));
   sfa_rng rng = {1};
   for (int i = 0; i < 8; i++) {
@@ -109,41 +119,44 @@ static double peak(sfa_isa isa) {
 #endif
 
 static void bench_shape(sfa_isa isa, int n_threads, int n, int D, int causal, int n_rounds) {
-  grad_bench candidates[N_CANDIDATES];
-  double ms[N_CANDIDATES][MAX_ROUNDS], ratios[MAX_ROUNDS], shares[MAX_ROUNDS];
-  for (int c = 0; c < N_CANDIDATES; c++)
-    bench_create(&candidates[c], isa, n_threads, n, D, c ? K : 0, causal);
+  const int n_candidates = isa == SFA_ISA_AMX ? N_CANDIDATES : N_F32;
+  grad_bench benches[N_CANDIDATES];
+  double ms[N_CANDIDATES][MAX_ROUNDS], ratios[N_CANDIDATES][MAX_ROUNDS], shares[MAX_ROUNDS];
+  for (int c = 0; c < n_candidates; c++)
+    bench_create(&benches[c], isa, n_threads, n, D, c, causal);
   for (int round = -1; round < n_rounds; round++) {
     const double per_ms = peak(isa);
-    for (int c = 0; c < N_CANDIDATES; c++) {
+    for (int c = 0; c < n_candidates; c++) {
       const double start = n_threads > 1 ? (double)sfa_now_ns() * 1e-6 : check_clock_ms();
-      check_must(candidates[c].ctx, sfa_attention_backward(candidates[c].plan, &candidates[c].args));
-      if (round >= 0) /* the first one warms up */
-        ms[c][round] = (n_threads > 1 ? (double)sfa_now_ns() * 1e-6 : check_clock_ms()) - start;
-    }
-    if (round >= 0) {
-      ratios[round] = ms[0][round] / ms[1][round];
+      check_must(benches[c].ctx, sfa_attention_backward(benches[c].plan, &benches[c].args));
+      if (round < 0) /* the first one warms up */
+        continue;
+      ms[c][round] = (n_threads > 1 ? (double)sfa_now_ns() * 1e-6 : check_clock_ms()) - start;
+      ratios[c][round] = ms[0][round] / ms[c][round];
       shares[round] = 100 * 5.0 * n * n * D / (1 + causal) / ms[0][round] / (per_ms * n_threads);
     }
   }
-  printf("%-6s d %3d n %5d%s %d thread%s backward: dense %7.2f ms, %.0f %% of the multiply-adds   k %d %7.2f ms, ratio %.2f\n",
-         sfa_isa_name(isa), D, n, causal ? " causal" : "", n_threads, n_threads > 1 ? "s" : "", check_median(ms[0], n_rounds),
-         check_median(shares, n_rounds), K, check_median(ms[1], n_rounds), check_median(ratios, n_rounds));
+  printf("%-6s d %3d n %5d%s %d thread%s backward: dense %7.2f ms, %.0f %% of the multiply-adds", sfa_isa_name(isa), D, n,
+         causal ? " causal" : "", n_threads, n_threads > 1 ? "s" : "", check_median(ms[0], n_rounds), check_median(shares, n_rounds));
+  for (int c = 1; c < n_candidates; c++)
+    printf("   %s %7.2f ms, ratio %.2f", candidates[c].name, check_median(ms[c], n_rounds), check_median(ratios[c], n_rounds));
+  printf("\n");
   fflush(stdout);
-  for (int c = 0; c < N_CANDIDATES; c++)
-    bench_destroy(&candidates[c]);
+  for (int c = 0; c < n_candidates; c++)
+    bench_destroy(&benches[c]);
 }
 
 int check_bench_backward(const char *isa_name, bool quick) {
   const int n_rounds = quick ? 5 : 15;
-  for (sfa_isa isa = SFA_ISA_VBMI; isa >= SFA_ISA_AVX2; isa--) {
+  for (sfa_isa isa = SFA_ISA_AMX; isa >= SFA_ISA_AVX2; isa--) {
     if (!sfa_kernel_select(isa) || (isa_name && strcmp(isa_name, sfa_isa_name(isa))))
       continue;
-    for (int n_threads = 1; n_threads <= 2; n_threads++)
+    const int most = isa == SFA_ISA_AMX ? 16 : 2;
+    for (int n_threads = 1; n_threads <= most; n_threads += most - 1)
       for (int causal = 0; causal < 2; causal++)
         for (int D = 128; D >= 64; D /= 2)
           bench_shape(isa, n_threads, 2048, D, causal, n_rounds);
-    for (int n_threads = 1; n_threads <= 2; n_threads++)
+    for (int n_threads = 1; n_threads <= most; n_threads += most - 1)
       bench_shape(isa, n_threads, 4096, 128, 1, n_rounds);
   }
   return 0;

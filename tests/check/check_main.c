@@ -9,11 +9,11 @@ static const struct {
   const char *title;
   const check_entry *entries;
   bool half; /* of the 16-bit tables, which scalar and amx have; the others are of all but amx, whose table is that of vbmi */
-} groups[] = {{"codes", check_codes_entries, false},       {"scores", check_scores_entries, false},
-              {"values", check_values_entries, false},     {"keys", check_keys_entries, false},
-              {"postings", check_postings_entries, false}, {"drop", check_drop_entries, false},
-              {"forward", check_forward_entries, false},   {"public", check_attention_entries, false},
-              {"backward", check_backward_entries, false}, {"half", check_half_entries, true}};
+} groups[] = {
+    {"codes", check_codes_entries, false},     {"scores", check_scores_entries, false},     {"values", check_values_entries, false},
+    {"keys", check_keys_entries, false},       {"postings", check_postings_entries, false}, {"drop", check_drop_entries, false},
+    {"forward", check_forward_entries, false}, {"public", check_attention_entries, false},  {"backward", check_backward_entries, false},
+    {"half", check_half_entries, true},        {"half", check_half_backward_entries, true}};
 enum { N_GROUPS = sizeof groups / sizeof *groups };
 
 static const char usage[] = "usage: sfa_check [--quick] [--isa scalar|avx2|avx512|vbmi|amx] [--only NAME] [--seed N] [--list] [--bench | "

@@ -127,6 +127,17 @@ int oracle_sees(const oracle_problem *problem, long t, long j) {
   return problem->window_left < 0 || j >= i - problem->window_left || j < problem->n_sink_tokens;
 }
 
+/* An operand of a gradient's product as the problem has them: itself, or a bf16 number of units of 1 / short_products. */
+static double oracle_operand(const oracle_problem *problem, double x) {
+  const double units = problem->short_products;
+  return units != 0 ? round_bf16(x * units) / units : x;
+}
+
+static void oracle_operands(const oracle_problem *problem, float *x, long n) {
+  for (long i = 0; i < n; i++)
+    x[i] = (float)oracle_operand(problem, x[i]);
+}
+
 #define REAL double
 #define NAME(stem) stem##_f64
 #define SQRT sqrt

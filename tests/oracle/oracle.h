@@ -33,6 +33,9 @@ typedef struct oracle_problem {
   long window_left, window_right, n_sink_tokens;
   /* Other natural orders of the same sums, with other roundings: how well one of them fares is luck. */
   int scale_first, features_backwards;
+  /* Gradients: the operands of the five products, times this, are rounded to bf16, as code for matrix instructions has them. 0: they are
+   * not. What units they come in is luck as well. */
+  double short_products;
   const float *sink_logit, *alibi_slopes; /* [n_heads] or NULL */
   const float *q;                         /* [n_queries][n_heads][head_dim] */
   const float *k;                         /* [n_keys][n_kv_heads][head_dim] */

@@ -34,8 +34,10 @@ static REAL NAME(oracle_scores)(const oracle_problem *problem, const float *q, c
   return most + LOG(sum);
 }
 
+/* short_d_out: d_out as products take it. */
 static void NAME(oracle_backward_row)(const oracle_problem *problem, const float *q, const float *k, const float *v, const float *d_out,
-                                      const float *d_lse, long t, int head, REAL *score, REAL *slope, NAME(oracle_grad) * grad) {
+                                      const float *short_d_out, const float *d_lse, long t, int head, REAL *score, REAL *slope,
+                                      NAME(oracle_grad) * grad) {
   const int d = problem->head_dim, e_dim = problem->head_dim_v, g = head / (problem->n_heads / problem->n_kv_heads);
   const long row = t * problem->n_heads + head;
   const REAL scale = problem->softmax_scale != 0 ? (REAL)problem->softmax_scale : 1 / SQRT((REAL)d);
@@ -57,10 +59,11 @@ static void NAME(oracle_backward_row)(const oracle_problem *problem, const float
     if (score[j] == 0)
       continue;
     for (int e = 0; e < e_dim; e++)
-      dp += (REAL)d_out[row * e_dim + e] * (REAL)v[key * e_dim + e];
-    const REAL ds = score[j] * (dp - delta) * slope[j] * scale;
+      dp += (REAL)short_d_out[row * e_dim + e] * (REAL)v[key * e_dim + e];
+    const REAL exact_ds = score[j] * (dp - delta) * slope[j];
+    const REAL p = (REAL)oracle_operand(problem, (double)score[j]), ds = (REAL)oracle_operand(problem, (double)exact_ds) * scale;
     for (int e = 0; e < e_dim; e++)
-      grad->v[key * e_dim + e] += score[j] * (REAL)d_out[row * e_dim + e];
+      grad->v[key * e_dim + e] += p * (REAL)short_d_out[row * e_dim + e];
     for (int u = 0; u < d; u++) {
       grad->q[row * d + u] += ds * (REAL)k[key * d + u];
       grad->k[key * d + u] += ds * (REAL)q[row * d + u];
@@ -93,6 +96,12 @@ void NAME(oracle_backward)(const oracle_problem *problem, const float *d_out, co
     oracle_round_query(q + row * d, d, problem->k_k ? problem->k_k : d);
   float *k = oracle_stored(problem->k, rows_k, d, problem->k_k, problem->k_storage);
   float *v = oracle_stored(problem->v, rows_k, problem->head_dim_v, 0, problem->v_storage);
+  float *short_d_out = malloc((size_t)(rows_q * problem->head_dim_v + 1) * sizeof *short_d_out);
+  memcpy(short_d_out, d_out, (size_t)(rows_q * problem->head_dim_v) * sizeof *short_d_out);
+  oracle_operands(problem, q, rows_q * d);
+  oracle_operands(problem, k, rows_k * d);
+  oracle_operands(problem, v, rows_k * problem->head_dim_v);
+  oracle_operands(problem, short_d_out, rows_q * problem->head_dim_v);
   const size_t n = (size_t)problem->n_keys + 1;
   REAL *score = malloc(2 * n * sizeof *score);
   memset(grad->q, 0, (size_t)rows_q * (size_t)d * sizeof *grad->q);
@@ -101,11 +110,12 @@ void NAME(oracle_backward)(const oracle_problem *problem, const float *d_out, co
   memset(grad->sink_logit, 0, (size_t)problem->n_heads * sizeof *grad->sink_logit);
   for (long t = 0; t < problem->n_queries; t++)
     for (int head = 0; head < problem->n_heads; head++)
-      NAME(oracle_backward_row)(problem, q, k, v, d_out, d_lse, t, head, score, score + n, grad);
+      NAME(oracle_backward_row)(problem, q, k, v, d_out, short_d_out, d_lse, t, head, score, score + n, grad);
   NAME(oracle_support)(problem->q, rows_q, d, problem->k_q, grad->q);
   NAME(oracle_support)(problem->k, rows_k, d, problem->k_k, grad->k);
   free(q);
   free(k);
   free(v);
+  free(short_d_out);
   free(score);
 }

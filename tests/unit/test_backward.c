@@ -16,6 +16,8 @@ static size_t k_floats(const grad_call *g) { return (size_t)(g->c.n_k * g->c.o.n
 static size_t v_floats(const grad_call *g) { return (size_t)(g->c.n_k * g->c.o.n_kv_heads * g->c.o.head_dim_v); }
 
 static void new_grad_call(grad_call *g, sfa_attention_options o, uint64_t seed) {
+  if (o.policy == SFA_POLICY_AUTO) /* with the bits of f32 on every machine */
+    o.precision = SFA_PRECISION_F32;
   *g = (grad_call){.c = new_call(o, seed)};
   int64_t rows = g->c.n_q * g->c.o.n_heads;
   g->d_out = normals(seed + 3, at_least_1(rows * g->c.o.head_dim_v));
@@ -63,22 +65,45 @@ static void run_grad_ok(sfa_context *ctx, grad_call *g) {
     fail_msg("%s", sfa_context_error(ctx));
 }
 
+/* Of naive code that rounds the operands of its products to bf16. */
+enum { LARGEST_HALF = 4, RMS_HALF = 2 };
+
 /* ---- The definition -------------------------------------------------------------------------------------------------------- */
 
-/* Errors of n numbers, beside those of naive code. */
-static void expect_close(const char *shape, const char *what, int64_t n, const float *got, const float *naive, const double *truth) {
-  double scale = 0, error = 0, naive_error = 0;
+/* Errors of n numbers, beside those of naive code; in 16 bits also by their squares. */
+static void expect_close(const char *shape, const char *what, int64_t n, const float *got, const float *naive, const double *truth,
+                         bool half) {
+  double scale = 0, error = 0, naive_error = 0, squares = 0, naive_squares = 0;
   for (int64_t i = 0; i < n; i++) {
     scale = fmax(scale, fabs(truth[i]));
     error = fabs(got[i] - truth[i]) <= error ? error : fabs(got[i] - truth[i]);
     naive_error = fmax(naive_error, fabs((double)naive[i] - truth[i]));
+    squares += (got[i] - truth[i]) * (got[i] - truth[i]);
+    naive_squares += (naive[i] - truth[i]) * (naive[i] - truth[i]);
   }
-  if (!(error <= 2 * naive_error + 2e-6 * scale))
+  if (!(error <= (half ? LARGEST_HALF : 2) * naive_error + 2e-6 * scale))
     fail_msg("%s: error of %s %g of %g, of naive code %g", shape, what, error, scale, naive_error);
+  if (half && n >= 64 && !(squares <= RMS_HALF * RMS_HALF * naive_squares))
+    fail_msg("%s: RMS error of %s %g, of naive code %g", shape, what, sqrt(squares / (double)n), sqrt(naive_squares / (double)n));
+}
+
+/* Outside of the supports of rows x [n][d] a gradient is 0. */
+static void expect_support(const char *shape, int64_t n, int d, int k, const float *x, const float *got) {
+  int *ids = memory((size_t)d * sizeof *ids);
+  for (int64_t row = 0; row < n && k > 0 && k < d; row++) {
+    oracle_topk(x + row * d, d, k, ids);
+    for (int u = 0, at = 0; u < d; u++)
+      if (at < k && ids[at] == u)
+        at++;
+      else if (!(got[row * d + u] == 0))
+        fail_msg("%s: feature %d of row %lld was dropped, its gradient is %g", shape, u, (long long)row, (double)got[row * d + u]);
+  }
+  free(ids);
 }
 
 static void expect_gradients(const char *shape, const grad_call *g) {
   const sfa_attention_options *o = &g->c.o;
+  const bool half = o->policy != SFA_POLICY_AUTO;
   int64_t H = o->n_heads, G = o->n_kv_heads, D = o->head_dim, E = o->head_dim_v;
   sfa_attention_args rows = g->c.a; /* in f32, whatever the call takes */
   rows.q.data = g->c.q, rows.k.data = g->c.k, rows.v.data = g->c.v;
@@ -94,10 +119,13 @@ static void expect_gradients(const char *shape, const grad_call *g) {
     oracle_grad_f32 plain = {naive, naive + n_q, naive + n_q + n_k, naive_sinks};
     const float *d_out = g->d_out + q0 * H * E, *d_lse = g->a.d_lse ? g->a.d_lse + q0 * H : NULL;
     oracle_backward_f64(&p, d_out, d_lse, &exact);
+    p.short_products = half;
     oracle_backward_f32(&p, d_out, d_lse, &plain);
-    expect_close(shape, "d_q", (int64_t)n_q, g->d_q + q0 * H * D, plain.q, exact.q);
-    expect_close(shape, "d_k", (int64_t)n_k, g->d_k + k0 * G * D, plain.k, exact.k);
-    expect_close(shape, "d_v", (int64_t)n_v, g->d_v + k0 * G * E, plain.v, exact.v);
+    expect_close(shape, "d_q", (int64_t)n_q, g->d_q + q0 * H * D, plain.q, exact.q, half);
+    expect_close(shape, "d_k", (int64_t)n_k, g->d_k + k0 * G * D, plain.k, exact.k, half);
+    expect_close(shape, "d_v", (int64_t)n_v, g->d_v + k0 * G * E, plain.v, exact.v, half);
+    expect_support(shape, p.n_queries * H, (int)D, p.k_q, p.q, g->d_q + q0 * H * D);
+    expect_support(shape, p.n_keys * G, (int)D, p.k_k, p.k, g->d_k + k0 * G * D);
     for (int h = 0; h < H; h++) {
       sink[h] += sinks[h];
       naive_sink[h] += naive_sinks[h];
@@ -105,7 +133,7 @@ static void expect_gradients(const char *shape, const grad_call *g) {
     free(truth);
     free(naive);
   }
-  expect_close(shape, "d_sink_logit", H, g->d_sink, naive_sink, sink);
+  expect_close(shape, "d_sink_logit", H, g->d_sink, naive_sink, sink, half);
 }
 
 static void new_shape(grad_call *g, int i) {
@@ -207,13 +235,83 @@ static void central_differences(void **state) {
   free(d_lse);
 }
 
-/* ---- Bits ---------------------------------------------------------------------------------------------------------------------- */
-
 static void expect_same_gradients(const char *what, const grad_call *a, const grad_call *b) {
   if (memcmp(a->d_q, b->d_q, q_floats(a) * 4) || memcmp(a->d_k, b->d_k, k_floats(a) * 4) || memcmp(a->d_v, b->d_v, v_floats(a) * 4) ||
       memcmp(a->d_sink, b->d_sink, (size_t)a->c.o.n_heads * 4))
     fail_msg("%s: other bits", what);
 }
+
+/* ---- 16 bits ------------------------------------------------------------------------------------------------------------------- */
+
+static bool fits_half(const sfa_attention_options *o) { return o->head_dim <= 256 && o->softcap == 0; }
+
+static void new_half_shape(grad_call *g, int i, sfa_policy policy) {
+  new_shape(g, i);
+  g->c.o.policy = policy;
+  g->c.o.precision = SFA_PRECISION_DEFAULT;
+  g->c.a.alibi_slopes = NULL;
+}
+
+/* In plain C, and on AMX where the machine has it. The forward rounds as well: its out and lse are part of the error. */
+static void sixteen_bits(void **state) {
+  (void)state;
+  static const sfa_isa isas[] = {SFA_ISA_SCALAR, SFA_ISA_AMX};
+  for (int n = 0; n < 2 && isas[n] <= sfa_isa_best(); n++)
+    for (int i = 0; i < N_SHAPES; i++)
+      for (int codes = 0; codes < 2; codes++) {
+        const sfa_attention_options *o = &shapes[i].o;
+        if (!fits_half(o) || (codes && (!o->k_k || o->k_k == o->head_dim)))
+          continue;
+        sfa_context *one = new_context(1, isas[n]), *three = new_context(3, isas[n]);
+        grad_call g, same;
+        new_half_shape(&g, i, codes ? SFA_POLICY_HALF_CODES : SFA_POLICY_HALF_DENSE);
+        new_half_shape(&same, i, g.c.o.policy);
+        run_grad_ok(one, &g);
+        run_grad_ok(three, &same);
+        expect_gradients(shapes[i].name, &g);
+        expect_same_gradients(shapes[i].name, &g, &same);
+        free_grad_call(&g);
+        free_grad_call(&same);
+        sfa_context_destroy(one);
+        sfa_context_destroy(three);
+      }
+}
+
+/* Sequences of their own lengths over several pieces; and a call with ALiBi, which is computed in f32. */
+static void sixteen_bits_of_many(void **state) {
+  (void)state;
+  static const int32_t q[] = {0, 30, 30, 101, 731}, k[] = {0, 100, 130, 201, 901};
+  sfa_context *ctx = new_context(2, SFA_ISA_SCALAR);
+  sfa_attention_options o = {.n_heads = 2, .n_kv_heads = 1, .head_dim = 16, .n_sequences = 4, .max_seqlen_q = 700, .max_seqlen_k = 701};
+  o.causal = 1;
+  o.k_k = 4;
+  o.policy = SFA_POLICY_HALF_CODES;
+  grad_call g, f32;
+  new_grad_call(&g, o, 5);
+  g.c.a.cu_seqlens_q = q;
+  g.c.a.cu_seqlens_k = k;
+  g.c.a.sink_logit = sink_logits;
+  run_grad_ok(ctx, &g);
+  expect_gradients("variable lengths", &g);
+  g.c.a.alibi_slopes = alibi_slopes;
+  new_grad_call(&f32, o, 5);
+  f32.c.a.cu_seqlens_q = q;
+  f32.c.a.cu_seqlens_k = k;
+  f32.c.a.sink_logit = sink_logits;
+  f32.c.a.alibi_slopes = alibi_slopes;
+  f32.c.o.policy = SFA_POLICY_TILES;
+  run_grad_ok(ctx, &g);
+  run_grad_ok(ctx, &f32);
+  const int64_t n_q = 731 * 2 * 16, n_k = 901 * 16;
+  assert_memory_equal(g.d_q, f32.d_q, (size_t)n_q * 4);
+  assert_memory_equal(g.d_k, f32.d_k, (size_t)n_k * 4);
+  assert_memory_equal(g.d_v, f32.d_v, (size_t)n_k * 4);
+  free_grad_call(&g);
+  free_grad_call(&f32);
+  sfa_context_destroy(ctx);
+}
+
+/* ---- Bits ---------------------------------------------------------------------------------------------------------------------- */
 
 static void machine_does_not_matter(void **state) {
   (void)state;
@@ -436,6 +534,7 @@ int main(void) {
       cmocka_unit_test(central_differences), cmocka_unit_test(machine_does_not_matter),
       cmocka_unit_test(given_codes),         cmocka_unit_test(ropes),
       cmocka_unit_test(types_and_strides),   cmocka_unit_test(arguments),
+      cmocka_unit_test(sixteen_bits),        cmocka_unit_test(sixteen_bits_of_many),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
