@@ -94,7 +94,9 @@ static const sfa_cuda_library library = {
     {
 #ifdef SFA_CUDA_HAS_SELECT
         sfa_cuda_select_run,
+        sfa_cuda_store_run,
 #else
+        NULL,
         NULL,
 #endif
 #ifdef SFA_CUDA_HAS_GATHER

@@ -171,8 +171,14 @@ static sfa_status decode_queries(const sfa_attention_plan *plan, const sfa_atten
     return sfa_cuda_status(plan->ctx, "codes to rows",
                            sfa_cuda_help_of(plan->ctx)->spread(&codes, copy.data, o->head_dim, NULL, plan->ctx->cuda->stream));
   }
-  if (!q->rope && (o->n_sequences == 1 || q->batch_stride == o->max_seqlen_q * q->token_stride)) {
+  if (o->n_sequences == 1 || q->batch_stride == o->max_seqlen_q * q->token_stride) {
     d->q = (sfa_cuda_rows){(void *)(uintptr_t)q->data, q->dtype, q->token_stride, q->head_stride};
+    if (q->rope) {
+      d->rope_cos = q->rope->cos;
+      d->rope_sin = q->rope->sin;
+      d->n_pairs = q->rope->n_rotated / 2;
+      d->rope_interleaved = q->rope->interleaved;
+    }
     return SFA_OK;
   }
   sfa_cuda_select s = {.tokens = {.n_sequences = o->n_sequences, .max_seqlen = o->max_seqlen_q},

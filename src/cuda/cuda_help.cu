@@ -41,7 +41,7 @@ const char *sfa_cuda_help_words(uint64_t *to, int32_t n, const uint64_t *values,
 static __global__ void change_lens(int32_t *lens, int64_t stride, int64_t n, int32_t len, sfa_cuda_len_change change) {
   for (int64_t i = first_item(); i < n; i += item_step()) {
     const int32_t was = lens[i * stride];
-    lens[i * stride] = change == SFA_CUDA_LEN_GROWS ? was + len : change == SFA_CUDA_LEN_AT_MOST && was < len ? was : len;
+    lens[i * stride] = change == SFA_CUDA_LEN_AT_MOST && was < len ? was : len;
   }
 }
 

@@ -13,8 +13,8 @@ extern "C" {
 enum { SFA_CUDA_WORDS = 256 };
 const char *sfa_cuda_help_words(uint64_t *to, int32_t n, const uint64_t *values, sfa_cuda_stream stream);
 
-/* lens[i * stride], i < n: becomes len, or what is less, or grows by it. */
-typedef enum sfa_cuda_len_change { SFA_CUDA_LEN_IS, SFA_CUDA_LEN_AT_MOST, SFA_CUDA_LEN_GROWS } sfa_cuda_len_change;
+/* lens[i * stride], i < n: becomes len, or what is less. */
+typedef enum sfa_cuda_len_change { SFA_CUDA_LEN_IS, SFA_CUDA_LEN_AT_MOST } sfa_cuda_len_change;
 const char *sfa_cuda_help_lens(int32_t *lens, int64_t stride, int64_t n, int32_t len, sfa_cuda_len_change change, sfa_cuda_stream stream);
 
 /* What lengths say of a call: numbers[0] = 0, [1] = all queries, [2] = 0, [3] = all keys, [4 + b] = keys of sequence b. */

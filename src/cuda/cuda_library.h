@@ -23,6 +23,7 @@ typedef struct sfa_cuda_found {
 /* The stages of this build; NULL: not part of it. */
 typedef struct sfa_cuda_stages {
   const char *(*select)(const sfa_cuda_select *args, sfa_cuda_stream stream);
+  const char *(*store)(const sfa_cuda_select *k, const sfa_cuda_select *v, int32_t *len, sfa_cuda_stream stream);
   const char *(*gather)(const sfa_cuda_gather *args, sfa_cuda_stream stream);
   const char *(*prefill_sm90)(const sfa_cuda_prefill *args, sfa_cuda_stream stream);
   const char *(*prefill_portable)(const sfa_cuda_prefill *args, sfa_cuda_stream stream);

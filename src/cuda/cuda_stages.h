@@ -78,6 +78,8 @@ typedef struct sfa_cuda_select {
   int32_t *n_bad;             /* [1] added to: rows with a finite value beyond what the type can hold; NULL: not counted */
 } sfa_cuda_select;
 const char *sfa_cuda_select_run(const sfa_cuda_select *args, sfa_cuda_stream stream);
+/* Keys and values of the same tokens of one sequence, whose len [1] grows by them afterwards. */
+const char *sfa_cuda_store_run(const sfa_cuda_select *k, const sfa_cuda_select *v, int32_t *len, sfa_cuda_stream stream);
 
 /* ---- gather ----------------------------------------------------------------------------------------------------------------------- */
 
@@ -124,8 +126,10 @@ const char *sfa_cuda_prefill_portable_run(const sfa_cuda_prefill *args, sfa_cuda
 typedef struct sfa_cuda_decode {
   int32_t n_sequences, n_queries; /* T of every sequence: the last T positions */
   int32_t n_heads, n_kv_heads, head_dim, head_dim_v;
-  int32_t k_q;           /* the query is cut to that many first; 0: dense */
-  sfa_cuda_rows q;       /* [B * T][H][D] SFA_F32 or SFA_BF16 */
+  sfa_cuda_rows q;                  /* [B * T][H][D] SFA_F32 or SFA_BF16 */
+  const float *rope_cos, *rope_sin; /* [T][n_pairs] queries are turned first; NULL: they are not */
+  int32_t n_pairs, rope_interleaved;
+  int32_t k_q;           /* and then cut to that many; 0: dense */
   sfa_cuda_store k, v;   /* k.format.k = 0: dense keys */
   const int32_t *n_keys; /* [B] */
   int64_t max_keys;      /* bound of n_keys: decides the splits and the workspace */

@@ -76,9 +76,8 @@ static sfa_cuda_select sequence_of(const sfa_cuda_select *all, int32_t b) {
   return s;
 }
 
-/* Tokens follow each other from sequence to sequence, and so do the lines of the rope. */
-static sfa_status select_packed(sfa_context *ctx, const sfa_rows *x, const sfa_cuda_select *to) {
-  const sfa_cuda *cuda = ctx->cuda;
+/* `to` with what rows of the API say: tokens follow each other from sequence to sequence, and so do the lines of the rope. */
+static sfa_cuda_select select_of(const sfa_context *ctx, const sfa_rows *x, const sfa_cuda_select *to) {
   sfa_cuda_select s = *to;
   s.x = (sfa_cuda_rows){(void *)(uintptr_t)x->data, x->dtype, x->token_stride, x->head_stride};
   if (x->rope) {
@@ -88,8 +87,13 @@ static sfa_status select_packed(sfa_context *ctx, const sfa_rows *x, const sfa_c
     s.rope_interleaved = x->rope->interleaved;
   }
   if (s.has_store)
-    s.n_bad = cuda->n_bad;
-  return sfa_cuda_status(ctx, "top-k", sfa_cuda_stages_of(ctx)->select(&s, cuda->stream));
+    s.n_bad = ctx->cuda->n_bad;
+  return s;
+}
+
+static sfa_status select_packed(sfa_context *ctx, const sfa_rows *x, const sfa_cuda_select *to) {
+  sfa_cuda_select s = select_of(ctx, x, to);
+  return sfa_cuda_status(ctx, "top-k", sfa_cuda_stages_of(ctx)->select(&s, ctx->cuda->stream));
 }
 
 sfa_status sfa_cuda_select_rows(sfa_context *ctx, const sfa_rows *x, const sfa_cuda_select *to) {
@@ -150,21 +154,18 @@ sfa_status sfa_cuda_keep(sfa_context *ctx, const sfa_keep_options *options, int6
 
 /* ---- Pages ----------------------------------------------------------------------------------------------------------------------- */
 
-/* Both sides of `job` to where `at` says: tokens, and the tables of the stores. */
-static sfa_status append_to(sfa_context *ctx, const sfa_kv_append *job, const sfa_cuda_tokens *tokens, unsigned char *const *pages,
-                            int64_t max_pages, const int32_t *first_token) {
-  for (int side = 0; side < 2; side++) {
-    const sfa_kv_side *kv = side ? job->v_side : job->k_side;
-    sfa_cuda_select s = {.tokens = *tokens,
-                         .n_heads = job->n_kv_heads,
-                         .dim = kv->format.dim,
-                         .k = kv->format.k,
-                         .has_store = 1,
-                         .store = sfa_cuda_store_pages(kv, pages, max_pages),
-                         .first_token = first_token};
-    SFA_TRY(select_packed(ctx, side ? job->v : job->k, &s));
-  }
-  return SFA_OK;
+/* A side of `job` to where the tables of the store say. */
+static sfa_cuda_select side_of(const sfa_context *ctx, const sfa_kv_append *job, int side, const sfa_cuda_tokens *tokens,
+                               unsigned char *const *pages, int64_t max_pages, const int32_t *first_token) {
+  const sfa_kv_side *kv = side ? job->v_side : job->k_side;
+  sfa_cuda_select s = {.tokens = *tokens,
+                       .n_heads = job->n_kv_heads,
+                       .dim = kv->format.dim,
+                       .k = kv->format.k,
+                       .has_store = 1,
+                       .store = sfa_cuda_store_pages(kv, pages, max_pages),
+                       .first_token = first_token};
+  return select_of(ctx, side ? job->v : job->k, &s);
 }
 
 /* Each token is a sequence of its own with a table of one page. Tokens without a slot go to a page that nobody reads. */
@@ -195,7 +196,10 @@ static sfa_status append_slots(sfa_context *ctx, const sfa_kv_append *job) {
         ctx, "slots",
         sfa_cuda_help_of(ctx)->slots(n, job->slots + first, job->pool, job->page_bytes, job->n_pages, scratch, pages, rows, cuda->stream)));
     sfa_cuda_tokens tokens = {.n_sequences = (int32_t)n, .max_seqlen = 1};
-    SFA_TRY(append_to(ctx, &part, &tokens, pages, 1, rows));
+    for (int side = 0; side < 2; side++) {
+      sfa_cuda_select s = side_of(ctx, &part, side, &tokens, pages, 1, rows);
+      SFA_TRY(sfa_cuda_status(ctx, "top-k", sfa_cuda_stages_of(ctx)->select(&s, cuda->stream)));
+    }
   }
   return SFA_OK;
 }
@@ -205,9 +209,9 @@ sfa_status sfa_cuda_append(sfa_context *ctx, const sfa_kv_append *job) {
   if (job->slots)
     return append_slots(ctx, job);
   sfa_cuda_tokens tokens = {.n_sequences = 1, .max_seqlen = job->n_tokens};
-  SFA_TRY(append_to(ctx, job, &tokens, job->pages, job->max_pages, job->len));
-  return sfa_cuda_status(ctx, "a length",
-                         sfa_cuda_help_of(ctx)->lens(job->len, 1, 1, (int32_t)job->n_tokens, SFA_CUDA_LEN_GROWS, ctx->cuda->stream));
+  sfa_cuda_select k = side_of(ctx, job, 0, &tokens, job->pages, job->max_pages, job->len),
+                  v = side_of(ctx, job, 1, &tokens, job->pages, job->max_pages, job->len);
+  return sfa_cuda_status(ctx, "storing keys and values", sfa_cuda_stages_of(ctx)->store(&k, &v, job->len, ctx->cuda->stream));
 }
 
 sfa_status sfa_cuda_set_table(sfa_context *ctx, unsigned char **to, int64_t n, unsigned char *const *pages) {

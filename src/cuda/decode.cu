@@ -4,7 +4,8 @@
  *             with eps > 0 decode_drop.cuh does it all
  *     join    m = max m_s, l = sum l_s 2^(m_s - m) (+ the sink), o = sum o_s 2^(m_s - m) / l over the splits, in their order
  *
- * The second kernel is launched while the first runs, and waits for it on the GPU (sm_90). */
+ * Both start early (cuda_early.cuh). */
+#include "cuda/cuda_early.cuh"
 #include "cuda/decode_call.cuh"
 #include "cuda/decode_launch.h"
 
@@ -23,7 +24,7 @@ static __global__ __launch_bounds__(JOIN_THREADS) void join_kernel(const __grid_
   int32_t head = (int32_t)(index / call.n_rows % call.args.n_kv_heads) * call.group + row % call.group;
   int64_t to = ((int64_t)b * call.args.n_queries + row / call.group) * call.args.n_heads + head;
   const float2 *sums = call.part_sums + index * n_splits;
-  sfa_decode_wait_for_previous();
+  sfa_cuda_wait_for_previous();
   if (warp == 0) {
     float sink = call.args.scores.sink_logit ? call.args.scores.sink_logit[head] * 1.44269504f : -INFINITY;
     float m = fmaxf(SFA_DECODE_NOTHING, sink), l = 0;
@@ -70,18 +71,9 @@ static __global__ __launch_bounds__(JOIN_THREADS) void join_kernel(const __grid_
   }
 }
 
-static const char *join(const sfa_decode_call *call, bool overlaps, cudaStream_t stream) {
-  cudaLaunchAttribute overlap = {};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3((unsigned)(call->args.n_sequences * call->args.n_kv_heads * call->n_rows));
-  config.blockDim = dim3(JOIN_THREADS);
-  config.stream = stream;
-  config.attrs = &overlap;
-  config.numAttrs = overlaps;
-  cudaError_t error = cudaLaunchKernelEx(&config, join_kernel, *call);
-  return error == cudaSuccess ? NULL : cudaGetErrorString(error);
+static const char *join(const sfa_decode_call *call, cudaStream_t stream) {
+  const dim3 grid((unsigned)(call->args.n_sequences * call->args.n_kv_heads * call->n_rows));
+  return sfa_cuda_launch_after(join_kernel, grid, JOIN_THREADS, 0, stream, *call);
 }
 
 /* ---- The shape of a call ------------------------------------------------------------------------------------------------------------- */
@@ -243,5 +235,5 @@ const char *sfa_cuda_decode_run(const sfa_cuda_decode *args, sfa_cuda_stream str
     cut(&call, 1);
   place(&call, false);
   const char *error = launch(&call, stream);
-  return error ? error : join(&call, hopper, stream);
+  return error ? error : join(&call, stream);
 }

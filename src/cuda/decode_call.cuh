@@ -178,20 +178,34 @@ static __device__ __forceinline__ const unsigned char *sfa_decode_row(const sfa_
 
 /* ---- Queries ------------------------------------------------------------------------------------------------------------------------- */
 
-/* Rows of a block to shared memory: out [n][D], the product's rows as they are (scale comes later), cut to their k_q largest; rows beyond
- * the last are 0. All threads of the block; a barrier follows. */
+/* Feature u of a row, turned where there is a rope, as kernel/convert_tmpl.c rounds. */
+static __device__ __forceinline__ float sfa_decode_query_feature(const sfa_cuda_decode &args, int64_t row_at, int32_t line, int32_t u) {
+  auto feature = [&](int32_t f) {
+    return args.q.dtype == SFA_F32 ? ((const float *)args.q.data)[row_at + f]
+                                   : __bfloat162float(((const __nv_bfloat16 *)args.q.data)[row_at + f]);
+  };
+  float x = feature(u);
+  if (!args.rope_cos || u >= 2 * args.n_pairs)
+    return x;
+  bool first = args.rope_interleaved ? u % 2 == 0 : u < args.n_pairs;
+  int32_t apart = args.rope_interleaved ? 1 : args.n_pairs, at = line * args.n_pairs + (args.rope_interleaved ? u / 2 : u % args.n_pairs);
+  float other = feature(first ? u + apart : u - apart), c = args.rope_cos[at], s = args.rope_sin[at];
+  return first ? __fsub_rn(__fmul_rn(x, c), __fmul_rn(other, s)) : __fadd_rn(__fmul_rn(x, c), __fmul_rn(other, s));
+}
+
+/* Rows of a block to shared memory: out [n][D], turned, else the product's rows as they are (scale comes later), cut to their k_q largest;
+ * rows beyond the last are 0. All threads of the block; a barrier follows. */
 static __device__ __forceinline__ void sfa_decode_load_queries(const sfa_decode_call &call, const sfa_decode_span &span, int32_t n,
                                                                float *raw, float *out) {
   int32_t dim = call.args.head_dim, k = call.args.k_q;
   bool cut = k > 0 && k < dim;
   for (int32_t i = (int32_t)threadIdx.x; i < n * dim; i += (int32_t)blockDim.x) {
-    int32_t row = span.first_row + i / dim, u = i % dim;
+    int32_t row = span.first_row + i / dim;
     float x = 0;
     if (row < call.n_rows) {
-      int64_t token = (int64_t)span.b * call.args.n_queries + row / call.group, head = span.g * call.group + row % call.group;
-      int64_t at = token * call.args.q.token_stride + head * call.args.q.head_stride + u;
-      x = call.args.q.dtype == SFA_F32 ? ((const float *)call.args.q.data)[at]
-                                       : __bfloat162float(((const __nv_bfloat16 *)call.args.q.data)[at]);
+      int32_t line = row / call.group, head = span.g * call.group + row % call.group;
+      int64_t token = (int64_t)span.b * call.args.n_queries + line;
+      x = sfa_decode_query_feature(call.args, token * call.args.q.token_stride + head * call.args.q.head_stride, line, i % dim);
     }
     (cut ? raw : out)[i] = x;
   }

@@ -15,6 +15,7 @@
 #ifndef SFA_CUDA_DECODE_STREAM_CUH
 #define SFA_CUDA_DECODE_STREAM_CUH
 
+#include "cuda/cuda_early.cuh"
 #include "cuda/decode_launch.h"
 #include "cuda/decode_step.cuh"
 
@@ -195,9 +196,9 @@ static __global__ __launch_bounds__(SFA_DECODE_THREADS, 2) void sfa_decode_strea
   __shared__ sfa_decode_query queries_of[ROWS];
   const sfa_cuda_store &k = call.args.k, &v = call.args.v;
   int32_t lane = (int32_t)threadIdx.x & 31, warp = (int32_t)threadIdx.x / 32, split = (int32_t)blockIdx.x / call.n_row_blocks;
+  sfa_cuda_wait_for_previous();
   sfa_decode_span span = sfa_decode_span_of(call, (int32_t)blockIdx.z, (int32_t)blockIdx.y, (int32_t)blockIdx.x % call.n_row_blocks);
   int32_t step, end_step;
-  sfa_decode_next_may_start();
   sfa_decode_split_steps(span.n_steps, call.n_splits, split, &step, &end_step);
   if (step >= end_step) {
     int32_t row = span.first_row + (int32_t)threadIdx.x;
@@ -333,9 +334,7 @@ static const char *sfa_decode_stream_launch(const sfa_decode_call *call, cudaStr
   if (error != cudaSuccess)
     return cudaGetErrorString(error);
   dim3 grid((unsigned)(call->n_splits * call->n_row_blocks), (unsigned)call->args.n_kv_heads, (unsigned)call->args.n_sequences);
-  sfa_decode_stream_kernel<KEYS, VALUES, ROWS, E><<<grid, SFA_DECODE_THREADS, shared, stream>>>(*call);
-  error = cudaGetLastError();
-  return error == cudaSuccess ? NULL : cudaGetErrorString(error);
+  return sfa_cuda_launch_after(sfa_decode_stream_kernel<KEYS, VALUES, ROWS, E>, grid, SFA_DECODE_THREADS, shared, stream, *call);
 }
 
 #endif

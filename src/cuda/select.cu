@@ -13,9 +13,10 @@
  * bf16 rows that are neither normed nor turned go to a thread each (select_bf16.cu). Longer rows, and memory that vectors cannot take, go
  * the plain way: a block a row, the threshold by four digits of 8 bits.
  */
+#include "cuda/cuda_early.cuh"
 #include "cuda/select_bf16.cuh"
 
-enum { WARPS = 4, WIDE_THREADS = 256, WIDE_WARPS = WIDE_THREADS / 32 };
+enum { WARPS = 4, WIDE_THREADS = 256, WIDE_WARPS = WIDE_THREADS / 32, FEW_ROWS = 64 };
 
 static const uint32_t F16_LARGEST = 0x477fe000u, INFINITE = 0x7f800000u; /* 65504 and inf */
 
@@ -230,125 +231,153 @@ SFA_DEVICE void put_pair(uint32_t at, float value, uint32_t id) {
   asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(at), "f"(value), "r"(id) : "memory");
 }
 
-template <int L> __global__ void __launch_bounds__(32 * WARPS) select_rows(const __grid_constant__ sfa_cuda_select s, bool vectors) {
+/* A warp's rows: each group of L lanes has one of its own. there: it is to be written; kept: room of the warp's. */
+template <int L>
+SFA_DEVICE void select_group(const sfa_cuda_select &s, bool vectors, float2 *kept, int32_t token, int32_t head, bool there) {
   constexpr int ROWS = 32 / L;
-  __shared__ float2 kept[WARPS][32 * SLOTS]; /* of each row the k values, and their ids as bits */
-  const int32_t warp = threadIdx.x / 32, group = threadIdx.x % 32 / L, lane = threadIdx.x % L, head = blockIdx.y;
-  const int32_t n_tokens = tokens_of(s.tokens);
-  const int32_t k = s.k == 0 ? s.dim : s.k;
+  const int32_t group = threadIdx.x % 32 / L, lane = threadIdx.x % L, k = s.k == 0 ? s.dim : s.k;
   const uint32_t unit = s.x.dtype == SFA_BF16 && !s.norm_weight && !s.rope_cos ? 0x10000u : 1;
-  float2 *slots = kept[warp] + group * k;
+  float2 *slots = kept + group * k;
   const uint32_t slots_at = (uint32_t)__cvta_generic_to_shared(slots);
-  for (int32_t first = (blockIdx.x * WARPS + warp) * ROWS; first < n_tokens; first += gridDim.x * WARPS * ROWS) {
-    const bool there = first + group < n_tokens;
-    const int32_t token = there ? first + group : n_tokens - 1;
-    const token_place at = place_of(s, token);
-    float factor = 1.0f;
-    if (s.norm_weight)
-      for (int pair = 0; pair < ROWS; pair += 2) { /* 16 lanes a row */
-        const int32_t other = min(first + pair + (int32_t)threadIdx.x % 32 / 16, n_tokens - 1);
-        const float of_row = norm_factor(s, row_at(s.x, other, head), threadIdx.x % 16);
-        const float mine = __shfl_sync(~0u, of_row, group % 2 * 16);
-        factor = group / 2 * 2 == pair ? mine : factor;
+  const token_place at = place_of(s, token);
+  float factor = 1.0f;
+  if (s.norm_weight)
+    for (int pair = 0; pair < ROWS; pair += 2) { /* 16 lanes a row */
+      const int32_t from = (pair + threadIdx.x % 32 / 16) * L;
+      const void *other = row_at(s.x, __shfl_sync(~0u, token, from), __shfl_sync(~0u, head, from));
+      const float mine = __shfl_sync(~0u, norm_factor(s, other, threadIdx.x % 16), group % 2 * 16);
+      factor = group / 2 * 2 == pair ? mine : factor;
+    }
+  float v[SLOTS];
+  load_slots<L>(s, row_at(s.x, token, head), lane, factor, at.line, vectors, v);
+  if (s.two_of_four && s.k)
+#pragma unroll
+    for (int j = 0; j < SLOTS; j += 4)
+      keep_two(v + j);
+
+  uint32_t m[SLOTS], quarters[4] = {0, 0, 0, 0};
+#pragma unroll
+  for (int j = 0; j < SLOTS; j++) {
+    m[j] = magnitude_of(v[j]);
+    asm("" : "+r"(m[j])); /* kept in a register, not taken from v in each step of the search */
+    quarters[j / 4] = max(quarters[j / 4], m[j]);
+  }
+  const uint32_t most = group_max<L>(max(max(quarters[0], quarters[1]), max(quarters[2], quarters[3])));
+  const bool cut = k < s.dim;
+  uint32_t mask = cut ? largest<L>(m, lane, k, unit, quarters, most)
+                      : (feature_of<L>(lane, 0) < s.dim ? 0xffu : 0u) | (feature_of<L>(lane, 8) < s.dim ? 0xff00u : 0u);
+
+  const row_rounding r = rounding_of(s.has_store ? s.store.format.dtype : SFA_F32, most);
+  if (s.n_bad && s.has_store && (is_whole(r.dtype) || r.dtype == SFA_F16) && __any_sync(~0u, most > F16_LARGEST)) {
+    uint32_t beyond = 0;
+#pragma unroll
+    for (int j = 0; j < SLOTS; j++)
+      beyond |= (mask >> j & 1) & (m[j] > F16_LARGEST && m[j] < INFINITE);
+    if (group_max<L>(beyond) && there && lane == 0)
+      atomicAdd(s.n_bad, 1);
+  }
+  const bool writes_rows = s.rows.data || s.rows_f32;
+  if (s.has_store && s.store.format.k) {
+    int32_t low, high;
+    bits_before<L>(mask, lane, &low, &high);
+    uint32_t next[2] = {slots_at + 8 * low, slots_at + 8 * high};
+#pragma unroll
+    for (int j = 0; j < SLOTS; j++)
+      if (mask >> j & 1) {
+        put_pair(next[j / 8], v[j], (uint32_t)feature_of<L>(lane, j));
+        next[j / 8] += 8;
       }
-    float v[SLOTS];
-    load_slots<L>(s, row_at(s.x, token, head), lane, factor, at.line, vectors, v);
-    if (s.two_of_four && s.k)
-#pragma unroll
-      for (int j = 0; j < SLOTS; j += 4)
-        keep_two(v + j);
-
-    uint32_t m[SLOTS], quarters[4] = {0, 0, 0, 0};
-#pragma unroll
-    for (int j = 0; j < SLOTS; j++) {
-      m[j] = magnitude_of(v[j]);
-      asm("" : "+r"(m[j])); /* kept in a register, not taken from v in each step of the search */
-      quarters[j / 4] = max(quarters[j / 4], m[j]);
+    __syncwarp();
+    unsigned char *to_ids = stored_ids(s.store, at.sequence, head, at.stored), *to = stored_values(s.store, at.sequence, head, at.stored);
+    for (int32_t slot = lane; slot < k; slot += L) {
+      const float rounded = stored(r, slots[slot].x);
+      if (there) {
+        to_ids[slot] = (unsigned char)__float_as_uint(slots[slot].y);
+        put_element(to, r.dtype, slot, rounded);
+      }
+      slots[slot].x = rounded;
     }
-    const uint32_t most = group_max<L>(max(max(quarters[0], quarters[1]), max(quarters[2], quarters[3])));
-    const bool cut = k < s.dim;
-    uint32_t mask = cut ? largest<L>(m, lane, k, unit, quarters, most)
-                        : (feature_of<L>(lane, 0) < s.dim ? 0xffu : 0u) | (feature_of<L>(lane, 8) < s.dim ? 0xff00u : 0u);
-
-    const row_rounding r = rounding_of(s.has_store ? s.store.format.dtype : SFA_F32, most);
-    if (s.n_bad && s.has_store && (is_whole(r.dtype) || r.dtype == SFA_F16) && __any_sync(~0u, most > F16_LARGEST)) {
-      uint32_t beyond = 0;
-#pragma unroll
-      for (int j = 0; j < SLOTS; j++)
-        beyond |= (mask >> j & 1) & (m[j] > F16_LARGEST && m[j] < INFINITE);
-      if (group_max<L>(beyond) && there && lane == 0)
-        atomicAdd(s.n_bad, 1);
-    }
-    const bool writes_rows = s.rows.data || s.rows_f32;
-    if (s.has_store && s.store.format.k) {
-      int32_t low, high;
+    __syncwarp();
+    if (writes_rows && r.dtype != SFA_F32) {
       bits_before<L>(mask, lane, &low, &high);
-      uint32_t next[2] = {slots_at + 8 * low, slots_at + 8 * high};
 #pragma unroll
       for (int j = 0; j < SLOTS; j++)
-        if (mask >> j & 1) {
-          put_pair(next[j / 8], v[j], (uint32_t)feature_of<L>(lane, j));
-          next[j / 8] += 8;
-        }
-      __syncwarp();
-      unsigned char *to_ids = stored_ids(s.store, at.sequence, head, at.stored), *to = stored_values(s.store, at.sequence, head, at.stored);
-      for (int32_t slot = lane; slot < k; slot += L) {
-        const float rounded = stored(r, slots[slot].x);
-        if (there) {
-          to_ids[slot] = (unsigned char)__float_as_uint(slots[slot].y);
-          put_element(to, r.dtype, slot, rounded);
-        }
-        slots[slot].x = rounded;
-      }
-      __syncwarp();
-      if (writes_rows && r.dtype != SFA_F32) {
-        bits_before<L>(mask, lane, &low, &high);
+        if (mask >> j & 1)
+          v[j] = slots[j < 8 ? low++ : high++].x;
+    }
+    __syncwarp();
+  } else if (s.has_store) {
+    unsigned char *to = stored_values(s.store, at.sequence, head, at.stored);
 #pragma unroll
-        for (int j = 0; j < SLOTS; j++)
-          if (mask >> j & 1)
-            v[j] = slots[j < 8 ? low++ : high++].x;
-      }
-      __syncwarp();
-    } else if (s.has_store) {
-      unsigned char *to = stored_values(s.store, at.sequence, head, at.stored);
+    for (int half = 0; half < 2; half++) {
+      const int32_t f = feature_of<L>(lane, 8 * half);
+#pragma unroll
+      for (int j = 8 * half; j < 8 * half + 8; j++)
+        v[j] = mask >> j & 1 ? stored(r, v[j]) : 0.0f;
+      if (there && f < s.dim)
+        put_eight(to + (r.dtype == SFA_I4 ? f / 2 : f * bytes_of(r.dtype)), r.dtype, v + 8 * half);
+    }
+  }
+  if (s.has_store && is_whole(r.dtype) && there && lane == 0)
+    *stored_scale(s.store, at.sequence, head, at.stored) = (uint16_t)r.scale;
+  if (writes_rows) {
+#pragma unroll
+    for (int j = 0; j < SLOTS; j++)
+      v[j] = mask >> j & 1 ? v[j] : 0.0f;
+    if (s.rows.data)
+      put_row<L>(s.rows, s.row_scales, token, head, s.n_heads, s.dim, lane, v, r.unit, is_whole(r.dtype), there);
+    if (s.rows_f32)
 #pragma unroll
       for (int half = 0; half < 2; half++) {
         const int32_t f = feature_of<L>(lane, 8 * half);
 #pragma unroll
         for (int j = 8 * half; j < 8 * half + 8; j++)
-          v[j] = mask >> j & 1 ? stored(r, v[j]) : 0.0f;
+          v[j] = is_whole(r.dtype) ? __fmul_rn(v[j], r.unit) : v[j];
         if (there && f < s.dim)
-          put_eight(to + (r.dtype == SFA_I4 ? f / 2 : f * bytes_of(r.dtype)), r.dtype, v + 8 * half);
+          put_eight(s.rows_f32 + ((int64_t)token * s.n_heads + head) * s.dim + f, SFA_F32, v + 8 * half);
       }
-    }
-    if (s.has_store && is_whole(r.dtype) && there && lane == 0)
-      *stored_scale(s.store, at.sequence, head, at.stored) = (uint16_t)r.scale;
-    if (writes_rows) {
-#pragma unroll
-      for (int j = 0; j < SLOTS; j++)
-        v[j] = mask >> j & 1 ? v[j] : 0.0f;
-      if (s.rows.data)
-        put_row<L>(s.rows, s.row_scales, token, head, s.n_heads, s.dim, lane, v, r.unit, is_whole(r.dtype), there);
-      if (s.rows_f32)
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-          const int32_t f = feature_of<L>(lane, 8 * half);
-#pragma unroll
-          for (int j = 8 * half; j < 8 * half + 8; j++)
-            v[j] = is_whole(r.dtype) ? __fmul_rn(v[j], r.unit) : v[j];
-          if (there && f < s.dim)
-            put_eight(s.rows_f32 + ((int64_t)token * s.n_heads + head) * s.dim + f, SFA_F32, v + 8 * half);
-        }
-    }
-    if (s.support && there) {
-      const int32_t n_bytes = (s.dim + 31) / 32 * 4;
-      uint8_t *bits = (uint8_t *)s.support + ((int64_t)token * s.n_heads + head) * n_bytes;
-#pragma unroll
-      for (int half = 0; half < 2; half++)
-        if (half * L + lane < n_bytes)
-          bits[half * L + lane] = (uint8_t)(mask >> 8 * half);
-    }
   }
+  if (s.support && there) {
+    const int32_t n_bytes = (s.dim + 31) / 32 * 4;
+    uint8_t *bits = (uint8_t *)s.support + ((int64_t)token * s.n_heads + head) * n_bytes;
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+      if (half * L + lane < n_bytes)
+        bits[half * L + lane] = (uint8_t)(mask >> 8 * half);
+  }
+}
+
+template <int L> __global__ void __launch_bounds__(32 * WARPS) select_rows(const __grid_constant__ sfa_cuda_select s, bool vectors) {
+  constexpr int ROWS = 32 / L;
+  __shared__ float2 kept[WARPS][32 * SLOTS]; /* of each row the k values, and their ids as bits */
+  const int32_t warp = threadIdx.x / 32, group = threadIdx.x % 32 / L, n_tokens = tokens_of(s.tokens);
+  for (int32_t first = (blockIdx.x * WARPS + warp) * ROWS; first < n_tokens; first += gridDim.x * WARPS * ROWS)
+    select_group<L>(s, vectors, kept[warp], min(first + group, n_tokens - 1), blockIdx.y, first + group < n_tokens);
+}
+
+/* Keys and values of a few tokens in one launch: a block, whose warps take the rows of one side and then those of the other. */
+struct store_job {
+  sfa_cuda_select sides[2];
+  bool vectors[2];
+  int32_t *len;
+};
+
+template <int L> __global__ void __launch_bounds__(32 * WARPS) store_rows(const __grid_constant__ store_job j) {
+  constexpr int ROWS = 32 / L;
+  __shared__ float2 kept[WARPS][32 * SLOTS];
+  const int32_t warp = threadIdx.x / 32, group = threadIdx.x % 32 / L, n_tokens = (int32_t)j.sides[0].tokens.max_seqlen;
+  sfa_cuda_wait_for_previous();
+  for (int32_t side = 0, piece = warp; side < 2; side++) {
+    const int32_t n_heads = j.sides[side].n_heads, n_rows = n_tokens * n_heads, n_pieces = (n_rows + ROWS - 1) / ROWS;
+    for (; piece < n_pieces; piece += WARPS) {
+      const int32_t row = min(piece * ROWS + group, n_rows - 1);
+      select_group<L>(j.sides[side], j.vectors[side], kept[warp], row / n_heads, row % n_heads, piece * ROWS + group < n_rows);
+    }
+    piece -= n_pieces;
+  }
+  __syncthreads();
+  if (threadIdx.x == 0)
+    *j.len += n_tokens;
 }
 
 /* ---- A block a row ---------------------------------------------------------------------------------------------------------------- */
@@ -496,16 +525,20 @@ __global__ void __launch_bounds__(WIDE_THREADS) select_wide(const __grid_constan
 
 /* ---- The launch ------------------------------------------------------------------------------------------------------------------- */
 
+static const char *text_of(cudaError_t error) { return error == cudaSuccess ? NULL : cudaGetErrorString(error); }
+
 static bool takes_lanes(const sfa_cuda_select *s) {
   return s->dim <= WIDEST && sfa_cuda_rows_aligned(&s->x) && (!s->rows.data || sfa_cuda_rows_aligned(&s->rows)) &&
          sfa_cuda_aligned(s->rows_f32, 0, 16) && (!s->has_store || s->store.format.k || sfa_cuda_store_aligned(&s->store));
 }
 
+/* Whether what is turned together lies in one lane. */
+template <int L> static bool pairs_in_lane(const sfa_cuda_select *s) { return !s->rope_cos || s->rope_interleaved || s->n_pairs == 8 * L; }
+
 template <int L> static void launch(const sfa_cuda_select *s, int64_t n_tokens, cudaStream_t stream) {
-  const bool pairs_in_lane = !s->rope_cos || s->rope_interleaved || s->n_pairs == 8 * L;
   const int64_t rows_a_block = 32 / L * WARPS, n_blocks = (n_tokens + rows_a_block - 1) / rows_a_block;
   const dim3 grid((unsigned)(n_blocks < 8192 ? n_blocks : 8192), (unsigned)s->n_heads);
-  select_rows<L><<<grid, 32 * WARPS, 0, stream>>>(*s, pairs_in_lane);
+  select_rows<L><<<grid, 32 * WARPS, 0, stream>>>(*s, pairs_in_lane<L>(s));
 }
 
 extern "C" const char *sfa_cuda_select_run(const sfa_cuda_select *args, sfa_cuda_stream stream) {
@@ -526,6 +559,25 @@ extern "C" const char *sfa_cuda_select_run(const sfa_cuda_select *args, sfa_cuda
     const unsigned n_blocks = (unsigned)(n_rows < 65536 ? n_rows : 65536);
     select_wide<<<n_blocks, WIDE_THREADS, 0, stream>>>(*args);
   }
-  const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? NULL : cudaGetErrorString(error);
+  return text_of(cudaGetLastError());
+}
+
+template <int L> static const char *launch_store(const sfa_cuda_select *k, const sfa_cuda_select *v, int32_t *len, cudaStream_t stream) {
+  const store_job job = {{*k, *v}, {pairs_in_lane<L>(k), pairs_in_lane<L>(v)}, len};
+  return sfa_cuda_launch_after(store_rows<L>, dim3(1), 32 * WARPS, 0, stream, job);
+}
+
+static __global__ void grow_len(int32_t *len, int32_t by) { *len += by; }
+
+extern "C" const char *sfa_cuda_store_run(const sfa_cuda_select *k, const sfa_cuda_select *v, int32_t *len, sfa_cuda_stream stream) {
+  const int64_t n_tokens = k->tokens.max_seqlen;
+  const int32_t dim = k->dim > v->dim ? k->dim : v->dim;
+  if (n_tokens * (k->n_heads + v->n_heads) <= FEW_ROWS && takes_lanes(k) && takes_lanes(v))
+    return (dim <= 64 ? launch_store<4> : dim <= 128 ? launch_store<8> : launch_store<16>)(k, v, len, stream);
+  const char *error = sfa_cuda_select_run(k, stream);
+  if (!error)
+    error = sfa_cuda_select_run(v, stream);
+  if (!error)
+    grow_len<<<1, 1, 0, stream>>>(len, (int32_t)n_tokens);
+  return error ? error : text_of(cudaGetLastError());
 }

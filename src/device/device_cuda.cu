@@ -2,7 +2,7 @@
  * takes a short one, a block a long one, and elements without a sum go one to a thread. */
 #include "device/device_cuda.cuh"
 
-enum { THREADS = 256, WARPS = THREADS / 32, LONG_ROW = 1024 };
+enum { THREADS = 256, WARPS = THREADS / 32, LONG_ROW = 1024, FEW_PIECES = 64 };
 
 /* ---- Norms ------------------------------------------------------------------------------------------------------------------------ */
 
@@ -46,7 +46,7 @@ template <int TEAM, typename Out> __global__ void __launch_bounds__(THREADS) nor
 template <typename Out> static void run_norm(const sfa_context *ctx, const norm_job *job) {
   if (job->n_pieces <= 0)
     return;
-  if (job->dim > LONG_ROW)
+  if (job->dim > LONG_ROW || job->n_pieces <= FEW_PIECES)
     SFA_CUDA_LAUNCH(ctx, (norm_kernel<WARPS, Out>), sfa_cuda_blocks(job->n_pieces, 1), THREADS, 0, *job);
   else
     SFA_CUDA_LAUNCH(ctx, (norm_kernel<1, Out>), sfa_cuda_blocks(job->n_pieces, WARPS), THREADS, 0, *job);

@@ -145,7 +145,11 @@ __device__ static inline float fold(const float *, uint4 w, int32_t c, const flo
   return dot_four(a, __uint_as_float(w.x), __uint_as_float(w.y), __uint_as_float(w.z), __uint_as_float(w.w), sum);
 }
 
-template <int ROWS> __device__ static void read_inputs(const few_job &j, float *inputs, float *room) {
+enum { BATCH = 12 }; /* inputs that a thread asks for at a time */
+
+/* Inputs to shared memory, times the norm's weight; what they are still to be multiplied with comes to factors. Loads go out together: a
+ * step of one token waits for them in every layer. */
+template <int ROWS> __device__ static void read_inputs(const few_job &j, float *inputs, float *room, float *factors) {
   for (int row = 0; row < ROWS; row++) {
     const float *x = j.x + row * j.x_stride;
     float *to = inputs + row * j.ld, mean = 0, squares = 0, factor = 1;
@@ -154,18 +158,30 @@ template <int ROWS> __device__ static void read_inputs(const few_job &j, float *
         mean += x[i];
       mean = sfa_block_sum<WARPS>(mean, room) / (float)j.n_in;
     }
-    for (int i = threadIdx.x; i < j.ld; i += THREADS) {
-      const float v = i < j.n_in ? x[i] - mean : 0.0f;
-      squares = fmaf(v, v, squares);
-      to[place_of(i, j.ld)] = v;
+    for (int first = threadIdx.x; first < j.ld; first += THREADS * BATCH) {
+      float v[BATCH], weight[BATCH];
+#pragma unroll
+      for (int b = 0; b < BATCH; b++) {
+        const int i = first + b * THREADS;
+        v[b] = i < j.n_in ? x[i] - mean : 0.0f;
+        weight[b] = j.norm_weight && i < j.n_in ? __ldg(j.norm_weight + i) : 1.0f;
+      }
+#pragma unroll
+      for (int b = 0; b < BATCH; b++) {
+        const int i = first + b * THREADS;
+        squares = fmaf(v[b], v[b], squares);
+        if (i < j.ld)
+          to[place_of(i, j.ld)] = v[b] * weight[b];
+      }
     }
-    if (!j.norm_weight)
-      continue;
-    factor = 1.0f / sqrtf(sfa_block_sum<WARPS>(squares, room) / (float)j.n_in + j.eps);
-    for (int i = threadIdx.x; i < j.n_in; i += THREADS) {
+    if (j.norm_weight)
+      factor = 1.0f / sqrtf(sfa_block_sum<WARPS>(squares, room) / (float)j.n_in + j.eps);
+    for (int i = threadIdx.x; j.norm_bias && i < j.n_in; i += THREADS) {
       const int at = place_of(i, j.ld);
-      to[at] = to[at] * factor * j.norm_weight[i] + (j.norm_bias ? j.norm_bias[i] : 0.0f);
+      to[at] = to[at] * factor + j.norm_bias[i];
     }
+    if (threadIdx.x == 0)
+      factors[row] = j.norm_bias ? 1.0f : factor;
   }
   __syncthreads();
 }
@@ -199,51 +215,60 @@ template <typename W, bool PAIR> __device__ static inline void ask(const few_job
   }
 }
 
+/* What is added to the sums of output `at`: bias, and what is there. */
+template <int ROWS, bool PAIR> __device__ static inline void ask_base(const few_job &j, int32_t at, float (*base)[ROWS]) {
+  const int32_t p = part_of<PAIR>(j, &at);
+#pragma unroll
+  for (int i = 0; i < (PAIR ? 2 : 1); i++) {
+    const few_part &part = j.parts[p + i];
+    const float bias = part.bias ? __ldg(part.bias + at) : 0.0f;
+#pragma unroll
+    for (int row = 0; row < ROWS; row++)
+      base[i][row] = bias + (j.add ? part.out[row * part.out_stride + at] : 0.0f);
+  }
+}
+
 template <int ROWS, bool PAIR> __device__ static inline void put_outputs(const few_job &j, int32_t at, const float (*sums)[ROWS]) {
   const int32_t p = part_of<PAIR>(j, &at);
   const few_part &part = j.parts[p];
 #pragma unroll
   for (int row = 0; row < ROWS; row++) {
-    float y = sums[0][row] + (part.bias ? part.bias[at] : 0.0f), *out = part.out + row * part.out_stride + at;
-    if (j.act >= 0)
-      y = sfa_activated(j.act, y);
-    if (PAIR)
-      y *= sums[1][row] + (j.parts[1].bias ? j.parts[1].bias[at] : 0.0f);
-    *out = j.add ? *out + y : y;
+    const float y = j.act >= 0 ? sfa_activated(j.act, sums[0][row]) : sums[0][row];
+    part.out[row * part.out_stride + at] = PAIR ? y * sums[1][row] : y;
   }
 }
 
-/* PAIR: outputs of parts 0 and 1 belong together. Weights are asked for before the input is there (they depend on nothing), and always one
- * place ahead. */
+/* The place after one. */
+__device__ static inline few_place place_after(few_place place, int32_t n_pieces, int32_t stride) {
+  place.piece += 32 * DEEP;
+  return place.piece < n_pieces ? place : (few_place){place.at + stride, 0};
+}
+
+/* PAIR: outputs of parts 0 and 1 belong together. Weights depend on nothing: those of two places are asked for before the input is there,
+ * and then always one place ahead. */
 template <typename W, int ROWS, bool PAIR> __global__ void __launch_bounds__(THREADS) few_kernel(const __grid_constant__ few_job j) {
   extern __shared__ float4 shared[];
-  __shared__ float room[WARPS];
+  __shared__ float room[WARPS], factors[ROWS];
   float *inputs = (float *)shared;
   enum { N = PAIR ? 2 : 1 };
   const int32_t n_pieces = j.ld / (16 / (int)sizeof(W)), stride = gridDim.x * WARPS, lane = threadIdx.x % 32;
   int32_t n = 0;
   for (int p = 0; p < (PAIR ? 1 : j.n_parts); p++)
     n += j.parts[p].n_out;
-  few_place place = {(int32_t)(blockIdx.x * WARPS + threadIdx.x / 32), 0};
-  uint4 next[N][DEEP], now[N][DEEP];
-  float sums[N][ROWS] = {};
-  if (place.at < n)
-    ask<W, PAIR>(j, place, n_pieces, next);
+  few_place here = {(int32_t)(blockIdx.x * WARPS + threadIdx.x / 32), 0}, there = place_after(here, n_pieces, stride);
+  uint4 now[N][DEEP], next[N][DEEP];
+  float sums[N][ROWS] = {}, base[N][ROWS] = {};
+  if (here.at < n)
+    ask<W, PAIR>(j, here, n_pieces, now);
+  if (there.at < n)
+    ask<W, PAIR>(j, there, n_pieces, next);
+  for (int i = threadIdx.x * 32; j.norm_weight && i < j.n_in; i += THREADS * 32)
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(j.norm_weight + i));
   sfa_cuda_wait_for_previous();
-  read_inputs<ROWS>(j, inputs, room);
-  while (place.at < n) {
-    const few_place here = place;
-    place.piece += 32 * DEEP;
-    const bool last = place.piece >= n_pieces;
-    if (last)
-      place = (few_place){place.at + stride, 0};
-#pragma unroll
-    for (int i = 0; i < N; i++)
-#pragma unroll
-      for (int d = 0; d < DEEP; d++)
-        now[i][d] = next[i][d];
-    if (place.at < n)
-      ask<W, PAIR>(j, place, n_pieces, next);
+  if (here.at < n)
+    ask_base<ROWS, PAIR>(j, here.at, base);
+  read_inputs<ROWS>(j, inputs, room, factors);
+  while (here.at < n) {
 #pragma unroll
     for (int d = 0; d < DEEP; d++) {
       const int32_t c = here.piece + d * 32 + lane;
@@ -254,20 +279,31 @@ template <typename W, int ROWS, bool PAIR> __global__ void __launch_bounds__(THR
           for (int row = 0; row < ROWS; row++)
             sums[i][row] = fold((const W *)NULL, now[i][d], c, inputs + row * j.ld, j.ld, sums[i][row]);
     }
-    if (!last)
-      continue;
+    if (there.at != here.at) {
+#pragma unroll
+      for (int i = 0; i < N; i++)
+#pragma unroll
+        for (int row = 0; row < ROWS; row++)
+          sums[i][row] = fmaf(sfa_warp_sum(sums[i][row]), factors[row], base[i][row]);
+      if (lane == 0)
+        put_outputs<ROWS, PAIR>(j, here.at, sums);
+      if (there.at < n)
+        ask_base<ROWS, PAIR>(j, there.at, base);
+#pragma unroll
+      for (int i = 0; i < N; i++)
+#pragma unroll
+        for (int row = 0; row < ROWS; row++)
+          sums[i][row] = 0;
+    }
 #pragma unroll
     for (int i = 0; i < N; i++)
 #pragma unroll
-      for (int row = 0; row < ROWS; row++)
-        sums[i][row] = sfa_warp_sum(sums[i][row]);
-    if (lane == 0)
-      put_outputs<ROWS, PAIR>(j, here.at, sums);
-#pragma unroll
-    for (int i = 0; i < N; i++)
-#pragma unroll
-      for (int row = 0; row < ROWS; row++)
-        sums[i][row] = 0;
+      for (int d = 0; d < DEEP; d++)
+        now[i][d] = next[i][d];
+    here = there;
+    there = place_after(here, n_pieces, stride);
+    if (there.at < n)
+      ask<W, PAIR>(j, there, n_pieces, next);
   }
 }
 

@@ -106,6 +106,15 @@ static void put_row(const sfa_cuda_rows *rows, float *scales, int64_t token, int
   free(whole);
 }
 
+/* A row, turned by a line of a rope. */
+static void turn(float *x, const float *cosines, const float *sines, int32_t n_pairs, int32_t interleaved) {
+  for (int32_t p = 0; p < n_pairs; p++) {
+    float *a = &x[interleaved ? 2 * p : p], *c = &x[interleaved ? 2 * p + 1 : p + n_pairs], was = *a;
+    *a = was * cosines[p] - *c * sines[p];
+    *c = *c * cosines[p] + was * sines[p];
+  }
+}
+
 /* ---- Stages ---------------------------------------------------------------------------------------------------------- */
 
 static const char *select_rows(const sfa_cuda_select *s, sfa_cuda_stream stream) {
@@ -118,12 +127,8 @@ static const char *select_rows(const sfa_cuda_select *s, sfa_cuda_stream stream)
         int64_t token = first_of(&s->tokens, b) + t, line = s->first_line ? s->first_line[b] + t : token;
         for (int32_t f = 0; f < D; f++)
           x[f] = element(row_at(&s->x, token, h), s->x.dtype, f);
-        for (int32_t p = 0; s->rope_cos && p < s->n_pairs; p++) {
-          float *a = &x[s->rope_interleaved ? 2 * p : p], *c = &x[s->rope_interleaved ? 2 * p + 1 : p + s->n_pairs], was = *a;
-          float cosine = s->rope_cos[line * s->n_pairs + p], sine = s->rope_sin[line * s->n_pairs + p];
-          *a = was * cosine - *c * sine;
-          *c = *c * cosine + was * sine;
-        }
+        if (s->rope_cos)
+          turn(x, s->rope_cos + line * s->n_pairs, s->rope_sin + line * s->n_pairs, s->n_pairs, s->rope_interleaved);
         for (int32_t four = 0; s->two_of_four && four < D; four += 4) {
           oracle_topk(x + four, 4, 2, ids);
           for (int f = 0; f < 4; f++)
@@ -163,6 +168,13 @@ static const char *select_rows(const sfa_cuda_select *s, sfa_cuda_stream stream)
           put_row(&s->rows, s->row_scales, token, h, s->n_heads, D, kept);
       }
   free(x), free(kept), free(ids);
+  return stream_wait(stream);
+}
+
+static const char *store(const sfa_cuda_select *k, const sfa_cuda_select *v, int32_t *len, sfa_cuda_stream stream) {
+  select_rows(k, stream);
+  select_rows(v, stream);
+  *len += (int32_t)k->tokens.max_seqlen;
   return stream_wait(stream);
 }
 
@@ -245,6 +257,8 @@ static const char *decode(const sfa_cuda_decode *d, sfa_cuda_stream stream) {
     float *q = numbers_of(&d->q, NULL, b * T, T, H, D), *k = malloc((size_t)(S * G * D + 1) * sizeof *k),
           *v = malloc((size_t)(S * G * E + 1) * sizeof *v);
     double *out = malloc((size_t)(T * H * E + 1) * sizeof *out), *lse = malloc((size_t)(T * H + 1) * sizeof *lse);
+    for (int64_t i = 0; d->rope_cos && i < T * H; i++)
+      turn(q + i * D, d->rope_cos + i / H * d->n_pairs, d->rope_sin + i / H * d->n_pairs, d->n_pairs, d->rope_interleaved);
     for (int64_t j = 0; j < S * G; j++) {
       load_stored(&d->k, b, j % G, j / G, k + j * D);
       load_stored(&d->v, b, j % G, j / G, v + j * E);
@@ -336,7 +350,7 @@ static const char *words(uint64_t *to, int32_t n, const uint64_t *values, sfa_cu
 static const char *lens(int32_t *at, int64_t stride, int64_t n, int32_t len, sfa_cuda_len_change change, sfa_cuda_stream stream) {
   for (int64_t i = 0; i < n; i++) {
     int32_t *l = &at[i * stride];
-    *l = change == SFA_CUDA_LEN_GROWS ? *l + len : change == SFA_CUDA_LEN_AT_MOST && *l < len ? *l : len;
+    *l = change == SFA_CUDA_LEN_AT_MOST && *l < len ? *l : len;
   }
   return stream_wait(stream);
 }
@@ -430,6 +444,7 @@ static const sfa_cuda_library library = {
     .memory_zero = memory_zero,
     .help = {words, lens, numbers, tables, slots, merge, spread, unrotate},
     .stages = {.select = select_rows,
+               .store = store,
                .gather = gather,
                .prefill_sm90 = prefill,
                .prefill_portable = prefill,
