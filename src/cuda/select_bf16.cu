@@ -301,7 +301,7 @@ static bool stream_aligned(const sfa_cuda_store &store, const sfa_kv_stream &str
 
 /* Whether eight slots are stored as vectors. */
 static bool slots_aligned(const sfa_cuda_select *s) {
-  const size_t element = sfa_dtype_bytes(s->store.format.dtype), bytes = element == 1 ? 8 : 16;
+  const size_t element = sfa_stored_bytes(s->store.format.dtype, 1), bytes = element == 1 ? 8 : 16;
   return s->k % 8 == 0 && stream_aligned(s->store, s->store.ids, 1, 8) && stream_aligned(s->store, s->store.values, element, bytes);
 }
 
