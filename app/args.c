@@ -63,6 +63,8 @@ static const row rows[] = {
     {'f', "file", 0, TEXT, AT(file), "FILE", 0, 0, 0, VERB_EVAL_PPL, "the text, or a folder of texts"},
     {0, "compare", 0, TEXT, AT(compare), "LIST", 0, 0, 0, COMPARES,
      "settings of attention, one after another: dense, K, K/KQ and K/all (dense queries), as in dense,16,16/all"},
+    {0, "budget", 0, REAL, AT(budget), "MB", 0, 0, BIG, VERB_EVAL_PPL | VERB_EVAL_NIAH,
+     "tell what a KV cache of that size holds (default: half of what the first setting takes for the longest context)"},
     {0, "limit", 0, INT, AT(limit), "N", 0, 1, BIG, TASKS, "the first N items (default: all)"},
     {0, "shots", 0, INT, AT(shots), "N", 0, 0, 1000, VERB_EVAL_TASK,
      "worked examples before each item, drawn as lm-evaluation-harness does (default: gsm8k 5, others 0)"},

@@ -51,7 +51,7 @@ typedef struct app_options {
   const char *shots_file, *compare;
   int64_t limit, shots, depths, trials;
   text_list tasks; /* NAME=FILE */
-  double mean_k;
+  double mean_k, budget;
   bool by_head;
   const char *adapter;
   int_list lengths;

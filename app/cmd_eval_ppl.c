@@ -38,6 +38,25 @@ static void make_curve(const eval_setting *setting, int64_t window, curve *c) {
   }
 }
 
+static double budget_of(const ppl *p) { return eval_budget_bytes(&p->app, &p->settings, p->window); }
+
+/* The loss of predictions from about as many tokens as the budget holds: the last third of them. */
+static void find_held(const ppl *p, eval_setting *setting) {
+  eval_held *held = &setting->held;
+  double sum = 0;
+  int64_t n = 0;
+  *held = (eval_held){.tokens = eval_budget_tokens(setting, budget_of(p))};
+  const int64_t end = held->tokens < p->window ? held->tokens : p->window;
+  for (int64_t place = end; place >= 1 && 3 * place >= 2 * end; place--) {
+    sum += setting->position_nll[place - 1];
+    n += setting->position_n[place - 1];
+  }
+  if (n) {
+    held->context = end;
+    held->score = sum / (double)n;
+  }
+}
+
 static int run_setting(ppl *p, eval_setting *setting) {
   app *a = &p->app;
   int status = eval_open_session(a, setting, p->window, progress_step, &a->progress);
@@ -53,6 +72,7 @@ static int run_setting(ppl *p, eval_setting *setting) {
   progress_clear(&a->progress);
   setting->seconds = seconds_now() - a->progress.start;
   setting->n_done = setting->perplexity.n_scored;
+  find_held(p, setting);
   if (scored == SFA_OK)
     return interrupted() ? EXIT_INTERRUPTED : EXIT_OK;
   return scored == SFA_ERROR_CANCELLED ? EXIT_INTERRUPTED : app_fail_status(a->ctx);
@@ -83,6 +103,7 @@ static int print_table(const ppl *p) {
       printf(" %7.3f", c.nll[g]);
     printf("\n");
   }
+  eval_budget_print(&p->settings, budget_of(p), "NLL");
   return app_flush();
 }
 
@@ -94,6 +115,7 @@ static cJSON *ppl_json(const ppl *p) {
   cJSON_AddNumberToObject(document, "bytes", (double)p->n_bytes);
   cJSON_AddNumberToObject(document, "window", (double)p->window);
   cJSON_AddNumberToObject(document, "stride", (double)p->stride);
+  cJSON_AddNumberToObject(document, "budget_bytes", budget_of(p));
   list = cJSON_AddArrayToObject(document, "settings");
   for (int i = 0; i < p->settings.n && p->settings.all[i].n_done; i++) {
     const eval_setting *s = &p->settings.all[i];
@@ -107,6 +129,7 @@ static cJSON *ppl_json(const ppl *p) {
     cJSON_AddNumberToObject(row, "scored", (double)s->perplexity.n_scored);
     cJSON_AddNumberToObject(row, "seconds", s->seconds);
     cJSON_AddNumberToObject(row, "kv_bytes_per_token", (double)s->token_bytes);
+    eval_budget_json(s, row);
     cJSON_AddItemToObject(row, "place", cJSON_CreateDoubleArray(c.place, c.n));
     cJSON_AddItemToObject(row, "place_nll", cJSON_CreateDoubleArray(c.nll, c.n));
     cJSON_AddItemToArray(list, row);
@@ -116,7 +139,7 @@ static cJSON *ppl_json(const ppl *p) {
 
 /* Loss by tokens before, and by the bytes that their keys and values take: what a budget of memory buys. */
 static int plot_curves(const ppl *p, const char *path) {
-  FILE *plot = plot_open(path, 1200, 520);
+  FILE *plot = plot_open(path, 1700, 520);
   if (plot) {
     for (int i = 0; i < p->settings.n && p->settings.all[i].n_done; i++) {
       curve c;
@@ -126,7 +149,7 @@ static int plot_curves(const ppl *p, const char *path) {
         fprintf(plot, "%g %g %g\n", c.place[g], c.nll[g], 1e-6 * c.place[g] * (double)p->settings.all[i].token_bytes);
       fprintf(plot, "EOD\n");
     }
-    fprintf(plot, "set multiplot layout 1,2\nset grid; set logscale x; set key top right; set ylabel 'NLL, nats a token'\n");
+    fprintf(plot, "set multiplot layout 1,3\nset grid; set logscale x; set key top right; set ylabel 'NLL, nats a token'\n");
     for (int by_bytes = 0; by_bytes < 2; by_bytes++) {
       fprintf(plot, "set xlabel '%s'\nplot ", by_bytes ? "KV cache of the tokens before, MB" : "tokens before");
       for (int i = 0; i < p->settings.n && p->settings.all[i].n_done; i++) {
@@ -135,6 +158,7 @@ static int plot_curves(const ppl *p, const char *path) {
       }
       fprintf(plot, "\n");
     }
+    eval_budget_plot(plot, &p->settings, budget_of(p), "NLL, nats a token");
     fprintf(plot, "unset multiplot\n");
   }
   return plot_close(plot) ? EXIT_OK : app_fail("gnuplot could not draw %s", path);

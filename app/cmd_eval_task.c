@@ -75,6 +75,7 @@ static int run_task(app *a, const app_options *o, eval_settings *s, sfa_eval **e
     status = run_setting(a, *eval, info.n_items, &s->all[i]);
   if (status && status != EXIT_INTERRUPTED)
     return status;
+  eval_task_budget(a, s, *eval);
   /* What is done until Ctrl-C is told as well. */
   int told = o->json ? app_print_json(eval_task_json(a, s, *eval)) : eval_task_print(a, s, *eval);
   if (!told && o->plot)

@@ -89,6 +89,32 @@ static void print_grid(const sfa_eval_info *info, const eval_setting *setting) {
   }
 }
 
+/* ---- A budget --------------------------------------------------------------------------------------------------------------------- */
+
+static double budget_of(const app *a, const eval_settings *s) {
+  int64_t longest = 0;
+  for (int64_t i = 0; i < s->all[0].n_done; i++)
+    longest = s->all[0].results[i].n_tokens > longest ? s->all[0].results[i].n_tokens : longest;
+  return eval_budget_bytes(a, s, longest);
+}
+
+/* The longest prompt that fits. */
+void eval_task_budget(const app *a, eval_settings *s, const sfa_eval *eval) {
+  sfa_eval_info info;
+  sfa_eval_describe(eval, &info);
+  for (int i = 0; is_needle(&info) && i < s->n && s->all[i].n_done; i++) {
+    eval_held *held = &s->all[i].held;
+    grid g;
+    fill_grid(&info, &s->all[i], &g);
+    *held = (eval_held){.tokens = eval_budget_tokens(&s->all[i], budget_of(a, s))};
+    for (int l = 0; l < g.n_lengths; l++)
+      if (g.lengths[l] <= held->tokens && g.lengths[l] > held->context) {
+        held->context = g.lengths[l];
+        held->score = mean_of_length(&g, l);
+      }
+  }
+}
+
 /* ---- Table ----------------------------------------------------------------------------------------------------------------------- */
 
 /* Items whose first metric is that of the first setting. */
@@ -122,6 +148,8 @@ int eval_task_print(const app *a, const eval_settings *s, const sfa_eval *eval) 
     printf("\nsame: items with the %s of %s\n", info.metrics[0], s->all[0].name);
   for (int i = 0; info.has_depth && i < s->n && s->all[i].n_done; i++)
     print_grid(&info, &s->all[i]);
+  if (is_needle(&info))
+    eval_budget_print(s, budget_of(a, s), info.metrics[0]);
   return app_flush();
 }
 
@@ -155,6 +183,8 @@ static cJSON *setting_json(const sfa_eval_info *info, const eval_setting *settin
     cJSON_AddNumberToObject(score, "value", setting->scores[m].value);
     cJSON_AddNumberToObject(score, "stderr", setting->scores[m].stderr_of_mean);
   }
+  if (is_needle(info))
+    eval_budget_json(setting, row);
   items = cJSON_AddArrayToObject(row, "items");
   for (int64_t i = 0; i < setting->n_done; i++)
     cJSON_AddItemToArray(items, item_json(info, &setting->results[i]));
@@ -169,6 +199,8 @@ cJSON *eval_task_json(const app *a, const eval_settings *s, const sfa_eval *eval
   cJSON_AddStringToObject(document, "file", a->o->file);
   cJSON_AddStringToObject(document, "model", *a->info.name ? a->info.name : a->info.family);
   cJSON_AddNumberToObject(document, "examples", info.n_shots);
+  if (is_needle(&info))
+    cJSON_AddNumberToObject(document, "budget_bytes", budget_of(a, s));
   cJSON *settings = cJSON_AddArrayToObject(document, "settings");
   for (int i = 0; i < s->n && s->all[i].n_done; i++)
     cJSON_AddItemToArray(settings, setting_json(&info, &s->all[i]));
@@ -247,7 +279,9 @@ int eval_task_plot(const app *a, const eval_settings *s, const sfa_eval *eval, c
   int n = 0;
   while (n < s->n && s->all[n].n_done)
     n++;
-  int panels = info.has_depth ? n + 2 : info.n_metrics + 1, columns = panels < 4 ? panels : panels < 7 ? (panels + 1) / 2 : 4;
+  int panels = info.has_depth ? n + 2 + is_needle(&info) : info.n_metrics + 1, columns = panels < 4   ? panels
+                                                                                         : panels < 7 ? (panels + 1) / 2
+                                                                                                      : 4;
   int lines = (panels + columns - 1) / columns;
   if (n == 0)
     return app_fail("nothing was scored; there is nothing to draw in %s", path);
@@ -262,6 +296,8 @@ int eval_task_plot(const app *a, const eval_settings *s, const sfa_eval *eval, c
       plot_heat(plot, &info, &s->all[i]);
     for (int by_bytes = 0; info.has_depth && by_bytes < 2; by_bytes++)
       plot_lengths(plot, &info, s, by_bytes);
+    if (is_needle(&info))
+      eval_budget_plot(plot, s, budget_of(a, s), info.metrics[0]);
     for (int m = 0; !info.has_depth && m < info.n_metrics; m++)
       plot_metric(plot, &info, s, m, false);
     if (!info.has_depth)

@@ -446,6 +446,9 @@ case_eval_task() {
   [[ $out == *"0.55"* && $out == *"acc by tokens"* ]] || fault "depths of kv: $out"
   good eval niah -m "$model" -f "$book" --lengths 300,384 --depths 3 --trials 1 --compare dense,4 --plot "$work/niah.png"
   [[ $out == *"       384"* ]] || fault "grid of niah: $out"
+  [[ $out == *"what a KV cache of"*"192            - "* ]] || fault "half the budget of dense is too little for it: $out"
+  good eval niah -m "$model" -f "$book" --lengths 300,384 --depths 1 --trials 1 --compare dense,4 --json --budget 10
+  equal "the longest prompt is held" "$(get budget_bytes settings.1.held.measured_at | tr '\n' ' ')" "10000000 384 "
   [ -s "$work/niah.png" ] || fault "no picture of niah"
   good data listops --rows 20 --min-length 5 --max-length 30 --max-depth 3 --seed 2
   cp "$work/out" "$work/lists.tsv"
@@ -457,6 +460,8 @@ case_eval_task() {
   holds "perplexity" "$(get settings.0.perplexity) > 100 && ($(get settings.0.perplexity) - exp($(get settings.0.nll))) ^ 2 < 1e-6"
   equal "settings of ppl" "$(get settings.# window stride | tr '\n' ' ')" "2 200 100 "
   [ -s "$work/ppl.png" ] || fault "no picture of ppl"
+  holds "half of what dense takes" "$(get budget_bytes) == 100 * $(get settings.0.kv_bytes_per_token) && $(get settings.0.held.tokens) == 100"
+  holds "codes hold more" "$(get settings.1.held.tokens) > 100 && $(get settings.1.held.measured_at) <= 200 && $(get settings.1.held.score) > 0"
   good eval ppl -m "$model" -f "$work/text"
   [[ $out == *"loss by place"* ]] || fault "table of ppl: $out"
   bad 2 "wants its data" eval piqa -m "$model"
@@ -466,6 +471,7 @@ case_eval_task() {
   bad 1 "line 1: \"goal\" is missing" eval piqa -m "$model" -f "$golden/lambada.jsonl"
   bad 1 "wants 5 worked examples" eval gsm8k -m "$model" -f "$golden/gsm8k.jsonl"
   bad 1 "after 0 rows" data listops --rows 1 --max-depth 2
+  bad 2 "budget" eval ppl -m "$model" -f "$work/text" --budget -1
   bad 2 "stride" eval ppl -m "$model" -f "$work/text" -c 100 --stride 101
 }
 
