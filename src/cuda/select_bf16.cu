@@ -4,27 +4,22 @@
  *   1. A warp copies its rows to shared memory, 16 bytes a thread and step. Piece p of row r lies at p ^ r % 8 of the row, so that the
  * threads then read their own rows without conflicts. A thread's magnitudes stay in registers, two in a word.
  *   2. The threshold is searched by halves between the least of k or more maxima of parts of the row, which k reach, and 1 above the
- * maximum. A step counts by packed multiply-adds in f16: the bits of positive bf16 numbers, taken as f16, are numbers in the same order,
- * and (m - below) 2^12, held to 0 and 1, is 1 where m is more than `below`, the number before the threshold. That is so for thresholds from
- * LEAST_COUNTED to MOST_COUNTED, 2^-23 to 2^25 as bf16; others, and rows with NaN, are counted by comparing whole numbers.
+ * maximum. A step counts by packed comparisons of f16 and sums of their ones: the bits of positive bf16 numbers below 2^121, taken as f16,
+ * are numbers in the same order. Rows with larger ones, infinite ones or NaN are counted by comparing whole numbers.
  *   3. The same sums with powers of two as weights are the mask of what is kept; where features tie at the k-th place, the first ones.
  *   4. The kept ones are taken in feature order, eight slots at a time. */
 #include "cuda/select_bf16.cuh"
 
-enum { WARPS = 4, LEAST_COUNTED = 0x3401, MOST_COUNTED = 0x4bff };
+enum { WARPS = 4 };
+enum { F16_INFINITE = 0x7c00 };
 static const uint32_t F16_LARGEST = 0x477fe000u, INFINITE = 0x7f800000u; /* as f32: 65504 and inf */
 
 SFA_DEVICE uint32_t twice(uint32_t half) { return __byte_perm(half, 0, 0x1010); }
 
-/* 1.0 in the halves of m that are more than `below`; minus: -2^12 below. Added to sum, times weight. */
-SFA_DEVICE uint32_t f16_minus(uint32_t below) {
-  uint32_t minus;
-  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(minus) : "r"(twice(below)), "r"(0xec00ec00u)); /* -4096 */
-  return minus;
-}
-SFA_DEVICE uint32_t f16_above(uint32_t m, uint32_t minus) {
+/* 1.0 in the halves of m that are at least those of limits, and 0 in the others. */
+SFA_DEVICE uint32_t f16_reached(uint32_t m, uint32_t limits) {
   uint32_t is;
-  asm("fma.rn.sat.f16x2 %0, %1, %2, %3;" : "=r"(is) : "r"(m), "r"(0x6c006c00u), "r"(minus)); /* 4096 */
+  asm("set.ge.f16x2.f16x2 %0, %1, %2;" : "=r"(is) : "r"(m), "r"(limits));
   return is;
 }
 SFA_DEVICE uint32_t f16_add(uint32_t a, uint32_t b) {
@@ -41,11 +36,11 @@ SFA_DEVICE uint32_t f16_weigh(uint32_t is, uint32_t weight, uint32_t sum) {
 /* How many of the thread's magnitudes are at least limit. counts: 1..128 in each half are whole numbers of f16. */
 template <int WORDS> SFA_DEVICE int32_t count_reached(const uint32_t *m, uint32_t limit, bool ordered) {
   if (ordered) {
-    const uint32_t minus = f16_minus(limit - 1);
+    const uint32_t limits = twice(limit);
     uint32_t n[4] = {0, 0, 0, 0};
 #pragma unroll
     for (int i = 0; i < WORDS; i++)
-      n[i % 4] = f16_add(n[i % 4], f16_above(m[i], minus));
+      n[i % 4] = f16_add(n[i % 4], f16_reached(m[i], limits));
     const uint32_t sum = f16_add(f16_add(n[0], n[1]), f16_add(n[2], n[3]));
     return (int32_t)(__half2float(__ushort_as_half((unsigned short)sum)) + __half2float(__ushort_as_half((unsigned short)(sum >> 16))));
   }
@@ -60,17 +55,17 @@ template <int WORDS> SFA_DEVICE int32_t count_reached(const uint32_t *m, uint32_
 template <int WORDS> SFA_DEVICE void mask_reached(const uint32_t *m, uint32_t limit, bool ordered, uint32_t *mask) {
   if (ordered) { /* eight features a sum: 1024 and a byte, whose bits of even features are in the low half and of odd ones in the high half
                   */
-    const uint32_t minus = f16_minus(limit - 1);
+    const uint32_t limits = twice(limit);
 #pragma unroll
     for (int i = 0; i < WORDS / 16; i++) {
       uint32_t byte[4];
 #pragma unroll
       for (int j = 0; j < 4; j++) {
         const uint32_t *four = m + 16 * i + 4 * j;
-        byte[j] = f16_weigh(f16_above(four[0], minus), 0x54005800u, 0x64006400u); /* 64, 128 on 1024 */
-        byte[j] = f16_weigh(f16_above(four[1], minus), 0x4c005000u, byte[j]);     /* 16, 32 */
-        byte[j] = f16_weigh(f16_above(four[2], minus), 0x44004800u, byte[j]);     /* 4, 8 */
-        byte[j] = f16_weigh(f16_above(four[3], minus), 0x3c004000u, byte[j]);     /* 1, 2 */
+        byte[j] = f16_weigh(f16_reached(four[0], limits), 0x54005800u, 0x64006400u); /* 64, 128 on 1024 */
+        byte[j] = f16_weigh(f16_reached(four[1], limits), 0x4c005000u, byte[j]);     /* 16, 32 */
+        byte[j] = f16_weigh(f16_reached(four[2], limits), 0x44004800u, byte[j]);     /* 4, 8 */
+        byte[j] = f16_weigh(f16_reached(four[3], limits), 0x3c004000u, byte[j]);     /* 1, 2 */
       }
       const uint32_t even = __byte_perm(__byte_perm(byte[3], byte[2], 0x0040), __byte_perm(byte[1], byte[0], 0x0040), 0x5410);
       const uint32_t odd = __byte_perm(__byte_perm(byte[3], byte[2], 0x0062), __byte_perm(byte[1], byte[0], 0x0062), 0x5410);
@@ -120,7 +115,7 @@ template <int WORDS, int LANES> SFA_DEVICE void largest(const uint32_t *m, int32
     low = min(low, __shfl_xor_sync(~0u, low, 1));
     *most = max(*most, __shfl_xor_sync(~0u, *most, 1));
   }
-  const bool ordered = !__any_sync(~0u, low < LEAST_COUNTED || *most > MOST_COUNTED); /* low + 1 is the most that is asked for */
+  const bool ordered = !__any_sync(~0u, *most >= F16_INFINITE);
   uint32_t high = *most + 1;
   while (__any_sync(~0u, high - low > 1)) { /* k or more reach low, fewer reach high; a row that is done asks for low again */
     const uint32_t trial = (low + high) / 2;
@@ -154,6 +149,22 @@ template <int WORDS, int LANES> SFA_DEVICE void largest(const uint32_t *m, int32
   }
 }
 
+/* The first feature of a mask, which leaves it. */
+template <int MASKS> SFA_DEVICE int32_t take_first(uint32_t *mask) {
+  uint32_t word = mask[MASKS - 1];
+  int32_t base = 32 * (MASKS - 1);
+#pragma unroll
+  for (int i = MASKS - 2; i >= 0; i--) {
+    base = mask[i] ? 32 * i : base;
+    word = mask[i] ? mask[i] : word;
+  }
+  const int32_t before = __clz(word);
+#pragma unroll
+  for (int i = 0; i < MASKS; i++)
+    mask[i] ^= base == 32 * i ? 0x80000000u >> before : 0;
+  return base + before;
+}
+
 /* Where the 16 bytes of piece `piece` of a row of PIECES lie in its warp's tile. */
 template <int PIECES, int LANES> SFA_DEVICE uint32_t piece_at(int32_t row, int32_t piece) {
   return 16 * (row * PIECES + (piece ^ (row * LANES + piece / (PIECES / LANES)) % 8));
@@ -166,7 +177,7 @@ SFA_DEVICE void copy_or_clear(void *to, const void *from, bool there) {
 }
 
 /* WORDS: of a thread's features. The tile of a warp has 32 / LANES rows of 2 LANES WORDS features; what is beyond dim is zero. */
-template <int WORDS, int LANES>
+template <int WORDS, int LANES, bool AS_IT_IS>
 __global__ void __launch_bounds__(32 * WARPS) select_threads(const __grid_constant__ sfa_cuda_select s, bool vectors) {
   constexpr int ROWS = 32 / LANES, PIECES = LANES * WORDS / 4, TILE_BYTES = 16 * PIECES * ROWS, MASKS = WORDS / 16;
   extern __shared__ __align__(16) unsigned char tiles[];
@@ -228,46 +239,49 @@ __global__ void __launch_bounds__(32 * WARPS) select_threads(const __grid_consta
     const bool narrow = is_whole(r.dtype) || r.dtype == SFA_F16;
     for (int32_t slot = 0; slot < n; slot += 8) {
       float v[8];
-      uint32_t id[2] = {0, 0};
+      uint32_t id[2] = {0, 0}, halves[4] = {0, 0, 0, 0};
 #pragma unroll
       for (int u = 0; u < 8; u++) {
         v[u] = 0;
         if (slot + u >= n)
           continue;
-        int32_t f = 0;
-        bool found = false;
-#pragma unroll
-        for (int i = 0; i < MASKS; i++)
-          if (!found && mask[i]) {
-            const int32_t before = __clz(mask[i]);
-            mask[i] ^= 0x80000000u >> before;
-            f = lane * 2 * WORDS + 32 * i + before;
-            found = true;
-          }
-        const float x = f32_from_bf16(*(const uint16_t *)(tile + piece_at<PIECES, LANES>(row, f / 8) + 2 * (f % 8)));
-        beyond |= narrow && magnitude_of(x) > F16_LARGEST && magnitude_of(x) < INFINITE;
-        v[u] = stored(r, x);
+        const int32_t f = lane * 2 * WORDS + take_first<MASKS>(mask);
+        const uint32_t at = piece_at<PIECES, LANES>(row, f / 8) + 2 * (f % 8);
+        const uint32_t x = *(const uint16_t *)(tile + at);
         id[u / 4] |= (uint32_t)f << 8 * (u % 4);
-        if (writes_rows) {
-          if (s.rows.dtype == SFA_BF16)
-            *(uint16_t *)(rows + piece_at<PIECES, LANES>(row, f / 8) + 2 * (f % 8)) =
-                (uint16_t)bf16_from_f32(is_whole(r.dtype) ? __fmul_rn(v[u], r.unit) : v[u]);
-          else
-            *(int8_t *)(rows + piece_at<PIECES, LANES>(row, f / 16) + f % 16) =
-                (int8_t)(int)(is_whole(r.dtype) ? v[u] : stored(of_rows, v[u]));
+        if (AS_IT_IS) {
+          const uint32_t h = x | ((x & 0x7fff) > 0x7f80 ? 0x40 : 0); /* NaN as bf16_from_f32 leaves it */
+          halves[u / 2] |= h << 16 * (u % 2);
+          if (writes_rows)
+            *(uint16_t *)(rows + at) = (uint16_t)h;
+          continue;
         }
+        v[u] = f32_from_bf16(x);
+        beyond |= narrow && magnitude_of(v[u]) > F16_LARGEST && magnitude_of(v[u]) < INFINITE;
+        v[u] = stored(r, v[u]);
+        if (writes_rows && s.rows.dtype == SFA_BF16)
+          *(uint16_t *)(rows + at) = (uint16_t)bf16_from_f32(is_whole(r.dtype) ? __fmul_rn(v[u], r.unit) : v[u]);
+        else if (writes_rows)
+          *(int8_t *)(rows + piece_at<PIECES, LANES>(row, f / 16) + f % 16) =
+              (int8_t)(int)(is_whole(r.dtype) ? v[u] : stored(of_rows, v[u]));
       }
       if (!s.has_store || !there)
         continue;
       if (LANES == 1 && vectors) {
         *(uint2 *)(ids + slot) = make_uint2(id[0], id[1]);
-        put_eight(values + slot * bytes_of(r.dtype), r.dtype, v);
+        if (AS_IT_IS)
+          *(uint4 *)(values + 2 * slot) = make_uint4(halves[0], halves[1], halves[2], halves[3]);
+        else
+          put_eight(values + slot * bytes_of(r.dtype), r.dtype, v);
       } else
 #pragma unroll
         for (int u = 0; u < 8; u++)
           if (slot + u < n) {
             ids[slot + u] = (unsigned char)(id[u / 4] >> 8 * (u % 4));
-            put_element(values, r.dtype, first_slot + slot + u, v[u]);
+            if (AS_IT_IS)
+              ((uint16_t *)(void *)values)[first_slot + slot + u] = (uint16_t)(halves[u / 2] >> 16 * (u % 2));
+            else
+              put_element(values, r.dtype, first_slot + slot + u, v[u]);
           }
     }
     if (s.n_bad && s.has_store) {
@@ -316,8 +330,10 @@ bool sfa_select_bf16_takes(const sfa_cuda_select *s) {
 template <int WORDS, int LANES> static void launch(const sfa_cuda_select *s, int64_t n_tokens, cudaStream_t stream) {
   const int32_t bytes = WARPS * 32 * WORDS * 4 * (s->rows.data ? 2 : 1), rows_a_block = WARPS * 32 / LANES;
   const dim3 grid((unsigned)((n_tokens + rows_a_block - 1) / rows_a_block), (unsigned)s->n_heads);
-  cudaFuncSetAttribute(select_threads<WORDS, LANES>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  select_threads<WORDS, LANES><<<grid, 32 * WARPS, bytes, stream>>>(*s, s->has_store && slots_aligned(s));
+  const bool as_it_is = (!s->has_store || s->store.format.dtype == SFA_BF16) && (!s->rows.data || s->rows.dtype == SFA_BF16);
+  const auto kernel = as_it_is ? select_threads<WORDS, LANES, true> : select_threads<WORDS, LANES, false>;
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  kernel<<<grid, 32 * WARPS, bytes, stream>>>(*s, s->has_store && slots_aligned(s));
 }
 
 void sfa_select_bf16(const sfa_cuda_select *s, int64_t n_tokens, cudaStream_t stream) {
