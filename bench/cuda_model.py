@@ -3,7 +3,7 @@
 
     bench/cuda_model.py make DIR                  writes DIR/config.json and DIR/model.safetensors (bf16, 269 MB)
     sfa bench model -m DIR --device cuda --depth 64,8192 --steps 200
-    ncu --clock-control none --graph-profiling node --metrics gpu__time_duration.sum --csv \\
+    ncu --clock-control none --cache-control none --graph-profiling node --metrics gpu__time_duration.sum --csv \\
         sfa bench model -m DIR --device cuda --depth 8192 --steps 4 --attention dense > FILE
     bench/cuda_model.py profile FILE              the kernels of a step: how many, and their time
 

@@ -73,6 +73,10 @@ static const char *memory_copy(void *to, const void *from, size_t bytes, sfa_cud
   return bytes ? text_of(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream)) : NULL;
 }
 
+static const char *memory_copy_rows(void *to, size_t to_pitch, const void *from, size_t row_bytes, size_t n_rows, sfa_cuda_stream stream) {
+  return text_of(cudaMemcpy2DAsync(to, to_pitch, from, row_bytes, row_bytes, n_rows, cudaMemcpyDeviceToDevice, stream));
+}
+
 static const char *memory_zero(void *memory, size_t bytes, sfa_cuda_stream stream) {
   return bytes ? text_of(cudaMemsetAsync(memory, 0, bytes, stream)) : NULL;
 }
@@ -88,6 +92,7 @@ static const sfa_cuda_library library = {
     memory_alloc,
     memory_free,
     memory_copy,
+    memory_copy_rows,
     memory_zero,
     {sfa_cuda_help_words, sfa_cuda_help_lens, sfa_cuda_help_numbers, sfa_cuda_help_tables, sfa_cuda_help_slots, sfa_cuda_help_merge,
      sfa_cuda_help_spread, sfa_cuda_help_unrotate},

@@ -62,6 +62,8 @@ typedef struct sfa_cuda_library {
   const char *(*memory_alloc)(size_t bytes, void **out, size_t *free_bytes);
   void (*memory_free)(void *memory);
   const char *(*memory_copy)(void *to, const void *from, size_t bytes, sfa_cuda_stream stream);
+  /* n_rows of row_bytes each, those of `to` to_pitch bytes apart, those of `from` together. */
+  const char *(*memory_copy_rows)(void *to, size_t to_pitch, const void *from, size_t row_bytes, size_t n_rows, sfa_cuda_stream stream);
   const char *(*memory_zero)(void *memory, size_t bytes, sfa_cuda_stream stream);
   sfa_cuda_helpers help;
   sfa_cuda_stages stages;

@@ -132,16 +132,13 @@ sfa_status sfa_cuda_densify(sfa_context *ctx, const sfa_codes *codes, float *out
 
 sfa_status sfa_cuda_keep(sfa_context *ctx, const sfa_keep_options *options, int64_t n_tokens, int32_t n_heads, int32_t head_dim, float *x,
                          int64_t token_stride) {
-  int64_t width = (int64_t)n_heads * head_dim;
+  int64_t width = (int64_t)n_heads * head_dim, stride = token_stride ? token_stride : width;
   void *rows;
   if (options->gumbel_scale > 0)
     return sfa_fail(ctx, SFA_ERROR_UNSUPPORTED, "gumbel_scale is %g: noise is drawn on the CPU only", (double)options->gumbel_scale);
-  if (token_stride && token_stride != width)
-    return sfa_fail(ctx, SFA_ERROR_UNSUPPORTED, "token_stride is %lld: on a GPU the rows must lie together, %lld apart",
-                    (long long)token_stride, (long long)width);
   SFA_TRY(need_select(ctx));
   SFA_TRY(sfa_cuda_scratch(ctx, (size_t)(n_tokens * width) * sizeof(float), &rows));
-  sfa_rows from = {.data = x, .dtype = SFA_F32, .token_stride = width, .head_stride = head_dim};
+  sfa_rows from = {.data = x, .dtype = SFA_F32, .token_stride = stride, .head_stride = head_dim};
   sfa_cuda_select s = {.tokens = {.n_sequences = 1, .max_seqlen = n_tokens},
                        .n_heads = n_heads,
                        .dim = head_dim,
@@ -149,7 +146,9 @@ sfa_status sfa_cuda_keep(sfa_context *ctx, const sfa_keep_options *options, int6
                        .two_of_four = options->two_of_four,
                        .rows_f32 = rows};
   SFA_TRY(sfa_cuda_select_rows(ctx, &from, &s));
-  return sfa_backend_cuda.memory_copy(ctx, x, rows, (size_t)(n_tokens * width) * sizeof(float));
+  return sfa_cuda_status(ctx, "rows to their places",
+                         ctx->cuda->library->memory_copy_rows(x, (size_t)stride * sizeof(float), rows, (size_t)width * sizeof(float),
+                                                              (size_t)n_tokens, ctx->cuda->stream));
 }
 
 /* ---- Pages ----------------------------------------------------------------------------------------------------------------------- */

@@ -33,10 +33,10 @@ static bool wanted(const int32_t *list, int32_t n, int32_t number) {
   return !list;
 }
 
-/* The layer's inverted index, made and brought up to date where it pays; NULL elsewhere. */
+/* The layer's inverted index, made and brought up to date where it pays; NULL elsewhere: of a copy it could not be kept. */
 static sfa_status indexed(const explanation *e, const sfa_probe *probe, sfa_postings **postings) {
   *postings = NULL;
-  if (e->len < LEAST_INDEXED_LEN || !probe->k_queries || !sfa_cache_k(probe->cache, probe->cache_layer))
+  if (e->look.ctx != e->session->ctx || e->len < LEAST_INDEXED_LEN || !probe->k_queries || !sfa_cache_k(probe->cache, probe->cache_layer))
     return SFA_OK;
   sfa_postings **kept = sfa_session_postings(e->session, probe->layer);
   if (!kept)
@@ -53,14 +53,16 @@ static sfa_status indexed(const explanation *e, const sfa_probe *probe, sfa_post
 static sfa_status weigh(void *user, const sfa_probe *probe) {
   explanation *e = user;
   sfa_postings *postings;
+  sfa_probe here;
   if (!wanted(e->options->layers, e->options->n_layers, probe->layer))
     return SFA_OK;
-  SFA_TRY(indexed(e, probe, &postings));
+  SFA_TRY(sfa_look_bring(&e->look, e->session->forward, probe, &here));
+  SFA_TRY(indexed(e, &here, &postings));
   for (int32_t head = 0; head < e->look.heads.n_heads; head++) {
     if (!wanted(e->options->heads, e->options->n_heads, head))
       continue;
-    SFA_TRY(sfa_look_query(&e->look, probe, 0, head));
-    SFA_TRY(sfa_look_weights(&e->look, probe, 0, head, postings, e->scores, e->weights));
+    SFA_TRY(sfa_look_query(&e->look, &here, 0, head));
+    SFA_TRY(sfa_look_weights(&e->look, &here, 0, head, postings, e->scores, e->weights));
     e->n_heads++;
     for (int64_t i = 0; i < e->len; i++) {
       e->mass[i] += e->weights[i];
@@ -76,14 +78,17 @@ static sfa_status weigh(void *user, const sfa_probe *probe) {
 /* The features behind the chosen tokens of this layer. */
 static sfa_status reason(void *user, const sfa_probe *probe) {
   explanation *e = user;
+  sfa_probe here = {.cache = NULL};
   for (int64_t i = 0; i < e->n_tokens; i++) {
     sfa_explained_token *t = &e->tokens[i];
     if (t->layer != probe->layer)
       continue;
-    SFA_TRY(sfa_look_query(&e->look, probe, 0, t->head));
-    SFA_TRY(sfa_look_weights(&e->look, probe, 0, t->head, NULL, e->scores, e->weights));
+    if (!here.cache)
+      SFA_TRY(sfa_look_bring(&e->look, e->session->forward, probe, &here));
+    SFA_TRY(sfa_look_query(&e->look, &here, 0, t->head));
+    SFA_TRY(sfa_look_weights(&e->look, &here, 0, t->head, NULL, e->scores, e->weights));
     t->score = e->scores[t->position];
-    SFA_TRY(sfa_look_reasons(&e->look, probe, t->head, t->position, e->ids, e->values, t));
+    SFA_TRY(sfa_look_reasons(&e->look, &here, t->head, t->position, e->ids, e->values, t));
   }
   return SFA_OK;
 }
@@ -133,8 +138,6 @@ sfa_status sfa_session_explain(sfa_session *session, const sfa_explain_options *
   sfa_context *ctx = session->ctx;
   sfa_explain_options all = {.struct_size = sizeof all};
   explanation e = {.session = session, .options = options ? options : &all, .len = sfa_session_len(session), .tokens = tokens};
-  if (sfa_context_device(ctx) != SFA_DEVICE_CPU)
-    return sfa_fail(ctx, SFA_ERROR_UNSUPPORTED, "looking inside a session is done on the CPU: use a context with device = SFA_DEVICE_CPU");
   SFA_REQUIRE(ctx, e.options->struct_size == sizeof all, "sfa_explain_options is of another version: %zu bytes, not %zu",
               e.options->struct_size, sizeof all);
   SFA_REQUIRE(ctx, n_top >= 0 && n_top <= MOST_TOP, "n_top is %lld: it must be from 0 to %d; mass tells of every token", (long long)n_top,
@@ -163,6 +166,5 @@ sfa_status sfa_session_explain(sfa_session *session, const sfa_explain_options *
   void *memory[] = {e.mass, e.most, e.most_by, e.scores, e.weights, e.ids, e.values};
   for (size_t i = 0; i < sizeof memory / sizeof *memory; i++)
     sfa_free(ctx, memory[i]);
-  sfa_look_close(&e.look);
-  return status;
+  return sfa_look_close(&e.look, status);
 }

@@ -47,14 +47,17 @@ static sfa_status sample(void *user, const sfa_probe *probe) {
   inspection *in = user;
   const sfa_model_heads *h = &in->look.heads;
   int32_t group = h->n_heads / h->n_kv_heads;
+  sfa_probe here = {.cache = NULL};
   for (int64_t i = 0; i < in->n_queries; i++) {
     int64_t token = sample_at(in, i) - probe->first;
     if (token < 0 || token >= probe->n_tokens)
       continue;
+    if (!here.cache)
+      SFA_TRY(sfa_look_bring(&in->look, in->session->forward, probe, &here));
     for (int32_t head = 0; head < h->n_heads; head++) {
       int64_t row = (int64_t)probe->layer * h->n_kv_heads + head / group;
-      SFA_TRY(sfa_look_query(&in->look, probe, (int32_t)token, head));
-      SFA_TRY(sfa_look_weights(&in->look, probe, (int32_t)token, head, NULL, in->scores, in->weights));
+      SFA_TRY(sfa_look_query(&in->look, &here, (int32_t)token, head));
+      SFA_TRY(sfa_look_weights(&in->look, &here, (int32_t)token, head, NULL, in->scores, in->weights));
       for (int32_t u = 0; u < in->look.code.k; u++)
         in->query_use[row * h->head_dim + sfa_look_feature(in->look.code.ids, h->head_dim, u)]++;
       in->n_sampled[row]++;
@@ -143,8 +146,6 @@ sfa_status sfa_session_inspect(sfa_session *session, const int32_t *tokens, int6
   if (!session)
     return SFA_ERROR_ARGUMENT;
   sfa_context *ctx = session->ctx;
-  if (sfa_context_device(ctx) != SFA_DEVICE_CPU)
-    return sfa_fail(ctx, SFA_ERROR_UNSUPPORTED, "looking inside a session is done on the CPU: use a context with device = SFA_DEVICE_CPU");
   SFA_REQUIRE(ctx, heads, "heads is NULL: it wants room for a report of every layer and kv head");
   SFA_REQUIRE(ctx, sfa_session_len(session) == 0, "the session holds %lld tokens: inspect reads its text into an empty one",
               (long long)sfa_session_len(session));
@@ -160,6 +161,5 @@ sfa_status sfa_session_inspect(sfa_session *session, const int32_t *tokens, int6
   void *memory[] = {in.query_use, in.n_sampled, in.scores, in.weights};
   for (size_t i = 0; i < sizeof memory / sizeof *memory; i++)
     sfa_free(ctx, memory[i]);
-  sfa_look_close(&in.look);
-  return status;
+  return sfa_look_close(&in.look, status);
 }

@@ -3,6 +3,7 @@
 
 #include <sfa/stream.h>
 
+#include <stdio.h>
 #include <string.h>
 
 /* What an attention choice came to, layer by layer. */
@@ -172,6 +173,18 @@ static sfa_status route_attention(sfa_forward *f, const resolution *r, size_t *w
 
 /* ---- Life ------------------------------------------------------------------------------------------------------------------------ */
 
+/* Memory of the device; what was too much is said with what would be less. */
+static sfa_status alloc_bytes(const sfa_forward *f, size_t bytes, const char *what, void **out) {
+  sfa_context *ctx = f->model->ctx;
+  char text[256];
+  sfa_status status = sfa_memory_alloc(ctx, bytes, out);
+  if (status != SFA_ERROR_MEMORY)
+    return status;
+  snprintf(text, sizeof text, "%s", sfa_context_error(ctx));
+  return sfa_fail(ctx, SFA_ERROR_MEMORY, "%s, %d tokens at a time: %s; take smaller chunks, or a shorter context", what, f->chunk_len,
+                  text);
+}
+
 /* Zeros in the device's memory. */
 static sfa_status alloc_device(const sfa_forward *f, size_t count, size_t element_bytes, const char *what, void *out) {
   sfa_context *ctx = f->model->ctx;
@@ -179,7 +192,7 @@ static sfa_status alloc_device(const sfa_forward *f, size_t count, size_t elemen
   size_t bytes;
   if (!sfa_mul_size(count, element_bytes, &bytes) || bytes > PTRDIFF_MAX)
     return sfa_fail(ctx, SFA_ERROR_MEMORY, "out of memory: %zu times %zu bytes for %s", count, element_bytes, what);
-  SFA_TRY(sfa_memory_alloc(ctx, bytes, memory));
+  SFA_TRY(alloc_bytes(f, bytes, what, memory));
   return sfa_memory_zero(ctx, *memory, bytes);
 }
 
@@ -216,8 +229,8 @@ static sfa_status create_buffers(sfa_forward *f, size_t workspace_bytes) {
     size_t bytes = m->device->scratch_bytes(m->ctx, f->chunk_len, (int32_t)n_ins[i]);
     scratch_bytes = bytes > scratch_bytes ? bytes : scratch_bytes;
   }
-  SFA_TRY(sfa_memory_alloc(m->ctx, scratch_bytes, &f->scratch));
-  return sfa_memory_alloc(m->ctx, workspace_bytes, &f->workspace);
+  SFA_TRY(alloc_bytes(f, scratch_bytes, "scratch of linear layers", &f->scratch));
+  return alloc_bytes(f, workspace_bytes, "the workspace of attention", &f->workspace);
 }
 
 static sfa_status fill_forward(sfa_forward *f, resolution *r) {

@@ -372,22 +372,25 @@ void cuda_check_refusals(cuda_check *t) {
   sfa_memory_free(t->gpu, memory);
 }
 
-/* Features kept in dense rows, those of the CPU. */
+/* Features kept in dense rows, those of the CPU; of all heads, or of all but the first, with tokens further apart. */
 void cuda_check_keep(cuda_check *t) {
   enum { TOKENS = 301, HEADS = 3 };
   for (int32_t D = 40; D <= 128; D += 88)
-    for (int two_of_four = 0; two_of_four < 2; two_of_four++) {
+    for (int way = 0; way < 4; way++) {
+      const int32_t two_of_four = way & 1, skip = way >> 1;
       size_t bytes = (size_t)(TOKENS * HEADS) * (size_t)D * sizeof(float);
       float *x = host_normals(9, (int64_t)TOKENS * HEADS * D, false), *back = host_memory(bytes);
       void *there = device_of(t, x, bytes);
       sfa_keep_options keep = {.struct_size = sizeof keep, .k = 8, .two_of_four = two_of_four};
-      cuda_ok(t, t->gpu, sfa_rows_keep(t->gpu, &keep, TOKENS, HEADS, D, there, 0), "sfa_rows_keep");
+      const int64_t stride = skip ? HEADS * D : 0;
+      cuda_ok(t, t->gpu, sfa_rows_keep(t->gpu, &keep, TOKENS, HEADS - skip, D, (float *)there + skip * D, stride), "sfa_rows_keep");
       fetch(t, back, there, bytes);
-      cuda_ok(t, t->cpu, sfa_rows_keep(t->cpu, &keep, TOKENS, HEADS, D, x, 0), "sfa_rows_keep on the CPU");
+      cuda_ok(t, t->cpu, sfa_rows_keep(t->cpu, &keep, TOKENS, HEADS - skip, D, x + skip * D, stride), "sfa_rows_keep on the CPU");
       int64_t other = 0;
       for (int64_t i = 0; i < (int64_t)TOKENS * HEADS * D; i++)
         other += back[i] != x[i];
-      cuda_expect(t, !other, "D %d, two of four %d: %lld values differ from the CPU's", D, two_of_four, (long long)other);
+      cuda_expect(t, !other, "D %d, two of four %d, heads from %d: %lld values differ from the CPU's", D, two_of_four, skip,
+                  (long long)other);
       sfa_memory_free(t->gpu, there);
       free(x), free(back);
     }

@@ -46,6 +46,11 @@ static const char *memory_copy(void *to, const void *from, size_t bytes, sfa_cud
   memcpy(to, from, bytes);
   return stream_wait(stream);
 }
+static const char *memory_copy_rows(void *to, size_t to_pitch, const void *from, size_t row_bytes, size_t n_rows, sfa_cuda_stream stream) {
+  for (size_t i = 0; i < n_rows; i++)
+    memcpy((char *)to + i * to_pitch, (const char *)from + i * row_bytes, row_bytes);
+  return stream_wait(stream);
+}
 static const char *memory_zero(void *memory, size_t bytes, sfa_cuda_stream stream) {
   memset(memory, 0, bytes);
   return stream_wait(stream);
@@ -441,6 +446,7 @@ static const sfa_cuda_library library = {
     .memory_alloc = memory_alloc,
     .memory_free = memory_free,
     .memory_copy = memory_copy,
+    .memory_copy_rows = memory_copy_rows,
     .memory_zero = memory_zero,
     .help = {words, lens, numbers, tables, slots, merge, spread, unrotate},
     .stages = {.select = select_rows,

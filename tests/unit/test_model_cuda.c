@@ -155,6 +155,64 @@ static void sparse(void **state) {
     }
 }
 
+/* What explain and inspect find is what they find on the CPU, up to features at the edge of a choice. */
+static void look_into(const char *path, int32_t k) {
+  enum { TOP = 5, MOST_REPORTS = 64 };
+  const sfa_attention_choice choice = {.struct_size = sizeof choice, .sparse = k > 0, .k = k};
+  side sides[2] = {open_side(cpu, path, SFA_WEIGHTS_BF16, &choice, 0), open_side(gpu, path, SFA_WEIGHTS_BF16, &choice, 0)};
+  const int32_t n = (int32_t)(sides[0].info.context_len <= PROMPT ? sides[0].info.context_len - 1 : PROMPT),
+                n_reports = sides[0].info.n_layers * sides[0].info.n_kv_heads;
+  int32_t *ids = make_text(n, sides[0].info.vocab_size);
+  sfa_explained_token tokens[2][TOP];
+  static sfa_head_report reports[2][MOST_REPORTS];
+  float mass[2][PROMPT], after[2];
+  int64_t n_tokens[2];
+  assert_true(n_reports <= MOST_REPORTS);
+  for (int i = 0; i < 2; i++) {
+    side *s = &sides[i];
+    if (sfa_session_inspect(s->session, ids, n, 0, reports[i], NULL) != SFA_OK)
+      fail_msg("inspect: %s", sfa_context_error(s->ctx));
+    if (sfa_session_explain(s->session, NULL, TOP, tokens[i], &n_tokens[i], mass[i]) != SFA_OK)
+      fail_msg("explain: %s", sfa_context_error(s->ctx));
+    assert_int_equal(sfa_session_len(s->session), n);
+    float *logits = malloc((size_t)s->info.vocab_size * sizeof *logits);
+    assert_int_equal(sfa_session_append(s->session, ids, 1, logits), SFA_OK); /* the timeline goes on */
+    after[i] = logits[0];
+    free(logits);
+  }
+  double moved = 0;
+  for (int32_t t = 0; t < n; t++)
+    moved += fabs((double)mass[0][t] - (double)mass[1][t]);
+  print_message("%-30s k %2d: mass moved %.1e, first token %lld of weight %.4f (%lld, %.4f), logit %.4f (%.4f)\n", path + sizeof MODELS - 1,
+                k, moved, (long long)tokens[1][0].position, (double)tokens[1][0].mass, (long long)tokens[0][0].position,
+                (double)tokens[0][0].mass, (double)after[1], (double)after[0]);
+  assert_true(moved <= 0.1);
+  assert_int_equal(n_tokens[0], n_tokens[1]);
+  assert_true(fabs((double)tokens[0][0].mass - (double)tokens[1][0].mass) <= 0.02);
+  for (int32_t r = 0; r < n_reports; r++) {
+    const sfa_head_report *a = &reports[0][r], *b = &reports[1][r];
+    assert_int_equal(a->k_keys, b->k_keys);
+    assert_int_equal(a->k_queries, b->k_queries);
+    assert_true(fabs((double)a->effective - (double)b->effective) <= 0.05 * (double)a->effective);
+    assert_true(fabs((double)a->overlap - (double)b->overlap) <= 0.5);
+    for (int level = 0; level < 3; level++)
+      assert_true(fabs((double)a->keys_for[level] - (double)b->keys_for[level]) <= 0.1);
+  }
+  free(ids);
+  for (int i = 0; i < 2; i++)
+    close_side(&sides[i]);
+}
+
+static void looks(void **state) {
+  (void)state;
+  if (!gpu)
+    skip();
+  for (int i = 0; i < 5; i++) {
+    look_into(paths[i], 0);
+    look_into(paths[i], 8);
+  }
+}
+
 /* ---- Learning -------------------------------------------------------------------------------------------------------------------- */
 
 enum { BATCH = 96, LENGTHS = 3 };
@@ -277,7 +335,7 @@ static void curves(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(families), cmocka_unit_test(sparse), cmocka_unit_test(gradients),
-                                     cmocka_unit_test(curves)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(families), cmocka_unit_test(sparse), cmocka_unit_test(looks),
+                                     cmocka_unit_test(gradients), cmocka_unit_test(curves)};
   return cmocka_run_group_tests(tests, open_both, close_both);
 }
