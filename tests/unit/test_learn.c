@@ -302,6 +302,39 @@ static void same_bits(void **state) {
   }
 }
 
+/* Operands in bf16, on AMX by its instructions and attention's with them: gradients of dense rows, whose supports cannot move, within such
+ * roundings of f32's, and the same bits for any threads. */
+static void short_products(void **state) {
+  (void)state;
+  const sfa_learn_options options[] = {{.max_tokens = N_TOKENS, .loss_tokens = 48},
+                                       {.max_tokens = N_TOKENS, .loss_tokens = 48, .bf16_products = true}};
+  for (int i = 0; i < N_FAMILIES; i++) {
+    float *found[3]; /* f32; bf16 on one thread, and on three */
+    int64_t n = 0;
+    text t = read_text(families[i]);
+    sfa_learn_batch batch = batch_of(&t);
+    for (int run = 0; run < 3; run++) {
+      sfa_context *ctx = new_context(run == 2 ? 3 : 1, SFA_ISA_DEFAULT);
+      sfa_learner *learner = open_learner(ctx, families[i], "", &options[run > 0]);
+      set_sparsity(ctx, learner, 0, 0, (sfa_learn_sparsity){.gumbel_scale = 0});
+      must_run(ctx, learner, &batch);
+      found[run] = all_gradients(learner, &n);
+      sfa_learner_destroy(learner);
+      sfa_context_destroy(ctx);
+    }
+    double apart = 0, size = 0;
+    for (int64_t at = 0; at < n; at++) {
+      apart += ((double)found[1][at] - (double)found[0][at]) * ((double)found[1][at] - (double)found[0][at]);
+      size += (double)found[0][at] * (double)found[0][at];
+    }
+    if (!(apart > 0 && sqrt(apart / size) <= 0.1))
+      fail_msg("%s: gradients in bf16 are %g of their norm away", families[i], sqrt(apart / size));
+    assert_memory_equal(found[1], found[2], (size_t)n * sizeof(float));
+    for (int run = 0; run < 3; run++)
+      free(found[run]);
+  }
+}
+
 /* ---- Slopes ----------------------------------------------------------------------------------------------------------------------- */
 
 static double loss_of(const sfa_learn_batch *batch, const sfa_learn_result *r) {
@@ -672,7 +705,7 @@ int main(void) {
       cmocka_unit_test(conversion),   cmocka_unit_test(supports),
       cmocka_unit_test(frozen),       cmocka_unit_test(wide),
       cmocka_unit_test(random_start), cmocka_unit_test(wrong_arguments),
-      cmocka_unit_test(no_memory),
+      cmocka_unit_test(no_memory),    cmocka_unit_test(short_products),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
