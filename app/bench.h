@@ -85,7 +85,7 @@ typedef struct bench_output {
   bench_cell *rows; /* [n_rows][n_columns] */
   int64_t n_rows;
   FILE *csv;
-  char *command;
+  char *command, *machine;
   char **kept; /* [n_kept] copies of texts */
   int64_t n_kept;
 } bench_output;
@@ -147,6 +147,8 @@ int bench_check_isa(sfa_isa isa);
 
 /* ---- bench_cuda.c: many queries on a GPU --------------------------------------------------------------------------------------------- */
 
+/* Bytes that copies inside the GPU's memory read and write in a second: the ceiling of what reads all once. 0: the context says why not. */
+double bench_cuda_copy_rate(sfa_context *ctx);
 /* What `bench attention` and `bench backward` do with --device cuda. */
 int bench_cuda_attention(const app_options *o, bool backward);
 

@@ -1,7 +1,10 @@
 /* sfa bench attention|backward --device cuda: many queries on a GPU. Every policy, our dense twin and the peers take turns on the same
- * shapes, from dense bf16 rows: top-k and all packing are in SFA's time, and the time of top-k alone stands beside it. */
+ * shapes, from dense bf16 rows: top-k and all packing are in SFA's time, and the time of top-k alone stands beside it, with gradients that
+ * of the forward half too. One of the peers is as many products as a dense attention takes, and nothing else: the ceiling. */
 #include "bench.h"
+#include "plot.h"
 
+#include <math.h>
 #include <sfa/backward.h>
 #include <sfa/stream.h>
 #include <stdlib.h>
@@ -18,7 +21,6 @@ enum {
   C_CAUSAL,
   C_SUPPORTS,
   C_SEED,
-  C_DEVICE,
   C_ENGINE,
   C_VERSION,
   C_MS,
@@ -27,7 +29,9 @@ enum {
   C_ROUNDS,
   C_TIMES_FIRST,
   C_TOPK_MS,
+  C_FORWARD_MS,
   C_RATE,
+  C_SHARE,
   N_COLUMNS
 };
 
@@ -40,7 +44,6 @@ static const bench_column columns[N_COLUMNS] = {
     [C_CAUSAL] = {"causal", "causal", CELL_FLAG, 6},
     [C_SUPPORTS] = {"supports", NULL, CELL_TEXT},
     [C_SEED] = {"seed", NULL, CELL_COUNT},
-    [C_DEVICE] = {"device", NULL, CELL_TEXT},
     [C_ENGINE] = {"engine", "engine", CELL_TEXT, 26},
     [C_VERSION] = {"version", NULL, CELL_TEXT},
     [C_MS] = {"ms", "ms", CELL_NUMBER, 9, 3},
@@ -49,8 +52,29 @@ static const bench_column columns[N_COLUMNS] = {
     [C_ROUNDS] = {"rounds", NULL, CELL_COUNT},
     [C_TIMES_FIRST] = {"times_first", "of first", CELL_TIMES, 8, 2},
     [C_TOPK_MS] = {"topk_ms", "top-k ms", CELL_NUMBER, 8, 3},
+    [C_FORWARD_MS] = {"forward_ms", NULL, CELL_NUMBER},
     [C_RATE] = {"dense_equivalent_tflops", "TFLOP/s", CELL_NUMBER, 8, 0},
+    [C_SHARE] = {"share_of_products", "of products", CELL_PERCENT, 11},
 };
+
+double bench_cuda_copy_rate(sfa_context *ctx) {
+  const size_t bytes = (size_t)1 << 30;
+  double rate = 0;
+  void *from = NULL, *to = NULL;
+  bool good = sfa_memory_alloc(ctx, bytes, &from) == SFA_OK && sfa_memory_alloc(ctx, bytes, &to) == SFA_OK &&
+              sfa_memory_zero(ctx, from, bytes) == SFA_OK;
+  for (int pass = 0; good && pass < 4; pass++) {
+    good = sfa_stream_wait(ctx) == SFA_OK;
+    double start = seconds_now();
+    for (int call = 0; good && call < 8; call++)
+      good = sfa_memory_copy(ctx, to, from, bytes) == SFA_OK;
+    good = good && sfa_stream_wait(ctx) == SFA_OK;
+    rate = fmax(rate, 16 * (double)bytes / (seconds_now() - start));
+  }
+  sfa_memory_free(ctx, from);
+  sfa_memory_free(ctx, to);
+  return good ? rate : 0;
+}
 
 /* ---- A case ------------------------------------------------------------------------------------------------------------------------ */
 
@@ -65,7 +89,7 @@ typedef struct cuda_side {
   const struct cuda_bench *bench;
   const char *name;
   sfa_policy policy;
-  bool dense;
+  bool dense, only_forward;
   sfa_attention_plan *plan;
   void *workspace;
   int32_t n_calls; /* of a round: enough for the time between two waits to be long */
@@ -82,13 +106,12 @@ enum { N_WAYS = sizeof ways / sizeof *ways, LONGEST_PAPER = 8192, BLOCK_ROWS = 1
 typedef struct cuda_bench {
   cuda_case c;
   sfa_context *ctx;
-  char device[96];
   void *q, *k, *v;                /* bf16 [n][heads][head_dim] */
   float *out, *lse;               /* [n][H][D], [n][H] */
   float *d_out, *d_q, *d_k, *d_v; /* with backward */
   sfa_codes codes[2];             /* where top-k alone writes */
   void *code_memory[2];
-  cuda_side sides[N_WAYS];
+  cuda_side sides[N_WAYS], forward; /* forward: the first one without its gradients */
   int n_sides;
 } cuda_bench;
 
@@ -225,7 +248,8 @@ static int enqueue(const cuda_side *s) {
                                   .d_k = b->d_k,
                                   .d_v = b->d_v,
                                   .workspace = s->workspace};
-  bool good = sfa_attention_run(s->plan, &args) == SFA_OK && (!b->c.backward || sfa_attention_backward(s->plan, &grad) == SFA_OK);
+  bool gradients = b->c.backward && !s->only_forward;
+  bool good = sfa_attention_run(s->plan, &args) == SFA_OK && (!gradients || sfa_attention_backward(s->plan, &grad) == SFA_OK);
   return good ? EXIT_OK : app_fail_status(b->ctx);
 }
 
@@ -281,13 +305,24 @@ static double dense_flops(const cuda_case *c) {
   return c->backward ? 3.5 * forward : forward;
 }
 
+/* Behind our sides come their parts. */
+static int n_parts(const cuda_case *c) { return c->backward ? 2 : 1; }
+
+/* How long the products of a dense attention take alone, a peer's line; NaN without peers. */
+static double products_ms(const bench_engine *engines, int n_engines, const bench_times *times) {
+  for (int i = 0; i < n_engines; i++)
+    if (!engines[i].lost && strcmp(engines[i].name, "products alone, cuBLAS") == 0)
+      return times[i].median_ms;
+  return NAN;
+}
+
 static int show_case(const cuda_bench *b, const bench_engine *engines, int n_engines, const bench_times *times, int n_rounds,
                      bench_output *out) {
   const cuda_case *c = &b->c;
   int status = EXIT_OK;
-  double topk_ms = times[b->n_sides].median_ms; /* the engine behind ours */
+  double topk_ms = times[b->n_sides].median_ms, ceiling_ms = products_ms(engines, n_engines, times);
   for (int i = 0; i < n_engines && !status; i++) {
-    if (engines[i].lost || i == b->n_sides)
+    if (engines[i].lost || (i >= b->n_sides && i < b->n_sides + n_parts(c)))
       continue;
     bench_cell *row = bench_output_row(out);
     if (!row)
@@ -300,7 +335,6 @@ static int show_case(const cuda_bench *b, const bench_engine *engines, int n_eng
     row[C_CAUSAL].number = c->causal;
     row[C_SUPPORTS].text = c->supports == SUPPORTS_SKEWED ? "skewed" : "uniform";
     row[C_SEED].number = (double)c->seed;
-    row[C_DEVICE].text = bench_output_keep(out, b->device);
     row[C_ENGINE].text = engines[i].name;
     row[C_VERSION].text = engines[i].version;
     row[C_MS].number = times[i].median_ms;
@@ -309,30 +343,69 @@ static int show_case(const cuda_bench *b, const bench_engine *engines, int n_eng
     row[C_ROUNDS].number = n_rounds;
     row[C_TIMES_FIRST].number = times[i].times_first;
     row[C_RATE].number = dense_flops(c) / (1e9 * times[i].median_ms);
+    row[C_SHARE].number = ceiling_ms / times[i].median_ms;
     if (i < b->n_sides && !b->sides[i].dense)
       row[C_TOPK_MS].number = topk_ms;
+    if (i == 0 && c->backward)
+      row[C_FORWARD_MS].number = times[b->n_sides + 1].median_ms;
     status = bench_output_show(out);
   }
   return status;
 }
 
+/* Whether two rows are of one case. */
+static bool same_case(const bench_cell *a, const bench_cell *b) {
+  return a[C_N].number == b[C_N].number && a[C_HEAD_DIM].number == b[C_HEAD_DIM].number && a[C_K].number == b[C_K].number &&
+         a[C_CAUSAL].number == b[C_CAUSAL].number;
+}
+
+/* Dense-equivalent TFLOP/s: a group of bars a case, a bar an engine. */
+static int draw(const bench_output *out, const char *path) {
+  const char *names[BENCH_MOST_ENGINES];
+  int n_names = 0;
+  for (int64_t i = 0; i < out->n_rows; i++) {
+    const char *name = out->rows[i * N_COLUMNS + C_ENGINE].text;
+    int at = 0;
+    while (at < n_names && strcmp(names[at], name) != 0)
+      at++;
+    if (at == n_names && n_names < BENCH_MOST_ENGINES)
+      names[n_names++] = name;
+  }
+  FILE *plot = plot_open(path, 1200, 520);
+  if (!plot)
+    return app_fail("cannot draw %s: gnuplot does not start", path);
+  fprintf(plot,
+          "set style data histograms\nset style histogram clustered gap 1.5\nset style fill solid 0.85\nset grid y\nset yrange [0:*]\n"
+          "set ylabel 'TFLOP/s of a dense attention'\nset key outside right top\nset xtics rotate by -20\nplot ");
+  for (int at = 0; at < n_names; at++) {
+    fprintf(plot, "%s'-' using 1:xtic(2) title ", at ? ", " : "");
+    plot_text(plot, names[at]);
+  }
+  fputc('\n', plot);
+  for (int at = 0; at < n_names; at++) {
+    const bench_cell *first = out->rows, *end = out->rows + out->n_rows * N_COLUMNS;
+    while (first < end) { /* a case's rows follow each other */
+      double rate = 0;
+      const bench_cell *row = first;
+      for (; row < end && same_case(row, first); row += N_COLUMNS)
+        if (strcmp(row[C_ENGINE].text, names[at]) == 0)
+          rate = row[C_RATE].number;
+      fprintf(plot, "%.6g \"%.0f d %.0f k %.0f%s\"\n", rate, first[C_N].number, first[C_HEAD_DIM].number, first[C_K].number,
+              first[C_CAUSAL].number != 0 ? " causal" : "");
+      first = row;
+    }
+    fputs("e\n", plot);
+  }
+  return plot_close(plot) ? EXIT_OK : app_fail("gnuplot could not draw %s", path);
+}
+
 static int bench_open(cuda_bench *b, const app_options *o, const cuda_case *c) {
   *b = (cuda_bench){.c = *c};
   app a;
-  sfa_context_options device = {0};
-  int status = app_device(o, &device);
-  if (!status)
-    status = app_open_context(&a, o, 1, SFA_ISA_DEFAULT);
+  int status = app_open_context(&a, o, 1, SFA_ISA_DEFAULT);
   if (status)
     return status;
   b->ctx = a.ctx;
-  sfa_device_info devices[16];
-  int32_t n_devices = 0;
-  if (sfa_device_list(b->ctx, 16, devices, &n_devices) != SFA_OK)
-    return app_fail_status(b->ctx);
-  for (int32_t i = 0; i < n_devices && i < 16; i++)
-    if (devices[i].index == device.device_index)
-      memcpy(b->device, devices[i].name, sizeof b->device);
   status = make_rows(b);
   if (!status)
     status = make_outputs(b);
@@ -358,6 +431,11 @@ static int run_case(const app_options *o, const cuda_case *c, bench_engine *engi
       engines[n_engines] =
           (bench_engine){.name = b.sides[n_engines].name, .version = SFA_VERSION, .run = side_run, .arg = &b.sides[n_engines]};
     engines[n_engines++] = (bench_engine){.name = "top-k", .version = SFA_VERSION, .run = topk_run, .arg = &b};
+    if (c->backward) {
+      b.forward = b.sides[0];
+      b.forward.only_forward = true;
+      engines[n_engines++] = (bench_engine){.name = "forward", .version = SFA_VERSION, .run = side_run, .arg = &b.forward};
+    }
     bench_peers_forget(peers);
     bench_peers_add(peers, 1, peer_case(c), engines, &n_engines);
     status = bench_time(engines, n_engines, o->repeats, 0, times, &n_rounds);
@@ -405,9 +483,8 @@ int bench_cuda_attention(const app_options *o, bool backward) {
     else
       status = run_case(o, &c, engines, peers, &out);
   }
-  static const int bars[] = {C_N, C_ENGINE, C_MS};
   if (!status && o->plot)
-    status = bench_output_bars(&out, o->plot, "ms", 3, bars);
+    status = draw(&out, o->plot);
   status = bench_output_close(&out, status);
   bench_peers_close(peers);
   free(engines);

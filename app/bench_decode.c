@@ -112,7 +112,7 @@ typedef struct decode_bench {
   decode_case c;
   sfa_context *ctx, *host; /* the device's, and the CPU's: one and the same where that is the device */
   bool on_gpu;
-  double copy_rate; /* bytes a second of copies inside the GPU's memory */
+  double copy_rate; /* bench_cuda_copy_rate */
   bench_random *random;
   float *q, *keys, *values; /* [B][T][H][D], [CHUNK][G][D], [CHUNK][G][E] */
   float *dropped;           /* [B][T][H] */
@@ -340,25 +340,6 @@ static double least_kept(decode_bench *b, double eps) {
 
 /* ---- A case, open and closed -------------------------------------------------------------------------------------------- */
 
-/* Bytes that copies inside the GPU's memory read and write in a second: the ceiling of a decode step there. */
-static int measure_copies(decode_bench *b) {
-  const size_t bytes = (size_t)1 << 30;
-  void *from = NULL, *to = NULL;
-  bool good = sfa_memory_alloc(b->ctx, bytes, &from) == SFA_OK && sfa_memory_alloc(b->ctx, bytes, &to) == SFA_OK &&
-              sfa_memory_zero(b->ctx, from, bytes) == SFA_OK;
-  for (int pass = 0; good && pass < 4; pass++) {
-    good = sfa_stream_wait(b->ctx) == SFA_OK;
-    double start = seconds_now();
-    for (int call = 0; good && call < 8; call++)
-      good = sfa_memory_copy(b->ctx, to, from, bytes) == SFA_OK;
-    good = good && sfa_stream_wait(b->ctx) == SFA_OK;
-    b->copy_rate = fmax(b->copy_rate, 16 * (double)bytes / (seconds_now() - start));
-  }
-  sfa_memory_free(b->ctx, from);
-  sfa_memory_free(b->ctx, to);
-  return good ? EXIT_OK : app_fail_status(b->ctx);
-}
-
 static int open_contexts(decode_bench *b, const app_options *o) {
   const decode_case *c = &b->c;
   app a;
@@ -372,7 +353,8 @@ static int open_contexts(decode_bench *b, const app_options *o) {
   sfa_context_options context = {.struct_size = sizeof context};
   if (sfa_context_create(&context, &b->host) != SFA_OK)
     return app_fail("out of memory for a context");
-  return measure_copies(b);
+  b->copy_rate = bench_cuda_copy_rate(b->ctx);
+  return b->copy_rate > 0 ? EXIT_OK : app_fail_status(b->ctx);
 }
 
 static int open_device_memory(decode_bench *b) {

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <math.h>
+#include <sfa/stream.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -28,6 +29,26 @@ static char *command_line(void) {
     return NULL;
   }
   return text.bytes;
+}
+
+/* The processor, and the GPU where that computes. */
+static char *machine_name(const sfa_context_options *device) {
+  sfa_context *ctx = NULL;
+  sfa_device_info devices[16];
+  int32_t n_devices = 0;
+  text_buffer text = {0};
+  const char *processor = bench_machine_name();
+  bool whole = text_append(&text, processor, strlen(processor));
+  bool on_gpu = device->device == SFA_DEVICE_CUDA && sfa_context_create(NULL, &ctx) == SFA_OK &&
+                sfa_device_list(ctx, 16, devices, &n_devices) == SFA_OK;
+  for (int32_t i = 0; on_gpu && i < n_devices && i < 16; i++)
+    if (devices[i].kind == SFA_DEVICE_CUDA && devices[i].index == device->device_index)
+      whole = whole && text_append(&text, " with ", 6) && text_append(&text, devices[i].name, strlen(devices[i].name));
+  sfa_context_destroy(ctx);
+  if (whole)
+    return text.bytes;
+  free(text.bytes);
+  return NULL;
 }
 
 /* ---- CSV ------------------------------------------------------------------------------------------------------------------------- */
@@ -76,7 +97,7 @@ static int open_csv(bench_output *out) {
 static void csv_row(const bench_output *out, const bench_cell *row) {
   const char *commit = getenv("SFA_COMMIT");
   fprintf(out->csv, SFA_VERSION ",%s,", commit ? commit : "");
-  csv_text(out->csv, bench_machine_name());
+  csv_text(out->csv, out->machine);
   fprintf(out->csv, ",%ld,", sysconf(_SC_NPROCESSORS_ONLN));
   csv_text(out->csv, out->command);
   for (int i = 0; i < out->n_columns; i++) {
@@ -136,8 +157,12 @@ static cJSON *json_row(const bench_output *out, const bench_cell *row) {
 }
 
 int bench_output_open(bench_output *out, const app_options *o, const bench_column *columns, int n_columns) {
-  *out = (bench_output){.o = o, .columns = columns, .n_columns = n_columns, .command = command_line()};
-  if (!out->command)
+  sfa_context_options device = {0};
+  int wrong = app_device(o, &device);
+  *out = (bench_output){.o = o, .columns = columns, .n_columns = n_columns, .command = command_line(), .machine = machine_name(&device)};
+  if (wrong)
+    return wrong;
+  if (!out->command || !out->machine)
     return app_fail("out of memory for the command line");
   int status = o->csv ? open_csv(out) : EXIT_OK;
   if (!status && !o->json)
@@ -221,5 +246,6 @@ int bench_output_close(bench_output *out, int status) {
   free(out->kept);
   free(out->rows);
   free(out->command);
+  free(out->machine);
   return status;
 }

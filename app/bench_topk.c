@@ -22,6 +22,7 @@ enum {
   C_ROUNDS,
   C_TIMES_SFA,
   C_READ_RATE,
+  C_COPY_SHARE,
   N_COLUMNS
 };
 
@@ -34,12 +35,13 @@ static const bench_column columns[N_COLUMNS] = {
     [C_ISA] = {"isa", "isa", CELL_TEXT, 7},
     [C_SEED] = {"seed", NULL, CELL_COUNT},
     [C_ENGINE] = {"engine", "engine", CELL_TEXT, 12},
-    [C_ROW_NS] = {"row_ns", "ns a row", CELL_NUMBER, 9, 1},
-    [C_MIN_ROW_NS] = {"min_row_ns", "least", CELL_NUMBER, 9, 1},
-    [C_MAX_ROW_NS] = {"max_row_ns", "most", CELL_NUMBER, 9, 1},
+    [C_ROW_NS] = {"row_ns", "ns a row", CELL_NUMBER, 9, 3},
+    [C_MIN_ROW_NS] = {"min_row_ns", "least", CELL_NUMBER, 9, 3},
+    [C_MAX_ROW_NS] = {"max_row_ns", "most", CELL_NUMBER, 9, 3},
     [C_ROUNDS] = {"rounds", NULL, CELL_COUNT},
     [C_TIMES_SFA] = {"times_sfa", "of SFA", CELL_TIMES, 8, 2},
     [C_READ_RATE] = {"read_bytes_per_s", "read a second", CELL_BYTES, 13},
+    [C_COPY_SHARE] = {"share_of_copies", "of copies", CELL_PERCENT, 9}, /* on a GPU: rows read and codes written, beside what copies move */
 };
 
 typedef struct topk_case {
@@ -52,10 +54,11 @@ typedef struct topk_bench {
   topk_case c;
   sfa_context *ctx;
   bool on_gpu;
-  int n_calls;  /* of a round */
-  float *wide;  /* [n][head_dim] the rows in f32, for the quickselect */
-  void *rows;   /* [n][head_dim] in the case's type, in the device's memory */
-  void *memory; /* of codes, there too */
+  double copy_rate; /* bench_cuda_copy_rate */
+  int n_calls;      /* of a round */
+  float *wide;      /* [n][head_dim] the rows in f32, for the quickselect */
+  void *rows;       /* [n][head_dim] in the case's type, in the device's memory */
+  void *memory;     /* of codes, there too */
   sfa_codes codes;
   uint16_t *selected; /* [n][k] ids by quickselect, rising */
   uint64_t *keys;     /* [head_dim] */
@@ -156,6 +159,8 @@ static int bench_open(topk_bench *b, const app_options *o, const topk_case *c) {
   b->ctx = a.ctx;
   b->on_gpu = sfa_context_device(b->ctx) == SFA_DEVICE_CUDA;
   b->n_calls = b->on_gpu ? 20 : 1;
+  if (b->on_gpu && (b->copy_rate = bench_cuda_copy_rate(b->ctx)) == 0)
+    return app_fail_status(b->ctx);
   bench_random *random = bench_random_create(SUPPORTS_UNIFORM, 1, (int32_t)c->head_dim, (uint64_t)c->seed);
   b->wide = bench_alloc(count, sizeof *b->wide);
   void *rows = bench_alloc(count, sfa_dtype_bytes(c->dtype));
@@ -229,7 +234,12 @@ static int show_case(const topk_bench *b, const bench_engine *engines, int n_eng
     row[C_MAX_ROW_NS].number = row_ns * times[i].most_ms;
     row[C_ROUNDS].number = n_rounds;
     row[C_TIMES_SFA].number = times[i].times_first;
-    row[C_READ_RATE].number = (double)(c->n * c->head_dim) * (double)sfa_dtype_bytes(c->dtype) / (1e-3 * times[i].median_ms);
+    double read_bytes = (double)(c->n * c->head_dim) * (double)sfa_dtype_bytes(c->dtype), seconds = 1e-3 * times[i].median_ms;
+    row[C_READ_RATE].number = read_bytes / seconds;
+    if (i == 0 && b->on_gpu) {
+      double code_bytes = (double)sfa_codes_bytes(c->n, (int32_t)c->head_dim, (int32_t)c->k, c->k_dtype);
+      row[C_COPY_SHARE].number = (read_bytes + code_bytes) / seconds / b->copy_rate;
+    }
     status = bench_output_show(out);
   }
   return status;

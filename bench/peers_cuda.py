@@ -13,13 +13,17 @@ try:
     import triton.language as tl
 except ImportError:
     triton = None
+try:
+    import cudnn  # nvidia-cudnn-frontend: PyTorch refuses cuDNN where determinism is asked for
+except ImportError:
+    cudnn = None
 
 BACKENDS = {"cuDNN": SDPBackend.CUDNN_ATTENTION, "PyTorch FA2": SDPBackend.FLASH_ATTENTION}
 DEVICE = "cuda"
 
 
 def version(name):
-    return str(torch.backends.cudnn.version()) if name == "cuDNN" else torch.__version__
+    return str(torch.backends.cudnn.version()) if name.startswith("cuDNN") else torch.__version__
 
 
 def normal(*shape):
@@ -72,6 +76,62 @@ def replayed(runs):
 # ---- Attention of many queries ---------------------------------------------------------------------------------------------------------
 
 
+def products(case):
+    """Milliseconds that a large product of matrices needs for the multiply-adds of the case: the ceiling of any dense way."""
+    side = 8192
+    flops = 4 * case["n"] ** 2 * case["head_dim"] * case["heads"] * (0.5 if case["causal"] else 1) * (3.5 if case.get("backward") else 1)
+    a, b = normal(side, side), normal(side, side)
+    run = timed(lambda: torch.matmul(a, b), 4)
+    return lambda: run() * flops / (2 * side ** 3)
+
+
+class Graph:
+    """One of cuDNN's: bind tensors to its nodes, build it, run it."""
+
+    def __init__(self, handle):
+        self.handle, self.bound = handle, {}
+        self.graph = cudnn.pygraph(io_data_type=cudnn.data_type.BFLOAT16, intermediate_data_type=cudnn.data_type.FLOAT,
+                                   compute_data_type=cudnn.data_type.FLOAT, handle=handle)
+
+    def bind(self, x):
+        node = self.graph.tensor_like(x)
+        self.bound[node] = x
+        return node
+
+    def give(self, node, x):
+        dtype = cudnn.data_type.FLOAT if x.dtype == torch.float32 else cudnn.data_type.BFLOAT16
+        node.set_output(True).set_dim(x.size()).set_stride(x.stride()).set_data_type(dtype)
+        self.bound[node] = x
+
+    def build(self):
+        self.graph.validate()
+        self.graph.build_operation_graph()
+        self.graph.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
+        self.graph.check_support()
+        self.graph.build_plans()
+        workspace = torch.empty(max(self.graph.get_workspace_size(), 1), dtype=torch.uint8, device=DEVICE)
+        return lambda: self.graph.execute(self.bound, workspace, handle=self.handle)
+
+
+def deterministic_cudnn(q, k, v, d_out, causal):
+    """cuDNN's forward and its deterministic backward, one after the other."""
+    handle = cudnn.create_handle()
+    cudnn.set_stream(handle=handle, stream=torch.cuda.current_stream().cuda_stream)
+    out, stats = torch.empty_like(q), torch.empty(*q.shape[:-1], 1, device=DEVICE)
+    options = {"attn_scale": q.shape[-1] ** -0.5, "use_causal_mask": causal}
+    forward, backward = Graph(handle), Graph(handle)
+    nodes = forward.graph.sdpa(name="forward", q=forward.bind(q), k=forward.bind(k), v=forward.bind(v), generate_stats=True, **options)
+    for node, x in zip(nodes, (out, stats)):
+        forward.give(node, x)
+    bound = [backward.bind(x) for x in (q, k, v, out, d_out, stats)]
+    nodes = backward.graph.sdpa_backward(name="backward", **dict(zip(("q", "k", "v", "o", "dO", "stats"), bound)),
+                                         use_deterministic_algorithm=True, **options)
+    for node, x in zip(nodes, (q, k, v)):
+        backward.give(node, torch.empty_like(x))
+    steps = forward.build(), backward.build()
+    return lambda: [step() for step in steps]
+
+
 def attention(case, engine, missing):
     """[1][H][n][D], causal or full; with "backward" a forward and a backward together, gradients of all three."""
     shape = (1, case["heads"], case["n"], case["head_dim"])
@@ -79,24 +139,30 @@ def attention(case, engine, missing):
     backward = case.get("backward", False)
     d_out = normal(*shape) if backward else None
     engines = []
+    ways = {}
     for name, backend in BACKENDS.items():
         for deterministic in (False, True) if backward else (False,):
             operands = [x.detach().requires_grad_(backward) for x in (q, k, v)]
 
             def run(operands=operands, backend=backend, deterministic=deterministic):
                 torch.use_deterministic_algorithms(deterministic)
-                with sdpa_kernel([backend]):
-                    out = F.scaled_dot_product_attention(*operands, is_causal=case["causal"])
-                if backward:
-                    torch.autograd.grad(out, operands, d_out)
-                torch.use_deterministic_algorithms(False)
+                try:
+                    with sdpa_kernel([backend]):
+                        out = F.scaled_dot_product_attention(*operands, is_causal=case["causal"])
+                    if backward:
+                        torch.autograd.grad(out, operands, d_out)
+                finally:
+                    torch.use_deterministic_algorithms(False)
 
-            full_name = name + ", deterministic" * deterministic
-            try:
-                engines.append(engine(full_name, version(name), timed(run)))
-            except RuntimeError as error:
-                torch.use_deterministic_algorithms(False)
-                missing.append(f"{full_name} does not take this case: {str(error).splitlines()[0]}")
+            ways[name + ", deterministic" * deterministic] = lambda run=run: run
+    if backward and cudnn:
+        ways["cuDNN, deterministic"] = lambda: deterministic_cudnn(q, k, v, d_out, case["causal"])
+    for name, make in ways.items():
+        try:
+            engines.append(engine(name, version(name), timed(make())))
+        except Exception as error:  # cuDNN's front end has errors of its own
+            missing.append(f"{name} does not take this case: {str(error).splitlines()[0]}")
+    engines.append(engine("products alone, cuBLAS", torch.version.cuda, products(case)))
     return engines
 
 

@@ -47,6 +47,12 @@ static const char *find(int32_t capacity, sfa_cuda_found *found, int32_t *n_foun
 
 static const char *enter(int32_t index) { return text_of(cudaSetDevice(index)); }
 
+/* A kernel that faulted takes its process's state on the GPU with it: from then on every call fails, this one too. */
+static bool is_lost(void) {
+  size_t free_bytes, total;
+  return text_of(cudaMemGetInfo(&free_bytes, &total)) != NULL;
+}
+
 /* ---- Streams and memory -------------------------------------------------------------------------------------------------------------- */
 
 static const char *stream_create(sfa_cuda_stream *stream) { return text_of(cudaStreamCreateWithFlags(stream, cudaStreamNonBlocking)); }
@@ -86,6 +92,7 @@ static const char *memory_zero(void *memory, size_t bytes, sfa_cuda_stream strea
 static const sfa_cuda_library library = {
     find,
     enter,
+    is_lost,
     stream_create,
     stream_destroy,
     stream_wait,

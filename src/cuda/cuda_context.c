@@ -9,7 +9,15 @@
 enum { MOST_DEVICES = 64, LEAST_COMPUTE = 80 };
 
 sfa_status sfa_cuda_status(sfa_context *ctx, const char *what, const char *text) {
-  return text ? sfa_fail(ctx, SFA_ERROR_DEVICE, "%s: %s", what, text) : SFA_OK;
+  if (!text)
+    return SFA_OK;
+  if (!ctx->cuda || !ctx->cuda->library->is_lost())
+    return sfa_fail(ctx, SFA_ERROR_DEVICE, "%s: %s", what, text);
+  return sfa_fail(
+      ctx, SFA_ERROR_DEVICE,
+      "%s: %s. The GPU is lost to this process, start it anew; a kernel does this that is given memory which is not the GPU's, or "
+      "less of it than the call reads or writes",
+      what, text);
 }
 
 sfa_status sfa_cuda_enter(sfa_context *ctx) {

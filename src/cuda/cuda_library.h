@@ -55,6 +55,8 @@ typedef struct sfa_cuda_library {
   const char *(*find)(int32_t capacity, sfa_cuda_found *found, int32_t *n_found);
   /* Makes a GPU the calling thread's. Before every other call. */
   const char *(*enter)(int32_t index);
+  /* After a call that failed: whether every later one will fail as well. */
+  bool (*is_lost)(void);
   const char *(*stream_create)(sfa_cuda_stream *stream);
   void (*stream_destroy)(sfa_cuda_stream stream);
   const char *(*stream_wait)(sfa_cuda_stream stream);

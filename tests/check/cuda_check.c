@@ -315,7 +315,7 @@ static const struct {
     {"memory", cuda_check_memory},   {"select", cuda_check_select}, {"attention", cuda_check_attention}, {"codes", cuda_check_codes},
     {"keep", cuda_check_keep},       {"merge", cuda_check_merge},   {"refusals", cuda_check_refusals},   {"needles", cuda_check_needles},
     {"cache", cuda_check_cache},     {"decode", cuda_check_decode}, {"backward", cuda_check_backward},   {"rope", cuda_check_rope},
-    {"streams", cuda_check_streams},
+    {"streams", cuda_check_streams}, {"lost", cuda_check_lost},
 #ifdef CUDA_CHECK_GRAPHS
     {"graph", cuda_check_graph},
 #endif
@@ -333,6 +333,8 @@ int main(int argc, char **argv) {
     sfa_context_destroy(t.cpu);
     return SKIPPED;
   }
+  if (argc == 2 && strcmp(argv[1], "--lose") == 0)
+    return cuda_lose_gpu(&t);
   for (size_t i = 0; i < sizeof tests / sizeof *tests; i++) {
     bool wanted = argc < 2;
     for (int a = 1; a < argc; a++)

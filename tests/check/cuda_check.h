@@ -74,5 +74,8 @@ void cuda_check_cache(cuda_check *t);
 void cuda_check_decode(cuda_check *t);
 void cuda_check_graph(cuda_check *t);
 void cuda_check_streams(cuda_check *t);
+/* In a process of its own, which cuda_lose_gpu is. */
+void cuda_check_lost(cuda_check *t);
+int cuda_lose_gpu(cuda_check *t);
 
 #endif

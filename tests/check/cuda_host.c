@@ -25,6 +25,7 @@ static const char *find(int32_t capacity, sfa_cuda_found *found, int32_t *n_foun
 }
 
 static const char *enter(int32_t index) { return index == 0 ? NULL : "there is one device"; }
+static bool is_lost(void) { return false; }
 
 static const char *stream_create(sfa_cuda_stream *stream) {
   *stream = malloc(1);
@@ -440,6 +441,7 @@ static const char *unrotate(const sfa_cuda_tokens *tokens, int32_t n_heads, int3
 static const sfa_cuda_library library = {
     .find = find,
     .enter = enter,
+    .is_lost = is_lost,
     .stream_create = stream_create,
     .stream_destroy = stream_destroy,
     .stream_wait = stream_wait,
