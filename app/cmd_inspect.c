@@ -30,18 +30,19 @@ static void print_table(const inspect *in) {
   printf("%5s %6s %9s %10s  %8s %6s   %s\n", "layer", "dead", "hottest", "effective", "overlap", "even",
          "keys that hold 0.9 / 0.99 / 0.999");
   for (int64_t row = 0; row < in->n_rows; row += G) {
-    double dead = 0, hottest = 0, effective = 0, overlap = 0, keys[N_MASSES] = {0};
+    double dead = 0, hottest = 0, effective = 0, overlap = 0, even = 0, keys[N_MASSES] = {0};
     for (int64_t i = row; i < row + G; i++) {
       const sfa_head_report *r = &in->heads[i];
       dead += (double)r->n_dead / G;
       hottest += (double)r->hottest_share / G;
       effective += (double)r->effective / G;
       overlap += (double)r->overlap / G;
+      even += even_overlap(in, r) / G;
       for (int m = 0; m < N_MASSES; m++)
         keys[m] += (double)r->keys_for[m] / G;
     }
     printf("%5d %6.1f %7.1f %% %10.1f  %8.2f %6.2f   %5.1f %% / %5.1f %% / %5.1f %%\n", in->heads[row].layer, dead, 100 * hottest,
-           effective, overlap, even_overlap(in, &in->heads[row]), 100 * keys[0], 100 * keys[1], 100 * keys[2]);
+           effective, overlap, even, 100 * keys[0], 100 * keys[1], 100 * keys[2]);
   }
 }
 

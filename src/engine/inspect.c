@@ -58,10 +58,14 @@ static sfa_status sample(void *user, const sfa_probe *probe) {
       int64_t row = (int64_t)probe->layer * h->n_kv_heads + head / group;
       SFA_TRY(sfa_look_query(&in->look, &here, (int32_t)token, head));
       SFA_TRY(sfa_look_weights(&in->look, &here, (int32_t)token, head, NULL, in->scores, in->weights));
+      int32_t n_kept = 0; /* zeros fill the slots that a head with a smaller k does not need */
       for (int32_t u = 0; u < in->look.code.k; u++)
-        in->query_use[row * h->head_dim + sfa_look_feature(in->look.code.ids, h->head_dim, u)]++;
+        if (((const float *)in->look.code.values)[u] != 0.0f) {
+          in->query_use[row * h->head_dim + sfa_look_feature(in->look.code.ids, h->head_dim, u)]++;
+          n_kept++;
+        }
       in->n_sampled[row]++;
-      in->heads[row].k_queries = in->look.code.k;
+      in->heads[row].k_queries = n_kept > in->heads[row].k_queries ? n_kept : in->heads[row].k_queries;
       add_keys_for(in->weights, probe->first + token + 1, in->heads[row].keys_for);
     }
   }
@@ -85,7 +89,7 @@ static sfa_status count_keys(const inspection *in, const sfa_cache *cache, int32
     status = sfa_cache_read_keys(cache, 0, cache_layer, kv_head, first, n, ids, values);
     for (int64_t i = 0; status == SFA_OK && i < n * K; i++) {
       int32_t feature = sfa_look_feature(ids, D, i);
-      if (feature < D) /* others are in a damaged file alone */
+      if (feature < D && values[i] != 0.0f) /* beyond D in a damaged file alone; zeros: see above */
         use[feature]++;
     }
   }

@@ -197,6 +197,21 @@ static size_t logits_of_engine(const char *model, sfa_dtype cache_k, bool by_tok
   return bytes;
 }
 
+/* What sfa_session_inspect says that each head keeps. */
+static void features_of_heads(const char *model, const int32_t *ids, sfa_head_report heads[LAYERS * HEADS]) {
+  sfa_context *ctx = new_context(1, SFA_ISA_DEFAULT);
+  const sfa_attention_choice choice = {.struct_size = sizeof choice, .sparse = 1, .cache_k = SFA_F32};
+  const sfa_session_options options = {.struct_size = sizeof options, .attention = &choice};
+  sfa_model *m;
+  sfa_session *session;
+  assert_int_equal(sfa_model_open(ctx, model, NULL, &m), SFA_OK);
+  assert_int_equal(sfa_session_create(m, &options, &session), SFA_OK);
+  assert_int_equal(sfa_session_inspect(session, ids, N, 4, heads, NULL), SFA_OK);
+  sfa_session_destroy(session);
+  sfa_model_close(m);
+  sfa_context_destroy(ctx);
+}
+
 /* ||a - b|| / ||b|| */
 static double apart(const float *a, const float *b, int64_t n) {
   double difference = 0, size = 0;
@@ -249,6 +264,11 @@ static void test_k_a_head(void **state) {
     assert_true(apart(steps, learner[m], N * TRAIN_VOCAB) < 0.02);
   }
   assert_true(apart(learner[0], learner[4], N * TRAIN_VOCAB) > 0.01);
+  static const int32_t of_keys[] = {3, 9, 12, 2}, of_queries[] = {3, 7, 16, 2};
+  sfa_head_report heads[LAYERS * HEADS];
+  features_of_heads(in_temp("by head/model"), ids, heads);
+  for (int head = 0; head < LAYERS * HEADS; head++)
+    assert_true(heads[head].k_keys == of_keys[head] && heads[head].k_queries == of_queries[head]);
 }
 
 /* ---- Sensitivity ------------------------------------------------------------------------------------------------------------------ */
