@@ -204,6 +204,9 @@ __global__ void __launch_bounds__(32 * WARPS) select_threads(const __grid_consta
       m[4 * i] = four.x & 0x7fff7fffu, m[4 * i + 1] = four.y & 0x7fff7fffu;
       m[4 * i + 2] = four.z & 0x7fff7fffu, m[4 * i + 3] = four.w & 0x7fff7fffu;
     }
+#pragma unroll
+    for (int i = 0; i < WORDS; i++)
+      asm("" : "+r"(m[i])); /* without signs in a register, not anew in each step of the search */
     largest<WORDS, LANES>(m, s.k, lane, mask, &most);
 
     const bool there = row < n_rows;
