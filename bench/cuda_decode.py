@@ -44,8 +44,8 @@ class Store(ctypes.Structure):
 
 class Decode(ctypes.Structure):
     _fields_ = [("n_sequences", I32), ("n_queries", I32), ("n_heads", I32), ("n_kv_heads", I32), ("head_dim", I32), ("head_dim_v", I32),
-                ("k_q", I32), ("q", Rows), ("k", Store), ("v", Store), ("n_keys", P), ("max_keys", I64), ("scores", Scores), ("eps", F32),
-                ("out", P), ("lse", P), ("dropped", P), ("workspace", P)]
+                ("q", Rows), ("rope_cos", P), ("rope_sin", P), ("n_pairs", I32), ("rope_interleaved", I32), ("k_q", I32), ("k", Store),
+                ("v", Store), ("n_keys", P), ("max_keys", I64), ("scores", Scores), ("eps", F32), ("out", P), ("lse", P), ("dropped", P), ("workspace", P)]
 
 
 # ---- A peer: flash decoding -------------------------------------------------------------------------------------------------------------
@@ -145,8 +145,8 @@ class Call:
         self.library, self.keep = library, (q, keys, values)
         self.lengths = torch.tensor([n], device="cuda", dtype=torch.int32)
         self.out, self.lse, self.dropped = (torch.full(s, math.nan, device="cuda") for s in ((G * group, D), (G * group,), (G * group,)))
-        self.args = Decode(1, 1, G * group, G, D, D, 0, Rows(q.data_ptr(), SFA_BF16, G * group * D, D), store(*keys), store(None, *values),
-                           self.lengths.data_ptr(), n, Scores(scale, 0, 1, -1, -1, 0, None, None), eps, self.out.data_ptr(),
+        self.args = Decode(1, 1, G * group, G, D, D, Rows(q.data_ptr(), SFA_BF16, G * group * D, D), None, None, 0, 0, 0, store(*keys),
+                           store(None, *values), self.lengths.data_ptr(), n, Scores(scale, 0, 1, -1, -1, 0, None, None), eps, self.out.data_ptr(),
                            self.lse.data_ptr(), self.dropped.data_ptr(), None)
         self.workspace = torch.full((library.sfa_cuda_decode_workspace_bytes(ctypes.byref(self.args)),), 255, device="cuda", dtype=torch.uint8)
         self.args.workspace = self.workspace.data_ptr()

@@ -101,13 +101,18 @@ static bool aligned(const sfa_cuda_store *store, const sfa_kv_stream *stream, in
   return all % bytes == 0;
 }
 
+/* From tile to tile less than 4 GiB: kernels multiply in 32 bits. */
+static bool near(const sfa_cuda_store *store) {
+  return !((store->ids.tile_bytes | store->values.tile_bytes | store->scales.tile_bytes) >> 32);
+}
+
 /* The stream kernel's instance for blocks of that many rows. */
 static sfa_decode_launch find_stream(const sfa_decode_call *call, int32_t rows) {
   const sfa_cuda_decode *args = &call->args;
   const sfa_row_format *format = &args->k.format;
   int32_t k = format->k, value_dtype = args->v.format.dtype, dim_v = args->head_dim_v;
   size_t element = format->dtype == SFA_I8 ? 1 : 2, entries = k % 16 == 0 ? 16 : 8;
-  if (args->head_dim > 256 || (format->dtype != SFA_I8 && format->dtype != SFA_BF16) ||
+  if (args->head_dim > 256 || (format->dtype != SFA_I8 && format->dtype != SFA_BF16) || !near(&args->k) || !near(&args->v) ||
       !aligned(&args->v, &args->v.values, call->value_pitch, 16) ||
       !aligned(&args->k, &args->k.values, call->key_pitch, std::min(entries * element, (size_t)16)))
     return NULL;
@@ -175,7 +180,7 @@ static sfa_decode_launch choose_stream(sfa_decode_call *call) {
 static sfa_decode_launch find_drop(const sfa_decode_call *call) {
   const sfa_cuda_decode *args = &call->args;
   int32_t k = args->k.format.k;
-  if (!(args->eps > 0) || args->k.format.dtype != SFA_I8 || args->head_dim > 256 || (k != 8 && k != 16) ||
+  if (!(args->eps > 0) || args->k.format.dtype != SFA_I8 || args->head_dim > 256 || (k != 8 && k != 16) || !near(&args->k) ||
       !aligned(&args->k, &args->k.ids, call->ids_pitch, (size_t)k) || !aligned(&args->k, &args->k.values, call->key_pitch, (size_t)k) ||
       !aligned(&args->v, &args->v.values, call->value_pitch, 16))
     return NULL;
@@ -196,8 +201,8 @@ static size_t place(sfa_decode_call *call, bool drops) {
   call->part_out = (float *)take(parts * (size_t)call->args.head_dim_v * sizeof(float));
   if (drops) {
     call->drop_pitch = n_steps(&call->args) * SFA_DECODE_STEP;
-    call->drop_counts = (int32_t *)take((rows * SFA_DROP_BINS + (size_t)n_pairs(call)) * sizeof(int32_t));
-    call->drop_tickets = call->drop_counts + rows * SFA_DROP_BINS;
+    call->drop_counts = (uint16_t *)take(parts * SFA_DROP_BINS * sizeof(uint16_t));
+    call->drop_tickets = (int32_t *)take((size_t)n_pairs(call) * sizeof(int32_t));
     call->drop_left = (float *)take(parts * sizeof(float));
     call->drop_scores = (float *)take(rows * (size_t)call->drop_pitch * sizeof(float));
   }

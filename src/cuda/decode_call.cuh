@@ -33,8 +33,10 @@ typedef struct sfa_decode_call {
   float2 *part_sums;                                                             /* [B][G][n_rows][n_splits] m, l */
   float *part_out;                                                               /* [B][G][n_rows][n_splits][E] */
   /* Of calls with eps, with pairs = [B][G][row blocks]: */
-  int32_t *drop_counts, *drop_tickets; /* [pairs][rows_of_block][bins]; [pairs], right behind */
-  float *drop_left, *drop_scores;      /* [pairs][rows_of_block][n_splits]; [..][drop_pitch] */
+  uint16_t *drop_counts; /* [pairs][n_splits][rows_of_block][bins] bf16 */
+  int32_t *drop_tickets; /* [pairs] */
+  float *drop_left;      /* [pairs][rows_of_block][n_splits] */
+  float *drop_scores;    /* [pairs][drop_pitch][rows_of_block] */
   int64_t drop_pitch;
 } sfa_decode_call;
 
@@ -62,18 +64,6 @@ static __device__ __forceinline__ float sfa_decode_warp_sum(float x) {
 
 static __device__ __forceinline__ float sfa_decode_half(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
 
-/* Of kernels that follow each other: what comes next may be set up; what came before has written all it writes. */
-static __device__ __forceinline__ void sfa_decode_next_may_start(void) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;");
-#endif
-}
-static __device__ __forceinline__ void sfa_decode_wait_for_previous(void) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
 /* ---- Which keys a block sees --------------------------------------------------------------------------------------------------------- */
 
 /* Keys and positions count below 2^30. */
@@ -97,7 +87,8 @@ static __device__ __forceinline__ int32_t sfa_decode_window_end(const sfa_cuda_s
   return max(scores.causal ? min(end, position + 1) : end, 0);
 }
 
-static __device__ __forceinline__ sfa_decode_span sfa_decode_span_of(const sfa_decode_call &call, int32_t b, int32_t g, int32_t row_block) {
+static __device__ __forceinline__ sfa_decode_span sfa_decode_span_of(const sfa_decode_call &call, int32_t b, int32_t g, int32_t row_block,
+                                                                     int32_t n_keys) {
   const sfa_cuda_scores &scores = call.args.scores;
   sfa_decode_span span;
   span.b = b;
@@ -106,7 +97,7 @@ static __device__ __forceinline__ sfa_decode_span sfa_decode_span_of(const sfa_d
   int32_t last_row = min(span.first_row + call.rows_of_block, call.n_rows) - 1;
   span.first_token = span.first_row / call.group;
   span.n_tokens = last_row / call.group - span.first_token + 1;
-  span.n_keys = min(max(call.args.n_keys[b], 0), sfa_decode_small(call.args.max_keys));
+  span.n_keys = min(max(n_keys, 0), sfa_decode_small(call.args.max_keys));
   span.first_position = span.n_keys - call.args.n_queries + span.first_token;
   int32_t last_position = span.first_position + span.n_tokens - 1;
   int32_t from = sfa_decode_window_from(scores, span.first_position), end = sfa_decode_window_end(scores, last_position, span.n_keys);
@@ -114,8 +105,8 @@ static __device__ __forceinline__ sfa_decode_span sfa_decode_span_of(const sfa_d
   span.all_end = sfa_decode_window_end(scores, span.first_position, span.n_keys);
   span.n_sink_tokens = sfa_decode_small(scores.n_sink_tokens);
   int32_t end_step = (end + SFA_DECODE_STEP - 1) / SFA_DECODE_STEP;
-  int32_t first_step = min(min(from, end) / SFA_DECODE_STEP, end_step);
-  span.n_sink_steps = min((min(span.n_sink_tokens, end) + SFA_DECODE_STEP - 1) / SFA_DECODE_STEP, first_step);
+  int32_t first_step = min(min(from, end) / 64 * 2, end_step); /* even, as the number of those before it: pages stay whole */
+  span.n_sink_steps = min((min(span.n_sink_tokens, end) + 63) / 64 * 2, first_step);
   span.skip = first_step - span.n_sink_steps;
   span.n_steps = span.n_sink_steps + end_step - first_step;
   return span;
@@ -176,6 +167,23 @@ static __device__ __forceinline__ const unsigned char *sfa_decode_row(const sfa_
          (int64_t)((token & 63) * rows.pitch);
 }
 
+/* The lane's row of one stream in a warp's steps, which all begin at the same place in a page: half of them, or none. */
+typedef struct sfa_decode_walk {
+  const unsigned char *start; /* of the lane's row in tile 0, or what to add to a page */
+  uint32_t tile_bytes;        /* 0: pages */
+  int32_t pitch;
+} sfa_decode_walk;
+
+static __device__ __forceinline__ sfa_decode_walk sfa_decode_walk_of(const sfa_decode_rows &rows, int32_t token, int32_t lane) {
+  return {rows.start + ((token & 63) + lane) * rows.pitch, (uint32_t)rows.tile_bytes, rows.pitch};
+}
+
+/* In the step at a token of that page (NULL without pages); `over`: rows that the lane's would be behind the last one. */
+static __device__ __forceinline__ const unsigned char *sfa_decode_walk_to(const sfa_decode_walk &walk, const unsigned char *page,
+                                                                          int32_t token, int32_t over) {
+  return walk.start + (size_t)page + (uint64_t)(uint32_t)(token >> 6) * walk.tile_bytes - (uint32_t)(over * walk.pitch);
+}
+
 /* ---- Queries ------------------------------------------------------------------------------------------------------------------------- */
 
 /* Feature u of a row, turned where there is a rope, as kernel/convert_tmpl.c rounds. */
@@ -193,21 +201,26 @@ static __device__ __forceinline__ float sfa_decode_query_feature(const sfa_cuda_
   return first ? __fsub_rn(__fmul_rn(x, c), __fmul_rn(other, s)) : __fadd_rn(__fmul_rn(x, c), __fmul_rn(other, s));
 }
 
-/* Rows of a block to shared memory: out [n][D], turned, else the product's rows as they are (scale comes later), cut to their k_q largest;
- * rows beyond the last are 0. All threads of the block; a barrier follows. */
-static __device__ __forceinline__ void sfa_decode_load_queries(const sfa_decode_call &call, const sfa_decode_span &span, int32_t n,
-                                                               float *raw, float *out) {
-  int32_t dim = call.args.head_dim, k = call.args.k_q;
+/* Rows first_row, ... of a kv head to shared memory: out [n][D], turned, else the product's rows as they are (scale comes later), cut to
+ * their k_q largest; rows beyond the last are 0. All threads of the block; a barrier follows. (Loops that go round a few times before and
+ * behind the keys are not unrolled: a kernel finds its instructions in no cache, and fetching more of them takes longer than running them.)
+ */
+static __device__ __forceinline__ void sfa_decode_load_queries(const sfa_decode_call &call, int32_t b, int32_t g, int32_t first_row,
+                                                               int32_t n, float *raw, float *out) {
+  int32_t dim = call.args.head_dim, k = call.args.k_q, shift = __popc(call.id_mask);
   bool cut = k > 0 && k < dim;
-  for (int32_t i = (int32_t)threadIdx.x; i < n * dim; i += (int32_t)blockDim.x) {
-    int32_t row = span.first_row + i / dim;
+#pragma unroll 1
+  for (int32_t i = (int32_t)threadIdx.x; i < n << shift; i += (int32_t)blockDim.x) {
+    int32_t r = i >> shift, row = first_row + r, u = i & (int32_t)call.id_mask;
+    if (u >= dim)
+      continue;
     float x = 0;
     if (row < call.n_rows) {
-      int32_t line = row / call.group, head = span.g * call.group + row % call.group;
-      int64_t token = (int64_t)span.b * call.args.n_queries + line;
-      x = sfa_decode_query_feature(call.args, token * call.args.q.token_stride + head * call.args.q.head_stride, line, i % dim);
+      int32_t line = row / call.group, head = g * call.group + row % call.group;
+      int64_t token = (int64_t)b * call.args.n_queries + line;
+      x = sfa_decode_query_feature(call.args, token * call.args.q.token_stride + head * call.args.q.head_stride, line, u);
     }
-    (cut ? raw : out)[i] = x;
+    (cut ? raw : out)[r * dim + u] = x;
   }
   if (cut) { /* an entry stays if fewer than k are larger, or as large with a lower id; magnitudes as whole numbers: NaN is the largest */
     __syncthreads();

@@ -2,7 +2,7 @@
 #include "cuda/decode_drop.cuh"
 
 template <int DTYPE, int E, int ROWS> static sfa_decode_launch instance(void) {
-  return sfa_decode_drop_launch<sfa_decode_codes<SFA_I8, 16, ROWS>, sfa_decode_values<DTYPE, E, ROWS>, ROWS, E, 4>;
+  return sfa_decode_drop_launch<sfa_decode_codes<SFA_I8, 16, ROWS>, sfa_decode_values<DTYPE, E, ROWS>, ROWS, E, (ROWS == 1 ? 4 : 2)>;
 }
 
 template <int DTYPE, int E> static sfa_decode_launch rows_of(int32_t rows) {

@@ -23,9 +23,9 @@ static __global__ __launch_bounds__(SFA_DECODE_THREADS) void plain_kernel(const 
   const sfa_cuda_store &k = call.args.k, &v = call.args.v;
   int32_t dim = call.args.head_dim, dim_v = call.args.head_dim_v, n_kept = k.format.k, self = (int32_t)threadIdx.x, warp = self / 32;
   float *q = floats, *out = q + dim;
-  sfa_decode_span span = sfa_decode_span_of(call, (int32_t)blockIdx.z, (int32_t)blockIdx.y, (int32_t)blockIdx.x % call.n_row_blocks);
+  sfa_decode_span span = sfa_decode_span_of(call, (int32_t)blockIdx.z, (int32_t)blockIdx.y, (int32_t)blockIdx.x % call.n_row_blocks,
+                                            call.args.n_keys[blockIdx.z]);
   int32_t step, end_step, split = (int32_t)blockIdx.x / call.n_row_blocks, head = span.g * call.group + span.first_row % call.group;
-  sfa_decode_next_may_start();
   sfa_decode_split_steps(span.n_steps, call.n_splits, split, &step, &end_step);
   int64_t part = (((int64_t)span.b * call.args.n_kv_heads + span.g) * call.n_rows + span.first_row) * call.n_splits + split;
 
@@ -35,7 +35,7 @@ static __global__ __launch_bounds__(SFA_DECODE_THREADS) void plain_kernel(const 
                         values = sfa_decode_rows_of(v, v.values, call.value_pitch, span.b, span.g),
                         value_scales = sfa_decode_rows_of(v, v.scales, call.value_scale_pitch, span.b, span.g);
   float m = SFA_DECODE_NOTHING, l = 0; /* l: of the thread's keys */
-  sfa_decode_load_queries(call, span, 1, out, q);
+  sfa_decode_load_queries(call, span.b, span.g, span.first_row, 1, out, q);
   for (int32_t e = self; e < dim_v; e += SFA_DECODE_THREADS)
     out[e] = 0;
   for (; step < end_step; step += SFA_DECODE_WARPS) {

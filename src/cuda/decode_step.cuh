@@ -97,9 +97,10 @@ static __device__ __forceinline__ void sfa_decode_bend_rows(const sfa_decode_cal
 
 /* ---- Scores from codes --------------------------------------------------------------------------------------------------------------- */
 
-/* Codes of DTYPE (SFA_I8 or SFA_BF16) with K entries; K = 0: a multiple of 8 known at run time, read when they are needed. */
+/* Codes of DTYPE (SFA_I8 or SFA_BF16) with K entries; K = 0: a multiple of 8 known at run time, read when they are needed. WALKS: load_from
+ * is there. */
 template <int DTYPE, int K, int ROWS> struct sfa_decode_codes {
-  enum { VALUE_BYTES = DTYPE == SFA_I8 ? 1 : 2, ENTRIES = K ? K : 8, FEATURE_SHIFT = ROWS == 8 ? 8 : 7 };
+  enum { WALKS = 1, VALUE_BYTES = DTYPE == SFA_I8 ? 1 : 2, ENTRIES = K ? K : 8, FEATURE_SHIFT = ROWS == 8 ? 8 : 7 };
   uint32_t ids[ENTRIES / 4], values[ENTRIES * VALUE_BYTES / 4];
   const unsigned char *id_row, *value_row;
   uint16_t scale;
@@ -110,9 +111,11 @@ template <int DTYPE, int K, int ROWS> struct sfa_decode_codes {
   /* Fills the table from rows q [ROWS][D]; features from D on are 0. */
   static __device__ __forceinline__ void prepare(const sfa_decode_call &call, const float *q, unsigned char *table) {
     int32_t dim = call.args.head_dim;
-    for (int32_t i = (int32_t)threadIdx.x; i < (int32_t)(table_bytes(call) / sizeof(float)); i += (int32_t)blockDim.x) {
-      int32_t u = i >> (FEATURE_SHIFT - 2), row = ROWS == 1 ? 0 : (i & 3) + (ROWS == 8 ? (i >> 5 & 1) * 4 : 0);
-      ((float *)table)[i] = u < dim ? q[row * dim + u] : 0.f;
+    for (int32_t i = (int32_t)threadIdx.x; i < (int32_t)(table_bytes(call) / 16); i += (int32_t)blockDim.x) {
+      int32_t u = i >> (FEATURE_SHIFT - 4), row = ROWS == 8 ? (i >> 3 & 1) * 4 : 0;
+      const float *from = q + row * dim + u;
+      const int32_t next = ROWS == 1 ? 0 : dim; /* of 1 row four copies */
+      ((float4 *)table)[i] = u < dim ? make_float4(from[0], from[next], from[2 * next], from[3 * next]) : make_float4(0, 0, 0, 0);
     }
   }
 
@@ -127,6 +130,18 @@ template <int DTYPE, int K, int ROWS> struct sfa_decode_codes {
     }
     if (DTYPE == SFA_I8)
       scale = __ldcs((const uint16_t *)(const void *)sfa_decode_row(streams[2], page, own));
+  }
+
+  /* As load, from the row's addresses. */
+  __device__ __forceinline__ void load_from(const unsigned char *id, const unsigned char *value, const unsigned char *scale_at) {
+    id_row = id;
+    value_row = value;
+    if (K) {
+      sfa_decode_fetch<ENTRIES>(ids, id);
+      sfa_decode_fetch<ENTRIES * VALUE_BYTES>(values, value);
+    }
+    if (DTYPE == SFA_I8)
+      scale = __ldcs((const uint16_t *)(const void *)scale_at);
   }
 
   __device__ __forceinline__ void add(float *s, const unsigned char *table, uint32_t own, uint32_t mask) {
@@ -152,8 +167,9 @@ template <int DTYPE, int K, int ROWS> struct sfa_decode_codes {
     }
   }
 
-  /* s [ROWS]: products of the lane's key and the rows. */
-  __device__ __forceinline__ void score(const sfa_decode_call &call, const unsigned char *table, unsigned char *, int32_t lane, float *s) {
+  /* s [ROWS]: products of the lane's key and the rows, times factor. */
+  __device__ __forceinline__ void score(const sfa_decode_call &call, const unsigned char *table, unsigned char *, int32_t lane,
+                                        float factor, float *s) {
     uint32_t own = ROWS == 1 ? 4 * (uint32_t)lane : 16 * ((uint32_t)lane & 7), mask = call.id_mask << FEATURE_SHIFT;
 #pragma unroll
     for (int r = 0; r < ROWS; r++)
@@ -167,12 +183,10 @@ template <int DTYPE, int K, int ROWS> struct sfa_decode_codes {
         add(s, table, own, mask);
       }
     }
-    if (DTYPE == SFA_I8) {
-      float unit = sfa_decode_half(scale);
+    float unit = DTYPE == SFA_I8 ? sfa_decode_half(scale) * factor : factor;
 #pragma unroll
-      for (int r = 0; r < ROWS; r++)
-        s[r] *= unit;
-    }
+    for (int r = 0; r < ROWS; r++)
+      s[r] *= unit;
   }
 };
 
@@ -181,6 +195,7 @@ template <int DTYPE, int K, int ROWS> struct sfa_decode_codes {
 /* Whole rows of D elements of DTYPE. `table` holds B of each k16, exchange the scores on their way from mma's lanes to the keys' lanes. */
 template <int DTYPE, int D, int ROWS> struct sfa_decode_dense {
   enum {
+    WALKS = 0,
     PER_VECTOR = DTYPE == SFA_I8 ? 16 : 8,
     VECTORS = D / 4 / PER_VECTOR, /* of a row, a lane */
     AT_ONCE = VECTORS < 4 ? VECTORS : 4,
@@ -233,7 +248,7 @@ template <int DTYPE, int D, int ROWS> struct sfa_decode_dense {
   }
 
   __device__ __forceinline__ void score(const sfa_decode_call &call, const unsigned char *table, unsigned char *exchange, int32_t lane,
-                                        float *s) {
+                                        float factor, float *s) {
     float *scores = (float *)exchange;
     const uint32_t magic = call.magic;
     float c[4] = {0, 0, 0, 0};
@@ -278,7 +293,7 @@ template <int DTYPE, int D, int ROWS> struct sfa_decode_dense {
       }
     }
     __syncwarp();
-    float unit = DTYPE == SFA_I8 ? sfa_decode_half(scale) : 1.f;
+    float unit = DTYPE == SFA_I8 ? sfa_decode_half(scale) * factor : factor;
 #pragma unroll
     for (int r = 0; r < ROWS; r++)
       s[r] = scores[r * SCORE_PITCH + lane] * unit;

@@ -47,17 +47,18 @@ template <class VALUES, int ROWS> struct sfa_decode_ring {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
   }
 
-  /* Asks for the rows from `token` on; row n - 1 stands for those from n on. */
-  static __device__ __forceinline__ void fetch(unsigned char *slot, const sfa_decode_rows &rows, const unsigned char *page, int32_t token,
-                                               int32_t n, int32_t lane) {
+  /* Asks for the rows from `token` on, part number `part` of a step; row n - 1 stands for those from n on. start: of the lane's chunk in
+   * tile 0 or a page, where rows lie side by side. */
+  static __device__ __forceinline__ void fetch(unsigned char *slot, const sfa_decode_rows &rows, const unsigned char *start,
+                                               const unsigned char *page, int32_t token, int32_t part, int32_t n, int32_t lane) {
     uint32_t to = (uint32_t)__cvta_generic_to_shared(slot);
-    const unsigned char *from = sfa_decode_row(rows, page, token);
     if (rows.pitch == VALUES::ROW_BYTES && token + KEYS <= n) {
-      from += 16 * lane;
+      const unsigned char *from = start + (size_t)page + (uint64_t)(uint32_t)(token >> 6) * (uint32_t)rows.tile_bytes + part * BYTES;
 #pragma unroll
       for (int i = 0; i < TURNS; i++)
         copy(to + place((lane + 32 * i) / CHUNKS, (lane + 32 * i) % CHUNKS), from + 512 * i);
     } else {
+      const unsigned char *from = sfa_decode_row(rows, page, token);
 #pragma unroll 1
       for (int32_t at = lane; at < KEYS * CHUNKS; at += 32)
         copy(to + place(at / CHUNKS, at % CHUNKS), from + (int64_t)(min(at / CHUNKS, n - 1 - token) * rows.pitch) + at % CHUNKS * 16);
@@ -197,7 +198,8 @@ static __global__ __launch_bounds__(SFA_DECODE_THREADS, 2) void sfa_decode_strea
   const sfa_cuda_store &k = call.args.k, &v = call.args.v;
   int32_t lane = (int32_t)threadIdx.x & 31, warp = (int32_t)threadIdx.x / 32, split = (int32_t)blockIdx.x / call.n_row_blocks;
   sfa_cuda_wait_for_previous();
-  sfa_decode_span span = sfa_decode_span_of(call, (int32_t)blockIdx.z, (int32_t)blockIdx.y, (int32_t)blockIdx.x % call.n_row_blocks);
+  sfa_decode_span span = sfa_decode_span_of(call, (int32_t)blockIdx.z, (int32_t)blockIdx.y, (int32_t)blockIdx.x % call.n_row_blocks,
+                                            call.args.n_keys[blockIdx.z]);
   int32_t step, end_step;
   sfa_decode_split_steps(span.n_steps, call.n_splits, split, &step, &end_step);
   if (step >= end_step) {
@@ -232,60 +234,63 @@ static __global__ __launch_bounds__(SFA_DECODE_THREADS, 2) void sfa_decode_strea
   /* Values are asked for from `ahead` on: SLOTS slots before they are used. */
   step += warp;
   int32_t token = sfa_decode_step_token(span, step), ahead_step = step, ahead_part = 0, slot = 0;
-  const unsigned char *ahead_page = NULL, *scale_page = NULL;
+  const sfa_decode_walk key_walks[3] = {sfa_decode_walk_of(key_streams[0], token, lane), sfa_decode_walk_of(key_streams[1], token, lane),
+                                        sfa_decode_walk_of(key_streams[2], token, lane)};
+  const sfa_decode_walk scale_walk = sfa_decode_walk_of(value_scales, token, lane);
+  const unsigned char *value_start = value_rows.start + (token & 63) * value_rows.pitch + 16 * lane, *ahead_page = NULL;
   auto fetch = [&](int32_t to) {
     if (ahead_step < end_step) {
       int32_t from = sfa_decode_step_token(span, ahead_step) + ahead_part * ring::KEYS;
       if (from < span.n_keys)
-        ring::fetch(slots + to * ring::BYTES, value_rows, ahead_page, from, span.n_keys, lane);
-      ahead_part++;
-      if (ahead_part == 2 / ring::HALVES) {
+        ring::fetch(slots + to * ring::BYTES, value_rows, value_start, ahead_page, from, ahead_part, span.n_keys, lane);
+      if (ring::HALVES == 2 || ahead_part) {
         ahead_part = 0;
         ahead_step += SFA_DECODE_WARPS;
-        if (ahead_step < end_step)
+        if (v.pages && ahead_step < end_step)
           ahead_page = sfa_decode_page(v, span.b, sfa_decode_step_token(span, ahead_step));
+      } else {
+        ahead_part = 1;
       }
     }
     ring::commit();
   };
   uint16_t scale = 0; /* of the lane's row of values */
-  auto load_scale = [&](int32_t at) {
+  auto load = [&](int32_t at) {
+    const unsigned char *key_page = sfa_decode_page(k, span.b, at);
+    int32_t over = max(at + lane - (span.n_keys - 1), 0);
+    if constexpr (KEYS::WALKS)
+      keys.load_from(sfa_decode_walk_to(key_walks[0], key_page, at, over), sfa_decode_walk_to(key_walks[1], key_page, at, over),
+                     sfa_decode_walk_to(key_walks[2], key_page, at, over));
+    else
+      keys.load(call, key_streams, key_page, at, span.n_keys, lane);
     if (VALUES::ELEMENT == 1)
-      scale = __ldcs((const uint16_t *)(const void *)sfa_decode_row(value_scales, scale_page, min(at + lane, span.n_keys - 1)));
+      scale = __ldcs((const uint16_t *)(const void *)sfa_decode_walk_to(scale_walk, sfa_decode_page(v, span.b, at), at, over));
   };
   if (step < end_step) {
-    keys.load(call, key_streams, sfa_decode_page(k, span.b, token), token, span.n_keys, lane);
-    scale_page = ahead_page = sfa_decode_page(v, span.b, token);
-    load_scale(token);
+    load(token);
+    ahead_page = sfa_decode_page(v, span.b, token);
     for (int32_t i = 0; i < ring::SLOTS; i++)
       fetch(i);
   }
   for (int i = lane; i < VALUES::P_ROWS * 16; i += 32)
     ((uint32_t *)weights)[i] = 0;
-  sfa_decode_load_queries(call, span, ROWS, queries + ROWS * call.args.head_dim, queries);
+  sfa_decode_load_queries(call, span.b, span.g, span.first_row, ROWS, queries + ROWS * call.args.head_dim, queries);
   KEYS::prepare(call, queries, table);
   values.clear();
   softmax.clear();
   __syncthreads();
 
   for (; step < end_step; step += SFA_DECODE_WARPS) {
-    bool whole = sfa_decode_step_whole(span, token);
+    const bool whole = sfa_decode_step_whole(span, token);
     int32_t key = token + lane, next_token = sfa_decode_step_token(span, step + SFA_DECODE_WARPS);
-    bool more = step + SFA_DECODE_WARPS < end_step;
     float unit = VALUES::ELEMENT == 1 ? sfa_decode_half(scale) : 1.f;
-    const unsigned char *key_page = NULL;
-    if (more) {
-      key_page = sfa_decode_page(k, span.b, next_token);
-      scale_page = sfa_decode_page(v, span.b, next_token);
-    }
 
     float s[ROWS], even, odd;
-    keys.score(call, table, exchange, lane, s);
-    if (more) {
-      keys.load(call, key_streams, key_page, next_token, span.n_keys, lane);
-      load_scale(next_token);
-    }
-    sfa_decode_bend_rows<ROWS>(call, span, queries_of, whole, straight, key, s);
+    keys.score(call, table, exchange, lane, whole && straight ? call.scale_log2 : 1.f, s);
+    if (step + SFA_DECODE_WARPS < end_step)
+      load(next_token);
+    if (!(whole && straight))
+      sfa_decode_bend_rows<ROWS>(call, span, queries_of, whole, false, key, s);
     if (softmax.lift(s, lane, &even, &odd))
       values.scale(even, odd);
 #pragma unroll
@@ -294,28 +299,40 @@ static __global__ __launch_bounds__(SFA_DECODE_THREADS, 2) void sfa_decode_strea
       softmax.l[r] += s[r];
     }
 
-    int32_t passes = whole ? 1 : span.n_tokens;
+    auto weigh = [&](int r, float p) {
+      sfa_decode_split(p, &weights[r * VALUES::P_PITCH + sfa_decode_weight_at(lane)],
+                       &weights[(r + VALUES::P_ROWS / 2) * VALUES::P_PITCH + sfa_decode_weight_at(lane)]);
+    };
+    auto add = [&](int half, bool all, uint32_t seen) {
+      uint2 hi, lo;
+      __syncwarp();
+      VALUES::weights_of(weights, VALUES::P_PITCH, half, lane, &hi, &lo);
+      ring::add(values, slots + slot * ring::BYTES + half % ring::HALVES * ring::HALF, all, seen, hi, lo, lane, magic);
+    };
+    if (whole) {
+#pragma unroll
+      for (int r = 0; r < ROWS; r++)
+        weigh(r, s[r] * unit);
+    }
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       if (half % ring::HALVES == 0)
         ring::wait();
-      for (int32_t t = 0; t < passes; t++) {
-        uint32_t seen = whole ? ~0u : __ballot_sync(~0u, sfa_decode_sees(call, span, t, key));
-        if (half == 0 || !whole) {
+      if (whole) {
+        add(half, true, 0);
+      } else {
+#pragma unroll 1
+        for (int32_t t = 0; t < span.n_tokens; t++) {
+          uint32_t seen = __ballot_sync(~0u, sfa_decode_sees(call, span, t, key));
 #pragma unroll
-          for (int r = 0; r < ROWS; r++) {
-            bool takes = whole || ((seen >> lane & 1) && queries_of[r].token == t);
-            sfa_decode_split(takes ? s[r] * unit : 0.f, &weights[r * VALUES::P_PITCH + sfa_decode_weight_at(lane)],
-                             &weights[(r + VALUES::P_ROWS / 2) * VALUES::P_PITCH + sfa_decode_weight_at(lane)]);
-          }
+          for (int r = 0; r < ROWS; r++)
+            weigh(r, (seen >> lane & 1) && queries_of[r].token == t ? s[r] * unit : 0.f);
+          add(half, false, seen >> 16 * half);
+          __syncwarp();
         }
-        __syncwarp();
-        uint2 hi, lo;
-        VALUES::weights_of(weights, VALUES::P_PITCH, half, lane, &hi, &lo);
-        ring::add(values, slots + slot * ring::BYTES + half % ring::HALVES * ring::HALF, whole, seen >> 16 * half, hi, lo, lane, magic);
-        __syncwarp();
       }
       if (half % ring::HALVES == ring::HALVES - 1) {
+        __syncwarp();
         fetch(slot);
         slot = slot + 1 == ring::SLOTS ? 0 : slot + 1;
       }
