@@ -88,9 +88,10 @@ def bench(library, d, n, heads, causal, k, repeats):
             out = torch.full((n, heads, d), float("nan"), device="cuda", dtype=torch.bfloat16)
             if "int8" in name:
                 q_rows, q_scale = int8(queries[capped].float())
-                call = Prefill(policy, heads, heads, d, d, tokens, tokens, None, rows(q_rows, SFA_I8), rows(k_int8, SFA_I8), q_scale.data_ptr(),
-                               k_scale.data_ptr(), rows(v, SFA_BF16), scores, rows(out, SFA_BF16), None)
-                keep.append((q_rows, q_scale))
+                own, own_scale = k_int8.clone(), k_scale.clone()  # a run gives every tile of them one scale
+                call = Prefill(policy, heads, heads, d, d, tokens, tokens, None, rows(q_rows, SFA_I8), rows(own, SFA_I8), q_scale.data_ptr(),
+                               own_scale.data_ptr(), rows(v, SFA_BF16), scores, rows(out, SFA_BF16), None)
+                keep.append((q_rows, q_scale, own, own_scale))
             else:
                 call = Prefill(policy, heads, heads, d, d, tokens, tokens, None, rows(queries[capped], SFA_BF16), rows(k_rows, SFA_BF16), None, None,
                                rows(v, SFA_BF16), scores, rows(out, SFA_BF16), None)

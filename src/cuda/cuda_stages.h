@@ -112,8 +112,9 @@ typedef struct sfa_cuda_prefill {
   const int32_t
       *k_lens;        /* [B] keys of each sequence where k_tokens.cu_seqlens is NULL and they are fewer than max_seqlen; NULL: max_seqlen */
   sfa_cuda_rows q, k; /* SFA_BF16, or SFA_I8 for the int8 policies; from select or gather, contiguous heads */
-  const float *q_scales, *k_scales; /* [tokens][heads] for SFA_I8 */
-  sfa_cuda_rows v;                  /* SFA_BF16 */
+  const float *q_scales; /* [tokens][heads] for SFA_I8 */
+  float *k_scales;       /* the same of keys. The run rewrites int8 keys and their scales: a tile of keys gets the largest of its scales */
+  sfa_cuda_rows v;       /* SFA_BF16 */
   sfa_cuda_scores scores;
   sfa_cuda_rows out; /* SFA_F32 or SFA_BF16 */
   float *lse;        /* [tokens][H], NULL: not wanted */

@@ -75,25 +75,30 @@ template <int WIDTH> static __device__ __forceinline__ uint32_t piece_at(int row
 template <int WIDTH, int N, int THREADS>
 static __device__ __forceinline__ void load_rows(uint32_t to, const sfa_cuda_rows &rows, const float *scales, int n_heads, int dim,
                                                  int64_t first, int n, int head) {
+  constexpr int PIECES = WIDTH / 8, STEP = THREADS / PIECES; /* a thread has one piece of every STEPth row */
+  const int row = (int)threadIdx.x / PIECES, piece = (int)threadIdx.x % PIECES;
+  const bool there = piece * 8 < dim;
+  const int64_t offset = (first + row) * rows.token_stride + head * rows.head_stride + piece * 8, step = STEP * rows.token_stride;
+  if (rows.dtype == SFA_BF16) {
+    const uint16_t *from = (const uint16_t *)rows.data + offset;
 #pragma unroll
-  for (int i = 0; i < N * (WIDTH / 8) / THREADS; i++) {
-    const int at = i * THREADS + (int)threadIdx.x, row = at / (WIDTH / 8), piece = at % (WIDTH / 8);
-    const bool there = row < n && piece * 8 < dim;
-    const int64_t token = first + (there ? row : 0), offset = token * rows.token_stride + head * rows.head_stride + (there ? piece * 8 : 0);
-    const uint32_t place = to + piece_at<WIDTH>(row, piece);
-    if (rows.dtype == SFA_BF16) {
-      copy_piece(place, (const uint16_t *)rows.data + offset, there);
-      continue;
-    }
+    for (int i = 0; i < N / STEP; i++, from += step)
+      copy_piece(to + piece_at<WIDTH>(row + i * STEP, piece), from, there && row + i * STEP < n);
+    return;
+  }
+  const int8_t *from = (const int8_t *)rows.data + offset;
+  const float *scale = scales + (first + row) * n_heads + head;
+#pragma unroll 1
+  for (int i = 0; i < N / STEP; i++, from += step, scale += STEP * n_heads) {
     uint32_t w[4] = {0, 0, 0, 0};
-    if (there) {
-      const int8_t *from = (const int8_t *)rows.data + offset;
-      const float scale = scales[token * n_heads + head];
+    if (there && row + i * STEP < n) {
 #pragma unroll
       for (int j = 0; j < 4; j++)
-        w[j] = two_bf16((float)from[2 * j] * scale, (float)from[2 * j + 1] * scale);
+        w[j] = two_bf16((float)from[2 * j] * *scale, (float)from[2 * j + 1] * *scale);
     }
-    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(place), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]) : "memory");
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to + piece_at<WIDTH>(row + i * STEP, piece)), "r"(w[0]), "r"(w[1]),
+                 "r"(w[2]), "r"(w[3])
+                 : "memory");
   }
 }
 
@@ -147,10 +152,10 @@ static __global__ void __launch_bounds__(32 * WARPS, 8 / WARPS)
 
   while (tile < walk.end) {
     const int32_t key = tile * KEYS;
+    copies_wait<0>();
+    __syncthreads(); /* queries and keys are there, the values before are used */
     load_rows<WIDTH, KEYS, THREADS>(v_at, a.v, NULL, 0, E, first_k + key, S - key, kv_head);
     copies_commit();
-    copies_wait<1>();
-    __syncthreads(); /* queries and keys are there */
 
     float s[TILES][KEYS / 8][4];
 #pragma unroll
@@ -177,7 +182,8 @@ static __global__ void __launch_bounds__(32 * WARPS, 8 / WARPS)
         }
       }
     }
-    __syncthreads(); /* the keys are used */
+    copies_wait<0>();
+    __syncthreads(); /* the values are there, the keys are used */
 
     const int32_t next = sfa_walk_next(walk, tile);
     if (next < walk.end)
@@ -247,8 +253,6 @@ static __global__ void __launch_bounds__(32 * WARPS, 8 / WARPS)
         }
       }
 
-    copies_wait<1>();
-    __syncthreads(); /* the values are there */
 #pragma unroll
     for (int j = 0; j < KEYS / 16; j++) {
       uint32_t p[TILES][4];
@@ -268,7 +272,6 @@ static __global__ void __launch_bounds__(32 * WARPS, 8 / WARPS)
         }
       }
     }
-    __syncthreads(); /* the values are used */
     tile = next;
   }
 

@@ -87,6 +87,59 @@ const char *sfa_prefill_prepare(const sfa_cuda_prefill *args, int n_rows, int n_
   return NULL;
 }
 
+/* Grid: tiles, kv heads, sequences; a warp a key. Codes become whole multiples of the largest scale of their tile. */
+static __global__ void sfa_level_kernel(const __grid_constant__ sfa_prefill_job job, int8_t *rows, float *scales, int64_t token_stride,
+                                        int64_t head_stride, int32_t dim, int32_t n_keys) {
+  const int32_t sequence = (int32_t)blockIdx.z, head = (int32_t)blockIdx.y, lane = threadIdx.x & 31, first = (int32_t)blockIdx.x * n_keys;
+  const int64_t first_k = job.cu_k ? job.cu_k[sequence] : (int64_t)sequence * job.max_k;
+  const int32_t length = job.cu_k ? job.cu_k[sequence + 1] - (int32_t)first_k : job.k_lens ? job.k_lens[sequence] : job.max_k;
+  const int32_t n = min(n_keys, length - first);
+  float *scale = scales + (first_k + first) * job.n_kv_heads + head; /* of key i: n_kv_heads i behind */
+  float most = 0;
+  bool is_bad = false; /* a key that scores NaN with every query goes on doing so, and its tile with it */
+  for (int32_t i = lane; i < n; i += 32) {
+    const float own = scale[(int64_t)i * job.n_kv_heads];
+    most = fmaxf(most, own);
+    is_bad |= own != own;
+  }
+  for (int apart = 1; apart < 32; apart *= 2)
+    most = fmaxf(most, __shfl_xor_sync(~0u, most, apart));
+  if (__any_sync(~0u, is_bad))
+    most = CUDART_NAN_F;
+  for (int32_t i = (int32_t)threadIdx.x >> 5; i < n; i += (int32_t)blockDim.x >> 5) {
+    const float own = scale[(int64_t)i * job.n_kv_heads];
+    if (own == most)
+      continue;
+    const float share = own / most;
+    char4 *row = (char4 *)(rows + (first_k + first + i) * token_stride + head * head_stride);
+    for (int32_t u = lane; u < dim / 4; u += 32) {
+      const char4 x = row[u];
+      row[u] = make_char4((signed char)rintf(x.x * share), (signed char)rintf(x.y * share), (signed char)rintf(x.z * share),
+                          (signed char)rintf(x.w * share));
+    }
+  }
+  __syncthreads(); /* all have read the scales */
+  for (int32_t i = threadIdx.x; i < n; i += (int32_t)blockDim.x)
+    scale[(int64_t)i * job.n_kv_heads] = most;
+}
+
+const char *sfa_prefill_level(const sfa_cuda_prefill *args, int n_keys, cudaStream_t stream) {
+  const int64_t n_tiles = (args->k_tokens.max_seqlen + n_keys - 1) / n_keys;
+  if (n_tiles == 0)
+    return NULL;
+  sfa_prefill_job job;
+  memset(&job, 0, sizeof job);
+  job.cu_k = args->k_tokens.cu_seqlens;
+  job.k_lens = args->k_lens;
+  job.max_k = (int32_t)args->k_tokens.max_seqlen;
+  job.n_kv_heads = args->n_kv_heads;
+  const dim3 grid((unsigned)n_tiles, (unsigned)args->n_kv_heads, (unsigned)args->k_tokens.n_sequences);
+  sfa_level_kernel<<<grid, 256, 0, stream>>>(job, (int8_t *)args->k.data, args->k_scales, args->k.token_stride, args->k.head_stride,
+                                             args->head_dim, n_keys);
+  const cudaError_t error = cudaGetLastError();
+  return error == cudaSuccess ? NULL : cudaGetErrorString(error);
+}
+
 const char *sfa_cuda_prefill_run(const sfa_cuda_prefill *args, sfa_cuda_stream stream) {
   if (args->q_tokens.n_sequences == 0 || args->q_tokens.max_seqlen == 0)
     return NULL;

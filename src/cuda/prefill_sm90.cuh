@@ -9,12 +9,13 @@
  *
  *     scores(j) starts; values(j - 1) starts; scores(j) ends; softmax(j), while values(j - 1) runs; values(j - 1) ends; O *= change of m
  *
- * Named barriers make the warpgroups take turns to start products, so that one's softmax runs under another's products. A row's maximum
- * rarely changes after some tiles; O is only scaled where one of the warp's rows did.
+ * Named barriers make the warpgroups take turns to start products, so that one's softmax runs under another's products. m_i need not be
+ * the maximum: it moves there only once a score lies more than ROOM above it, which is rare after the first tiles, so that hardly a tile
+ * waits for its lanes to agree on one.
  *
  * What is multiplied (POLICY):
  *     BF16     rows as they are
- *     INT8     int8 rows: exact sums, times the key's scale; the query's goes into softmax_scale
+ *     INT8     int8 rows: exact sums, times the tile's scale (sfa_prefill_level); the query's goes into softmax_scale
  *     SP_...   queries as a sparse operand, at most two of each four adjacent features, with half the products. Rows where a group
  *              of four holds more come first in a block (order_rows), and the consumers that get such take their rows as they are:
  *              the result is exact whatever the rows hold, and most consumers take the fast way
@@ -36,7 +37,7 @@ struct sfa_prefill_job {
   float softmax_scale, softcap;
   int32_t causal, window_left, window_right, n_sink_tokens; /* windows: -1 unlimited */
   const float *sink_logit, *alibi_slopes;                   /* [H] or NULL */
-  const float *q_scales, *k_scales;                         /* [tokens][heads] of int8 rows */
+  const float *q_scales, *k_scales;                         /* [tokens][heads] of int8 rows; of keys: the same in a tile */
   const int32_t *cu_q, *cu_k, *k_lens;
   int32_t max_q, max_k;
   int32_t n_heads, n_kv_heads, head_dim_v;
@@ -57,15 +58,16 @@ struct sfa_prefill_job {
  * its queries: 240 registers with two consumers, 160 with three. Shared memory: 227 KiB for queries and the ring.
  *
  *     width 64    3 x 64 rows: the exponentials are the limit, three consumers hide each other's latency best. bf16: 128 keys; else
- *                 64, for the registers of scales or sparse queries
+ *                 64, for the registers of whole sums or sparse queries
  *     width 128   dense: 2 x 64 rows, 128 keys: a product over 128 keys reads its queries from shared memory half as often as over 64
  *                 sparse: 3 x 64 rows, 64 keys: queries are in registers, and a third consumer is worth more than wide tiles
- *     width 256   2 x 64 rows, 64 keys: O alone takes 128 registers; sparse bf16 queries (40 more) stay in shared memory */
+ *     width 256   2 x 64 rows: O alone takes 128 registers. bf16: 80 keys, the most of which two tiles fit into shared memory, where
+ *                 sparse queries (40 registers) stay, too; int8: 64, for the registers of sparse queries */
 template <int POLICY, int WIDTH> struct sfa_prefill_tile {
   static constexpr bool INT8 = POLICY == SFA_POLICY_INT8 || POLICY == SFA_POLICY_SP_INT8;
   static constexpr bool SPARSE = POLICY == SFA_POLICY_SP_BF16 || POLICY == SFA_POLICY_SP_INT8;
   static constexpr int CONSUMERS = WIDTH == 64 || (WIDTH == 128 && SPARSE) ? 3 : 2;
-  static constexpr int KEYS = WIDTH == 256 || SPARSE || (WIDTH == 64 && INT8) ? 64 : 128;
+  static constexpr int KEYS = WIDTH == 256 ? (INT8 ? 64 : 80) : SPARSE || (WIDTH == 64 && INT8) ? 64 : 128;
   static constexpr int ROWS = 64 * CONSUMERS;
   static constexpr int THREADS = 128 * (1 + CONSUMERS);
   static constexpr int REGISTERS = CONSUMERS == 3 ? 160 : 240; /* of a consumer */
@@ -79,7 +81,7 @@ template <int POLICY, int WIDTH> struct sfa_prefill_tile {
   static constexpr int Q_BYTES = QK_BOXES * ROWS * 128;
   static constexpr int K_BYTES = QK_BOXES * KEYS * 128;
   static constexpr int V_BYTES = V_BOXES * KEYS * 128;
-  static constexpr int SCALE_BYTES = INT8 ? KEYS * 4 : 0;
+  static constexpr int SCALE_BYTES = INT8 ? 16 : 0; /* a word */
   static constexpr int STAGES = Q_BYTES + 4 * (K_BYTES + V_BYTES + SCALE_BYTES) <= 200 * 1024   ? 4
                                 : Q_BYTES + 3 * (K_BYTES + V_BYTES + SCALE_BYTES) <= 224 * 1024 ? 3
                                                                                                 : 2;
@@ -194,12 +196,11 @@ static __device__ __forceinline__ void sfa_prefill_load(const sfa_prefill_job &j
       for (int box = 0; box < TILE::QK_BOXES; box++)
         sfa_box_load(shared + TILE::K_AT + stage * TILE::K_BYTES + box * TILE::KEYS * 128, &job.k, box * COLUMNS, at.kv_head,
                      at.first_k + first, k_there + 8 * stage);
-    }
-    if constexpr (TILE::INT8) {
-      for (int i = lane; i < TILE::KEYS; i += 32)
-        sfa_word_load(shared + TILE::SCALES_AT + stage * TILE::SCALE_BYTES + 4 * i,
-                      job.k_scales + (int64_t)(at.first_k + first + min(i, left - 1)) * job.n_kv_heads + at.kv_head);
-      sfa_copies_arrive(k_there + 8 * stage);
+      if constexpr (TILE::INT8) {
+        sfa_word_load(shared + TILE::SCALES_AT + stage * TILE::SCALE_BYTES,
+                      job.k_scales + (int64_t)(at.first_k + first) * job.n_kv_heads + at.kv_head);
+        sfa_copies_arrive(k_there + 8 * stage);
+      }
     }
     sfa_barrier_wait(v_used + 8 * stage, parity);
     const uint32_t v = shared + TILE::V_AT + stage * TILE::V_BYTES, there = left < TILE::KEYS ? tail : v_there + 8 * stage;
@@ -377,11 +378,12 @@ static __device__ __forceinline__ void sfa_prefill_products(SUMS &s, const sfa_p
   sfa_matrix_commit();
 }
 
-/* The two rows of a thread: maximum so far (of what `scale` makes powers of two), sum of the weights of this thread's columns. */
+/* The two rows of a thread: weights are 2^(scale s - base). Before a key is seen base is LOWEST: finite, so that 2^(-inf - base) is 0. */
 struct sfa_prefill_rows {
-  float most[2], sum[2], scale[2];
-  float change[2]; /* by the last tile: factor of the older weights */
+  float base[2], sum[2], scale[2]; /* sum: of the weights of this thread's columns */
+  float change[2];                 /* by the last tile that moved a base: factor of the older weights */
 };
+#define SFA_PREFILL_LOWEST (-0x1p127f)
 
 /* Row 0 or 1 of this thread: its place in the block, token, head. Registers are short in the loop over tiles: what only some tiles and
  * the end need is computed there again, from the block's place in shared memory; the volatile read keeps the compiler from doing it once.
@@ -456,33 +458,45 @@ static __device__ __forceinline__ void sfa_prefill_mask(float (&s)[TILE::KEYS / 
   }
 }
 
-/* Weights 2^(scale (s - most)) in place of the scores. Both rows step by step: the latency of one is hidden by the other. */
-template <class TILE> static __device__ __forceinline__ void sfa_prefill_softmax(float (&s)[TILE::KEYS / 2], sfa_prefill_rows &rows) {
-  float most[2] = {rows.most[0], rows.most[1]}, base[2], sum[2];
+static __device__ __forceinline__ float sfa_prefill_most(float a, float b, float c) { return fmaxf(a, fmaxf(b, c)); }
+static __device__ __forceinline__ int32_t sfa_prefill_most(int32_t a, int32_t b, int32_t c) { return __vimax3_s32(a, b, c); }
+
+/* Weights of scores x * unit: f32, or whole sums of a tile that no mask touches. Returns whether a base of the warp's rows moved, which it
+ * does to a weight above 2^ROOM: each row by its own scores alone. ROOM is 1 since the weight at the base is 1 and not rounded when it
+ * meets the values: a larger one would cost where few keys have most of a row's weight. */
+template <class TILE, class SCORE>
+static __device__ __forceinline__ bool sfa_prefill_softmax(float (&weights)[TILE::KEYS / 2], const SCORE (&x)[TILE::KEYS / 2], float unit,
+                                                           sfa_prefill_rows &rows) {
+  constexpr float ROOM = 1;
+  SCORE most[2] = {x[0], x[2]};
 #pragma unroll
   for (int i = 0; i < TILE::KEYS / 2; i += 2)
-    most[i >> 1 & 1] = fmaxf(most[i >> 1 & 1], fmaxf(s[i], s[i + 1]));
-#pragma unroll
-  for (int apart = 1; apart < 4; apart *= 2)
-#pragma unroll
-    for (int r = 0; r < 2; r++)
-      most[r] = fmaxf(most[r], __shfl_xor_sync(~0u, most[r], apart));
+    most[i >> 1 & 1] = sfa_prefill_most(most[i >> 1 & 1], x[i], x[i + 1]);
+  float factor[2], top[2];
 #pragma unroll
   for (int r = 0; r < 2; r++) {
-    base[r] = fmaxf(most[r] * rows.scale[r], -0x1p127f); /* finite where nothing was seen yet: then all weights are 2^-inf */
-    rows.change[r] = sfa_exp2(fmaf(rows.most[r], rows.scale[r], -base[r]));
-    rows.most[r] = most[r];
-    sum[r] = 0;
+    factor[r] = rows.scale[r] * unit;
+    top[r] = (float)most[r] * factor[r];
+  }
+  const bool moves = __any_sync(~0u, top[0] - rows.base[0] > ROOM || top[1] - rows.base[1] > ROOM);
+  if (moves) {
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+      top[r] = fmaxf(top[r], __shfl_xor_sync(~0u, top[r], 1));
+      top[r] = fmaxf(top[r], __shfl_xor_sync(~0u, top[r], 2));
+      const float base = top[r] - rows.base[r] > ROOM ? top[r] : rows.base[r];
+      rows.change[r] = sfa_exp2(rows.base[r] - base);
+      rows.base[r] = base;
+      rows.sum[r] *= rows.change[r];
+    }
   }
 #pragma unroll
   for (int i = 0; i < TILE::KEYS / 2; i++)
-    s[i] = sfa_exp2(fmaf(s[i], rows.scale[i >> 1 & 1], -base[i >> 1 & 1]));
+    weights[i] = sfa_exp2(fmaf((float)x[i], factor[i >> 1 & 1], -rows.base[i >> 1 & 1]));
 #pragma unroll
   for (int i = 0; i < TILE::KEYS / 2; i += 2)
-    sum[i >> 1 & 1] += s[i] + s[i + 1];
-#pragma unroll
-  for (int r = 0; r < 2; r++)
-    rows.sum[r] = fmaf(rows.sum[r], rows.change[r], sum[r]);
+    rows.sum[i >> 1 & 1] += weights[i] + weights[i + 1];
+  return moves;
 }
 
 template <class TILE, int WIDTH>
@@ -508,13 +522,12 @@ static __device__ __forceinline__ void sfa_prefill_consume(const sfa_prefill_job
   sfa_prefill_rows rows;
 #pragma unroll
   for (int r = 0; r < 2; r++) {
-    rows.most[r] = -CUDART_INF_F;
+    rows.base[r] = SFA_PREFILL_LOWEST;
     rows.sum[r] = 0;
     rows.scale[r] = job.shaped ? 1 : sfa_prefill_natural(job, at, sfa_prefill_row_at<TILE>(job, at, shared, r), TILE::INT8) * CUDART_L2E_F;
   }
   float o[WIDTH / 2], s[KEYS / 2];
   int32_t sums[TILE::INT8 ? KEYS / 2 : 1];
-  uint2 scales[TILE::INT8 ? KEYS / 8 : 1]; /* of the keys of the thread's columns, f32 */
   uint32_t p[KEYS / 4];
 #pragma unroll
   for (int i = 0; i < WIDTH / 2; i++)
@@ -536,13 +549,6 @@ static __device__ __forceinline__ void sfa_prefill_consume(const sfa_prefill_job
     else
       start(s);
   };
-  const auto load_scales = [&](int stage) {
-    if constexpr (TILE::INT8) {
-#pragma unroll
-      for (int i = 0; i < KEYS / 8; i++)
-        scales[i] = sfa_shared_load2(shared + TILE::SCALES_AT + stage * TILE::SCALE_BYTES + 8 * c + 32 * i);
-    }
-  };
   const auto start_values = [&](int stage) {
     const uint64_t v = sfa_operand_turned(shared + TILE::V_AT + stage * TILE::V_BYTES, KEYS * 128);
     sfa_matrix_fence();
@@ -552,24 +558,24 @@ static __device__ __forceinline__ void sfa_prefill_consume(const sfa_prefill_job
     sfa_matrix_commit();
   };
   const auto softmax = [&](int stage, int32_t first) {
+    const bool masked = first < all_begin || first + KEYS > all_end;
     if constexpr (TILE::INT8) {
-#pragma unroll
-      for (int i = 0; i < KEYS / 8; i++) {
-        const float x = __uint_as_float(scales[i].x), y = __uint_as_float(scales[i].y);
-        s[4 * i] = (float)sums[4 * i] * x;
-        s[4 * i + 1] = (float)sums[4 * i + 1] * y;
-        s[4 * i + 2] = (float)sums[4 * i + 2] * x;
-        s[4 * i + 3] = (float)sums[4 * i + 3] * y;
-      }
+      const float unit = __uint_as_float(sfa_shared_load(shared + TILE::SCALES_AT + stage * TILE::SCALE_BYTES));
       __syncwarp();
-    }
-    if (lane == 0)
+      if (lane == 0)
+        sfa_barrier_arrive(k_used + 8 * stage);
+      if (!job.shaped && !masked)
+        return sfa_prefill_softmax<TILE>(s, sums, unit, rows);
+#pragma unroll
+      for (int i = 0; i < KEYS / 2; i++)
+        s[i] = (float)sums[i] * unit;
+    } else if (lane == 0)
       sfa_barrier_arrive(k_used + 8 * stage);
     if (job.shaped)
       sfa_prefill_shape<TILE>(s, job, shared, first + 2 * c);
-    if (first < all_begin || first + KEYS > all_end)
+    if (masked)
       sfa_prefill_mask<TILE>(s, job, shared, first + 2 * c);
-    sfa_prefill_softmax<TILE>(s, rows);
+    return sfa_prefill_softmax<TILE>(s, s, 1, rows);
   };
   const auto round_weights = [&] {
 #pragma unroll
@@ -592,7 +598,6 @@ static __device__ __forceinline__ void sfa_prefill_consume(const sfa_prefill_job
     int32_t first = tiles.at(0) * KEYS;
     sfa_barrier_wait(k_there, 0);
     start_scores(0);
-    load_scales(0);
     sfa_matrix_wait<0>();
     softmax(0, first);
     round_weights();
@@ -610,11 +615,10 @@ static __device__ __forceinline__ void sfa_prefill_consume(const sfa_prefill_job
       sfa_barrier_wait(v_there + 8 * before, before_parity);
       start_values(before);
       sfa_named_arrive(SFA_PREFILL_TURN + (consumer + 1) % TILE::CONSUMERS, 256);
-      load_scales(stage);
       sfa_matrix_wait<1>();
-      softmax(stage, first);
+      const bool moved = softmax(stage, first);
       /* Both ways wait, behind the branch: a wait before it would be moved up, and nothing would run under the products of values. */
-      if (__any_sync(~0u, rows.change[0] != 1 || rows.change[1] != 1)) {
+      if (moved) {
         sfa_matrix_wait<0>();
 #pragma unroll
         for (int i = 0; i < WIDTH / 2; i++)
@@ -641,7 +645,7 @@ static __device__ __forceinline__ void sfa_prefill_consume(const sfa_prefill_job
     const sfa_prefill_row row = sfa_prefill_row_at<TILE>(job, place, shared, r);
     if (row.in_block >= job.pack * job.block_tokens || row.t >= place.n_q)
       continue;
-    const float most = rows.most[r] == -CUDART_INF_F ? -CUDART_INF_F : rows.most[r] * rows.scale[r]; /* of scores in powers of two */
+    const float most = rows.base[r] == SFA_PREFILL_LOWEST ? -CUDART_INF_F : rows.base[r];
     const float sink = job.sink_logit ? job.sink_logit[row.head] * CUDART_L2E_F : -CUDART_INF_F, top = fmaxf(most, sink);
     const float share = most == -CUDART_INF_F ? 0 : sfa_exp2(most - top);
     if (job.sink_logit && top != -CUDART_INF_F)
@@ -670,7 +674,8 @@ static __global__ void __launch_bounds__(sfa_prefill_tile<POLICY, WIDTH>::THREAD
     sfa_prefill_kernel(const __grid_constant__ sfa_prefill_job job) {
   using TILE = sfa_prefill_tile<POLICY, WIDTH>;
   extern __shared__ unsigned char sfa_prefill_memory[];
-  const uint32_t shared = (sfa_shared_at(sfa_prefill_memory) + 1023) & ~1023u;
+  /* By a shuffle, so that the compiler knows it to be uniform: else it fetches each product's addresses from the lanes. */
+  const uint32_t shared = __shfl_sync(~0u, (sfa_shared_at(sfa_prefill_memory) + 1023) & ~1023u, 0);
   const sfa_prefill_span at = sfa_prefill_place(job);
   if (at.t0 >= at.n_q)
     return;
@@ -681,7 +686,7 @@ static __global__ void __launch_bounds__(sfa_prefill_tile<POLICY, WIDTH>::THREAD
       sfa_barrier_init(barrier, 1);
     for (int array = 0; array < 4; array++)
       for (int i = 0; i < TILE::STAGES; i++, barrier += 8)
-        sfa_barrier_init(barrier, array == 0 ? (TILE::INT8 ? 33 : 1) : array == 2 ? 1 : 4 * TILE::CONSUMERS);
+        sfa_barrier_init(barrier, array == 0 ? (TILE::INT8 ? 2 : 1) : array == 2 ? 1 : 4 * TILE::CONSUMERS);
     sfa_prefill_note(shared + TILE::SPAN_AT, at);
     sfa_barrier_publish();
   }
@@ -700,6 +705,8 @@ static __global__ void __launch_bounds__(sfa_prefill_tile<POLICY, WIDTH>::THREAD
 
 /* The job of blocks of n_rows rows and tiles of n_keys keys (prefill_sm90.cu). */
 const char *sfa_prefill_prepare(const sfa_cuda_prefill *args, int n_rows, int n_keys, sfa_prefill_job *job);
+/* int8 keys: gives every n_keys of a sequence that follow each other one scale. */
+const char *sfa_prefill_level(const sfa_cuda_prefill *args, int n_keys, cudaStream_t stream);
 const char *sfa_prefill_bf16(const sfa_cuda_prefill *args, sfa_cuda_stream stream);
 const char *sfa_prefill_sp_bf16(const sfa_cuda_prefill *args, sfa_cuda_stream stream);
 const char *sfa_prefill_int8(const sfa_cuda_prefill *args, sfa_cuda_stream stream);
@@ -709,6 +716,8 @@ template <int POLICY, int WIDTH> static const char *sfa_prefill_launch(const sfa
   using TILE = sfa_prefill_tile<POLICY, WIDTH>;
   sfa_prefill_job job;
   const char *refused = sfa_prefill_prepare(args, TILE::ROWS, TILE::KEYS, &job);
+  if (!refused && TILE::INT8)
+    refused = sfa_prefill_level(args, TILE::KEYS, stream);
   if (refused)
     return refused;
   cudaError_t error =

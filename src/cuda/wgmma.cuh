@@ -37,9 +37,12 @@ static __device__ __forceinline__ uint64_t sfa_operand_turned(uint32_t at, uint3
 }
 static __device__ __forceinline__ uint64_t sfa_operand_at(uint64_t operand, uint32_t bytes) { return operand + (bytes >> 4); }
 
-/* The accumulators of N = 64, 128, 256: their places in the text of an instruction, and the operands behind these. */
+/* The accumulators of N = 64, 80, 128, 256: their places in the text of an instruction, and the operands behind these. */
 #define SFA_PLACES_32                                                                                                                      \
   "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}"
+#define SFA_PLACES_40                                                                                                                      \
+  "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,"    \
+  "%35,%36,%37,%38,%39}"
 #define SFA_PLACES_64                                                                                                                      \
   "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,"    \
   "%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}"
@@ -52,6 +55,7 @@ static __device__ __forceinline__ uint64_t sfa_operand_at(uint64_t operand, uint
 #define SFA_OPERANDS_8(c, d, i) c(d[i]), c(d[i + 1]), c(d[i + 2]), c(d[i + 3]), c(d[i + 4]), c(d[i + 5]), c(d[i + 6]), c(d[i + 7])
 #define SFA_OPERANDS_32(c, d, i)                                                                                                           \
   SFA_OPERANDS_8(c, d, i), SFA_OPERANDS_8(c, d, i + 8), SFA_OPERANDS_8(c, d, i + 16), SFA_OPERANDS_8(c, d, i + 24)
+#define SFA_OPERANDS_40(c, d, i) SFA_OPERANDS_32(c, d, i), SFA_OPERANDS_8(c, d, i + 32)
 #define SFA_OPERANDS_64(c, d, i) SFA_OPERANDS_32(c, d, i), SFA_OPERANDS_32(c, d, i + 32)
 #define SFA_OPERANDS_128(c, d, i) SFA_OPERANDS_64(c, d, i), SFA_OPERANDS_64(c, d, i + 64)
 
@@ -60,6 +64,12 @@ static __device__ __forceinline__ void sfa_product_bf16(float (&d)[32], uint64_t
   asm volatile("{.reg .pred p; setp.ne.b32 p, %34, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " SFA_PLACES_32
                ", %32, %33, p, 1, 1, 0, 0;}"
                : SFA_OPERANDS_32("+f", d, 0)
+               : "l"(a), "l"(b), "r"(add));
+}
+static __device__ __forceinline__ void sfa_product_bf16(float (&d)[40], uint64_t a, uint64_t b, int add) {
+  asm volatile("{.reg .pred p; setp.ne.b32 p, %42, 0;\nwgmma.mma_async.sync.aligned.m64n80k16.f32.bf16.bf16 " SFA_PLACES_40
+               ", %40, %41, p, 1, 1, 0, 0;}"
+               : SFA_OPERANDS_40("+f", d, 0)
                : "l"(a), "l"(b), "r"(add));
 }
 static __device__ __forceinline__ void sfa_product_bf16(float (&d)[64], uint64_t a, uint64_t b, int add) {
@@ -149,6 +159,12 @@ static __device__ __forceinline__ void sfa_product_sparse(float (&d)[32], uint64
                : SFA_OPERANDS_32("+f", d, 0)
                : "l"(a), "l"(b), "r"(e), "r"(add));
 }
+static __device__ __forceinline__ void sfa_product_sparse(float (&d)[40], uint64_t a, uint32_t e, uint64_t b, int add) {
+  asm volatile("{.reg .pred p; setp.ne.b32 p, %43, 0;\nwgmma.mma_async.sp.sync.aligned.m64n80k32.f32.bf16.bf16 " SFA_PLACES_40
+               ", %40, %41, %42, 0, p, 1, 1, 0, 0;}"
+               : SFA_OPERANDS_40("+f", d, 0)
+               : "l"(a), "l"(b), "r"(e), "r"(add));
+}
 static __device__ __forceinline__ void sfa_product_sparse(float (&d)[64], uint64_t a, uint32_t e, uint64_t b, int add) {
   asm volatile("{.reg .pred p; setp.ne.b32 p, %67, 0;\nwgmma.mma_async.sp.sync.aligned.m64n128k32.f32.bf16.bf16 " SFA_PLACES_64
                ", %64, %65, %66, 0, p, 1, 1, 0, 0;}"
@@ -196,10 +212,12 @@ static __device__ __forceinline__ void sfa_product_sparse(int32_t (&d)[64], cons
 
 #undef SFA_OPERANDS_128
 #undef SFA_OPERANDS_64
+#undef SFA_OPERANDS_40
 #undef SFA_OPERANDS_32
 #undef SFA_OPERANDS_8
 #undef SFA_PLACES_128
 #undef SFA_PLACES_64
+#undef SFA_PLACES_40
 #undef SFA_PLACES_32
 
 #endif
