@@ -3,7 +3,7 @@
  *
  *     load queries   q, d_out as bf16 tiles; lse; delta = d_out . out - d_lse
  *     load keys      k, v as bf16 tiles
- *     backward       a block a key tile: d_k, d_v, and its part of the sums of d_q (backward_sm90.cuh)
+ *     backward       a cluster a key tile: d_k, d_v, and its part of the sums of d_q (backward_sm90.cuh)
  *     finish         sums of d_q times softmax_scale to the caller's rows; with a sink, its gradient
  *
  * Why one pass with ordered sums and not two kernels, one owning keys and one queries: five products against seven. */
@@ -40,7 +40,7 @@ static size_t plan(const sfa_cuda_backward *a, backward_call *c) {
   c->max_keys = (int)a->k_tokens.max_seqlen;
   c->cu_queries = a->q_tokens.cu_seqlens;
   c->cu_keys = a->k_tokens.cu_seqlens;
-  const int tile = 64 * (int)(256 / width);
+  const int tile = 1 << BACKWARD_KEYS_LOG2(width);
   c->q_tiles = (c->max_queries + 63) / 64;
   c->k_tiles = (c->max_keys + tile - 1) / tile;
   c->softmax_scale = a->scores.softmax_scale;
@@ -50,7 +50,7 @@ static size_t plan(const sfa_cuda_backward *a, backward_call *c) {
   c->n_sinks = a->scores.n_sink_tokens > c->max_keys ? c->max_keys : (int)a->scores.n_sink_tokens;
   c->alibi_slopes = a->scores.alibi_slopes;
   const size_t q_tiles = (size_t)c->n_sequences * (size_t)c->n_heads * (size_t)c->q_tiles;
-  const size_t units = (size_t)c->n_sequences * (size_t)c->n_kv_heads * (size_t)c->k_tiles * (256 / width);
+  const size_t units = (size_t)c->n_sequences * (size_t)c->n_kv_heads * (size_t)c->k_tiles * (size_t)BACKWARD_UNITS(width);
   size_t used = 0;
   c->q = (unsigned char *)take(a->workspace, &used, q_tiles * unit_bytes);
   c->d_out = (unsigned char *)take(a->workspace, &used, q_tiles * unit_bytes);
@@ -59,8 +59,8 @@ static size_t plan(const sfa_cuda_backward *a, backward_call *c) {
   c->lse = (float *)take(a->workspace, &used, q_tiles * 256);
   c->delta = (float *)take(a->workspace, &used, q_tiles * 256);
   c->d_q = (float4 *)take(a->workspace, &used, q_tiles * 64 * width * sizeof(float));
-  c->turns = (int *)take(a->workspace, &used, q_tiles * sizeof(int));
-  c->ticket = (int *)take(a->workspace, &used, sizeof(int));
+  c->ticket = (int *)take(a->workspace, &used, (1 + 2 * q_tiles) * sizeof(int));
+  c->turns = c->ticket + 1;
   c->d_k = a->d_k;
   c->d_v = a->d_v;
   c->k_support = a->k_support;
@@ -129,11 +129,6 @@ static __global__ void load_queries_kernel(backward_call call, sfa_cuda_rows q, 
   const int64_t tile = blockIdx.x;
   const int m = (int)(tile % call.q_tiles), h = (int)(tile / call.q_tiles % call.n_heads), b = (int)(tile / call.q_tiles / call.n_heads);
   const backward_range queries = range_of(call.cu_queries, call.max_queries, b);
-  if (threadIdx.x == 0) {
-    call.turns[tile] = 0;
-    if (tile == 0)
-      *call.ticket = 0;
-  }
   if (64 * m >= queries.count)
     return;
   const int unit = threadIdx.x % (DIM / 8);
@@ -165,9 +160,9 @@ static __global__ void load_queries_kernel(backward_call call, sfa_cuda_rows q, 
 /* The same of 64 keys. */
 template <int DIM> static __global__ void load_keys_kernel(backward_call call, sfa_cuda_rows k, sfa_cuda_rows v) {
   const int64_t tile = blockIdx.x;
-  const int n_units = call.k_tiles * (256 / DIM), n = (int)(tile % n_units), g = (int)(tile / n_units % call.n_kv_heads);
+  const int n_units = call.k_tiles * BACKWARD_UNITS(DIM), n = (int)(tile % n_units), g = (int)(tile / n_units % call.n_kv_heads);
   const backward_range keys = range_of(call.cu_keys, call.max_keys, (int)(tile / n_units / call.n_kv_heads));
-  if (64 * (n & -(256 / DIM)) >= keys.count) /* its key tile is not met */
+  if (64 * (n & -BACKWARD_UNITS(DIM)) >= keys.count) /* its key tile is not met */
     return;
   const int unit = threadIdx.x % (DIM / 8);
 #pragma unroll
@@ -192,7 +187,7 @@ template <int DIM> static __global__ void finish_queries_kernel(backward_call ca
   const int t = threadIdx.x, row = 64 * m + t / 32 * 16 + t % 32 / 4, words = (call.dim + 31) / 32;
   if (64 * m >= queries.count)
     return;
-  const int tile_log2 = DIM == 64 ? 8 : DIM == 128 ? 7 : 6;
+  const int tile_log2 = BACKWARD_KEYS_LOG2(DIM);
   const backward_shape shape = shape_of(queries.count, range_of(call.cu_keys, call.max_keys, b).count, tile_log2);
   const bool met = count_above(&call, &shape, -1, m) > 0;
   const float factor = call.softmax_scale / BACKWARD_WEIGHT;
@@ -246,14 +241,16 @@ template <int DIM> static const char *launch(const sfa_cuda_backward *a, const b
   const int q_tiles = call->n_sequences * call->n_heads * call->q_tiles, k_tiles = call->n_sequences * call->n_kv_heads * call->k_tiles;
   const bool bent = call->softcap > 0 || call->alibi_slopes || !(call->softmax_scale > 0); /* -inf times the scale must be -inf */
   void (*const kernel)(backward_call) = bent ? backward_kernel<DIM, true> : backward_kernel<DIM, false>;
-  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, backward_layout<DIM>::BYTES);
+  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, backward_layout<DIM>::BYTES);
+  if (error == cudaSuccess)
+    error = cudaMemsetAsync(call->ticket, 0, (1 + 2 * (size_t)q_tiles) * sizeof(int), stream);
   if (error != cudaSuccess)
     return text_of(error);
   if (q_tiles > 0)
     load_queries_kernel<DIM><<<q_tiles, 256, 0, stream>>>(*call, a->q, a->out, a->d_out, a->lse, a->d_lse);
-  if (q_tiles > 0 && k_tiles > 0) {
-    load_keys_kernel<DIM><<<k_tiles *(256 / DIM), 256, 0, stream>>>(*call, a->k, a->v);
-    kernel<<<k_tiles, 512, backward_layout<DIM>::BYTES, stream>>>(*call);
+  if (k_tiles > 0) {
+    load_keys_kernel<DIM><<<k_tiles * BACKWARD_UNITS(DIM), 256, 0, stream>>>(*call, a->k, a->v);
+    kernel<<<k_tiles * BACKWARD_CLUSTER(DIM), 512, backward_layout<DIM>::BYTES, stream>>>(*call);
   }
   if (q_tiles > 0)
     finish_queries_kernel<DIM><<<q_tiles, 128, 0, stream>>>(*call, a->d_q, a->q_support);

@@ -1,8 +1,9 @@
 /* cuda/backward.cuh: what the kernels of the gradients share: the call, its workspace, who meets whom and in which order.
  *
  * Rows lie in the workspace as bf16 tiles of 64 rows: [DIM / 64] blocks of [64 rows][128 bytes], 16-byte units exchanged by unit ^ (row %
- * 8) (wgmma.cuh), rows and columns beyond the end 0. DIM, 64, 128 or 256, holds both head_dim and head_dim_v. A block of threads owns a key
- * tile, UNITS units of 64 keys, UNITS * DIM = 256: gradients of keys and values then take 128 registers a thread, whatever the width is. */
+ * 8) (wgmma.cuh), rows and columns beyond the end 0. DIM, 64, 128 or 256, holds both head_dim and head_dim_v. A block of threads owns UNITS
+ * units of 64 keys, UNITS * DIM = 256: gradients of keys and values then take 128 registers a thread, whatever the width is. A key tile is
+ * what the blocks of a cluster own together. */
 #ifndef SFA_BACKWARD_CUH
 #define SFA_BACKWARD_CUH
 
@@ -15,6 +16,10 @@ enum {
   BACKWARD_ROWS = 64,       /* of a tile of queries, of a unit of keys */
   BACKWARD_BLOCK = 64 * 128 /* bytes of a block of 64 columns */
 };
+/* Of a key tile: blocks in its cluster, keys (their logarithm), units. */
+#define BACKWARD_CLUSTER(DIM) ((DIM) == 64 ? 1 : 2)
+#define BACKWARD_KEYS_LOG2(DIM) ((DIM) == 256 ? 7 : 8)
+#define BACKWARD_UNITS(DIM) (1 << (BACKWARD_KEYS_LOG2(DIM) - 6))
 #define BACKWARD_FAR (1 << 29) /* a window without an end */
 #define BACKWARD_SHIFT 14      /* weights are computed times 2^14 (backward_sm90.cuh) */
 #define BACKWARD_WEIGHT ((float)(1 << BACKWARD_SHIFT))
@@ -23,18 +28,18 @@ typedef struct backward_call {
   int n_sequences, n_heads, n_kv_heads, group, dim, dim_v;
   int max_queries, max_keys;
   const int32_t *cu_queries, *cu_keys; /* NULL: every sequence has max_queries, max_keys */
-  int q_tiles, k_tiles;                /* of a sequence: tiles of 64 queries, tiles of UNITS * 64 keys */
+  int q_tiles, k_tiles;                /* of a sequence: tiles of 64 queries, key tiles */
 
   float softmax_scale, softcap;
   int left, right, n_sinks; /* key j is seen from position i: j <= i + right and (j >= i - left or j < n_sinks) */
   const float *alibi_slopes;
 
-  /* Workspace. Query side: [B][H][q_tiles], key side [B][G][k_tiles * UNITS]. */
+  /* Workspace. Query side: [B][H][q_tiles], key side [B][G][k_tiles * BACKWARD_UNITS]. */
   unsigned char *q, *d_out, *k, *v; /* tiles */
   float *lse, *delta; /* [64] a tile; lse in units of log2, less the shift; +inf where nothing is seen: there all weights are 0 */
   float4 *d_q;        /* [DIM / 8][128] a tile: 4 sums of thread t, as a product leaves them (wgmma.cuh) */
-  int *turns;         /* [1] a tile: key tiles that have added to d_q */
-  int *ticket;        /* [1] blocks begun */
+  int *ticket;        /* [1] clusters begun */
+  int *turns;         /* [2] a tile, one of each block of a cluster: key tiles that have added to its part of d_q */
 
   sfa_cuda_rows d_k, d_v;
   const uint32_t *k_support;

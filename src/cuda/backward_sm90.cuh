@@ -12,15 +12,20 @@
  *     gradients   dP, dS, dK    hands dS on, bf16
  *     queries     dQ            adds it to sums in memory
  *
- * a thread that loads: query tiles (q with lse, d_out with delta) go round in STAGES buffers, keys and values stay; and a warp that waits
- * for turns. A group issues the next unit's first product before this unit's second one, and does its arithmetic under the latter. P^T
- * goes from product to product in registers: D of one is A of the next (wgmma.cuh). dS^T lies in shared memory, as A of dK and of dQ.
+ * a thread that loads: query tiles (q with lse, d_out with delta) go round in buffers, keys and values stay; and a warp that waits for
+ * turns. A group issues the next unit's first product together with this unit's second one. P^T goes from product to product in registers:
+ * D of one is A of the next (wgmma.cuh). dS^T lies in shared memory, as A of dK and of dQ.
+ *
+ * For DIM 128 and 256, adding dQ to memory would limit all this. Two blocks form a cluster, each with half of the key tile: the copy engine
+ * hands dS on to the other block too, 16 bits each, and each block adds half of the columns of dQ, in 32 bits, for the keys of both. So
+ * half as much is added, half as often. The price is room for dS and those columns of the other block's keys: DIM 256 has one buffer for
+ * d_out.
  *
  * f16 with 2^14 keeps weights to 11 bits down to 2^-28, where bf16 would add to dS an error as large as that of its own rounding. All
  * sums are 2^14 too large, which costs nothing: the last factor takes it back.
  *
- * dQ: the sums of a query tile are added to in the order of count_above, whoever is early: a block waits for its turn, and blocks take
- * their tiles by ticket, so that all it waits for has begun. The first stores, the others add: no two at a time, in a fixed order. */
+ * dQ: the sums of a query tile are added to in the order of count_above, whoever is early: a block waits for its turn, and clusters take
+ * their tiles by ticket, so that all they wait for have begun. The first stores, the others add: no two at a time, in a fixed order. */
 #ifndef SFA_BACKWARD_SM90_CUH
 #define SFA_BACKWARD_SM90_CUH
 
@@ -32,7 +37,13 @@ template <int DIM> struct backward_layout {
   enum {
     UNITS = 256 / DIM,
     TILE = DIM / 64 * BACKWARD_BLOCK, /* bytes of 64 rows */
-    STAGES = DIM == 64 ? 4 : 2,       /* powers of two, as the slots are: a place in a ring follows from the number of the step */
+    CLUSTER = BACKWARD_CLUSTER(DIM),
+    STAGES = DIM == 64 ? 4 : 2, /* powers of two, as the slots are: a place in a ring follows from the number of the step */
+    DO_STAGES = DIM == 256 ? 1 : STAGES,
+    /* The second product before the next first one: what it read is free the sooner, but the group's arithmetic runs under none of its own
+     * products. What is faster was measured. */
+    SCORES_SUM_FIRST = DIM == 256,
+    GRADIENTS_SUM_FIRST = DIM >= 128,
     P_SLOTS = 2,
     S_SLOTS = 2 * UNITS, /* those of two steps */
     SLOT = 64 * 64 * 2,
@@ -43,18 +54,20 @@ template <int DIM> struct backward_layout {
     V = K + UNITS * TILE,
     Q = V + UNITS * TILE,
     DO = Q + STAGES * TILE,
-    DS = DO + STAGES * TILE,
-    P = DS + S_SLOTS * SLOT,
+    DS = DO + DO_STAGES * TILE,
+    DS_PEER = DS + S_SLOTS * SLOT,                     /* of the other block */
+    K_PEER = DS_PEER + (CLUSTER - 1) * S_SLOTS * SLOT, /* its keys, those columns of which this block makes dQ */
+    P = K_PEER + (CLUSTER - 1) * UNITS * (TILE / 2),
     LSE = P + P_SLOTS * SLOT,
     DELTA = LSE + STAGES * 256,
-    BARRIERS = DELTA + STAGES * 256,
+    BARRIERS = DELTA + DO_STAGES * 256,
     /* barriers, 8 bytes each */
     KV_FULL = BARRIERS,
     Q_FULL = KV_FULL + 8,
     Q_EMPTY = Q_FULL + 8 * STAGES,
     DO_FULL = Q_EMPTY + 8 * STAGES,
-    DO_EMPTY = DO_FULL + 8 * STAGES,
-    P_FULL = DO_EMPTY + 8 * STAGES,
+    DO_EMPTY = DO_FULL + 8 * DO_STAGES,
+    P_FULL = DO_EMPTY + 8 * DO_STAGES,
     P_EMPTY = P_FULL + 8 * P_SLOTS,
     DS_FULL = P_EMPTY + 8 * P_SLOTS,
     DS_EMPTY = DS_FULL + 8 * S_SLOTS,
@@ -64,10 +77,10 @@ template <int DIM> struct backward_layout {
   };
 };
 
-/* A block's work: key tile n of sequence b and kv head g with query tiles [first, end) of each of the group's heads, a head after the
- * other. */
+/* A block's work: its share, by rank, of key tile n of sequence b and kv head g, from `key` on, with query tiles [first, end) of each of
+ * the group's heads, a head after the other. */
 typedef struct backward_job {
-  int b, g, n, first, end, n_steps;
+  int b, g, n, rank, key, first, end, n_steps;
   backward_shape shape;
 } backward_job;
 
@@ -96,6 +109,34 @@ static __device__ __forceinline__ void release(uint32_t barrier) {
   __syncwarp();
   if (threadIdx.x % 32 == 0)
     sfa_barrier_arrive(barrier);
+}
+
+/* The same place in block `rank` of the cluster. */
+static __device__ __forceinline__ uint32_t remote_at(uint32_t at, uint32_t rank) {
+  uint32_t remote;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(at), "r"(rank));
+  return remote;
+}
+
+/* release, of what blocks of the cluster write together. Relaxed: products alone have read it, and they are done; ordered arrivals would
+ * wait for this thread's additions to memory. */
+template <int CLUSTER> static __device__ __forceinline__ void release_all(uint32_t barrier) {
+  if (CLUSTER == 1) {
+    release(barrier);
+    return;
+  }
+  __syncwarp();
+  if (threadIdx.x % 32 < CLUSTER)
+    asm volatile("mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [%0];" ::"r"(remote_at(barrier, threadIdx.x % 32)) : "memory");
+}
+
+static __device__ __forceinline__ uint32_t cluster_rank(void) {
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+static __device__ __forceinline__ void cluster_sync(void) {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
 static __device__ __forceinline__ uint4 shared_load4(uint32_t at) {
@@ -265,13 +306,16 @@ run_scores(const backward_call *call, backward_view view, int n_steps, uint32_t 
   weigh_unit<DIM, BENT>(call, &view, shared, s, 0, 0);
   round_unit(s, p);
   for (int i = 0;;) {
-    const uint32_t d_out = shared + L::DO + L::TILE * slot_of(i, L::STAGES);
-    sfa_barrier_wait(shared + L::DO_FULL + 8 * slot_of(i, L::STAGES), parity_of(i, L::STAGES));
+    const uint32_t d_out = shared + L::DO + L::TILE * slot_of(i, L::DO_STAGES);
+    sfa_barrier_wait(shared + L::DO_FULL + 8 * slot_of(i, L::DO_STAGES), parity_of(i, L::DO_STAGES));
 #pragma unroll
     for (int u = 1; u < L::UNITS; u++) {
+      if (L::SCORES_SUM_FIRST)
+        begin_sum(sum[u - 1], p, d_out);
       begin_pairs<DIM>(s, shared + L::K + L::TILE * u, shared + L::Q + L::TILE * slot_of(i, L::STAGES));
-      begin_sum(sum[u - 1], p, d_out);
-      sfa_matrix_wait<1>();
+      if (!L::SCORES_SUM_FIRST)
+        begin_sum(sum[u - 1], p, d_out);
+      sfa_matrix_wait<!L::SCORES_SUM_FIRST>();
       weigh_unit<DIM, BENT>(call, &view, shared, s, u, i);
       sfa_matrix_wait<0>();
       round_unit(s, p);
@@ -282,13 +326,22 @@ run_scores(const backward_call *call, backward_view view, int n_steps, uint32_t 
       return;
     }
     view_next(&view);
+    if (L::SCORES_SUM_FIRST)
+      begin_sum(sum[L::UNITS - 1], p, d_out);
     sfa_barrier_wait(shared + L::Q_FULL + 8 * slot_of(i, L::STAGES), parity_of(i, L::STAGES));
     begin_pairs<DIM>(s, shared + L::K, shared + L::Q + L::TILE * slot_of(i, L::STAGES));
-    begin_sum(sum[L::UNITS - 1], p, d_out);
+    if (!L::SCORES_SUM_FIRST)
+      begin_sum(sum[L::UNITS - 1], p, d_out);
     sfa_matrix_wait<1>();
+    if (L::SCORES_SUM_FIRST) {
+      release(shared + L::DO_EMPTY + 8 * slot_of(i - 1, L::DO_STAGES));
+      sfa_matrix_wait<0>();
+    }
     weigh_unit<DIM, BENT>(call, &view, shared, s, 0, i);
-    sfa_matrix_wait<0>();
-    release(shared + L::DO_EMPTY + 8 * slot_of(i - 1, L::STAGES));
+    if (!L::SCORES_SUM_FIRST) {
+      sfa_matrix_wait<0>();
+      release(shared + L::DO_EMPTY + 8 * slot_of(i - 1, L::DO_STAGES));
+    }
     round_unit(s, p);
   }
 }
@@ -299,7 +352,7 @@ run_scores(const backward_call *call, backward_view view, int n_steps, uint32_t 
 template <int DIM> static __device__ __forceinline__ void bend_unit(uint32_t shared, float (&x)[32], int u, int i) {
   typedef backward_layout<DIM> L;
   const int t = threadIdx.x % 128, count = i * L::UNITS + u;
-  const uint32_t delta = shared + L::DELTA + 256 * slot_of(i, L::STAGES) + 8 * (t % 4);
+  const uint32_t delta = shared + L::DELTA + 256 * slot_of(i, L::DO_STAGES) + 8 * (t % 4);
   const uint32_t slot = shared + L::P + L::SLOT * slot_of(count, L::P_SLOTS) + 16 * t;
   sfa_barrier_wait(shared + L::P_FULL + 8 * slot_of(count, L::P_SLOTS), parity_of(count, L::P_SLOTS));
 #pragma unroll
@@ -320,14 +373,14 @@ template <int DIM> static __device__ __forceinline__ void bend_unit(uint32_t sha
   }
   release(shared + L::P_EMPTY + 8 * slot_of(count, L::P_SLOTS));
   if (u == L::UNITS - 1)
-    release(shared + L::DO_EMPTY + 8 * slot_of(i, L::STAGES));
+    release(shared + L::DO_EMPTY + 8 * slot_of(i, L::DO_STAGES));
 }
 
 template <int DIM> static __device__ __forceinline__ uint32_t ds_slot(int u, int i) {
   return slot_of(i, 2) * backward_layout<DIM>::UNITS + u;
 }
 
-/* x: dS of unit u of step i to memory, for this group and the queries'. */
+/* x: dS of unit u of step i to memory, for this group and the queries', here and in the other block. */
 template <int DIM> static __device__ __forceinline__ void hand_unit(uint32_t shared, const float (&x)[32], int u, int i) {
   typedef backward_layout<DIM> L;
   const int lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane % 16; /* whose address this thread gives */
@@ -341,8 +394,19 @@ template <int DIM> static __device__ __forceinline__ void hand_unit(uint32_t sha
                  : "memory");
   sfa_shared_publish();
   sfa_named_sync(2, 128);
-  if (threadIdx.x % 128 == 0)
-    sfa_barrier_arrive(shared + L::DS_FULL + 8 * slot);
+  if (threadIdx.x % 128 == 0) {
+    const uint32_t full = shared + L::DS_FULL + 8 * slot;
+    if (L::CLUSTER == 1)
+      sfa_barrier_arrive(full);
+    else {
+      const uint32_t peer = cluster_rank() ^ 1;
+      sfa_barrier_expect(full, L::SLOT);
+      asm volatile("cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                       remote_at(shared + L::DS_PEER + L::SLOT * slot, peer)),
+                   "r"(shared + L::DS + L::SLOT * slot), "r"((uint32_t)L::SLOT), "r"(remote_at(full, peer))
+                   : "memory");
+    }
+  }
 }
 
 template <int DIM>
@@ -361,9 +425,13 @@ run_gradients(int n_steps, uint32_t shared, float (&sum)[256 / DIM][backward_lay
     sfa_barrier_wait(shared + L::Q_FULL + 8 * slot_of(i, L::STAGES), parity_of(i, L::STAGES));
 #pragma unroll
     for (int u = 1; u < L::UNITS; u++) {
-      begin_pairs<DIM>(x, shared + L::V + L::TILE * u, shared + L::DO + L::TILE * slot_of(i, L::STAGES));
-      begin_sum(sum[u - 1], shared + L::DS + L::SLOT * ds_slot<DIM>(u - 1, i), q);
-      sfa_matrix_wait<1>();
+      const uint32_t ds = shared + L::DS + L::SLOT * ds_slot<DIM>(u - 1, i);
+      if (L::GRADIENTS_SUM_FIRST)
+        begin_sum(sum[u - 1], ds, q);
+      begin_pairs<DIM>(x, shared + L::V + L::TILE * u, shared + L::DO + L::TILE * slot_of(i, L::DO_STAGES));
+      if (!L::GRADIENTS_SUM_FIRST)
+        begin_sum(sum[u - 1], ds, q);
+      sfa_matrix_wait<!L::GRADIENTS_SUM_FIRST>();
       bend_unit<DIM>(shared, x, u, i);
       hand_unit<DIM>(shared, x, u, i);
       sfa_matrix_wait<0>();
@@ -374,20 +442,29 @@ run_gradients(int n_steps, uint32_t shared, float (&sum)[256 / DIM][backward_lay
       sfa_matrix_wait<0>();
       return;
     }
-    sfa_barrier_wait(shared + L::DO_FULL + 8 * slot_of(i, L::STAGES), parity_of(i, L::STAGES));
-    begin_pairs<DIM>(x, shared + L::V, shared + L::DO + L::TILE * slot_of(i, L::STAGES));
-    begin_sum(sum[L::UNITS - 1], ds, q);
+    if (L::GRADIENTS_SUM_FIRST)
+      begin_sum(sum[L::UNITS - 1], ds, q);
+    sfa_barrier_wait(shared + L::DO_FULL + 8 * slot_of(i, L::DO_STAGES), parity_of(i, L::DO_STAGES));
+    begin_pairs<DIM>(x, shared + L::V, shared + L::DO + L::TILE * slot_of(i, L::DO_STAGES));
+    if (!L::GRADIENTS_SUM_FIRST)
+      begin_sum(sum[L::UNITS - 1], ds, q);
     sfa_matrix_wait<1>();
+    if (L::GRADIENTS_SUM_FIRST) {
+      release(shared + L::Q_EMPTY + 8 * slot_of(i - 1, L::STAGES));
+      sfa_matrix_wait<0>();
+    }
     bend_unit<DIM>(shared, x, 0, i);
     hand_unit<DIM>(shared, x, 0, i);
-    sfa_matrix_wait<0>();
-    release(shared + L::Q_EMPTY + 8 * slot_of(i - 1, L::STAGES));
+    if (!L::GRADIENTS_SUM_FIRST) {
+      sfa_matrix_wait<0>();
+      release(shared + L::Q_EMPTY + 8 * slot_of(i - 1, L::STAGES));
+    }
   }
 }
 
 /* ---- queries: dQ ----------------------------------------------------------------------------------------------------- */
 
-/* 64 columns at a time: 32 registers, so that the other groups have enough. */
+/* This block's columns, 64 at a time: 32 registers, so that the other groups have enough. */
 template <int DIM> static __device__ __forceinline__ void run_queries(const backward_call *call, const backward_job *job, uint32_t shared) {
   typedef backward_layout<DIM> L;
   const int t = threadIdx.x % 128;
@@ -397,30 +474,35 @@ template <int DIM> static __device__ __forceinline__ void run_queries(const back
     const int64_t tile = tile_of(call, job, &step);
     const int turn = count_above(call, &job->shape, job->n, step.m);
     const uint32_t first_slot = slot_of(i, 2) * L::UNITS;
-    float4 *out = call->d_q + tile * (DIM / 8) * 128 + t;
+    const uint32_t first_block = job->rank * (DIM / 128);
+    float4 *out = call->d_q + tile * (DIM / 8) * 128 + first_block * 1024 + t;
 #pragma unroll 1
-    for (int piece = 0; piece < DIM / 64; piece++) {
+    for (int piece = 0; piece < DIM / 64 / L::CLUSTER; piece++) {
       float x[32];
 #pragma unroll
-      for (int u = 0; u < L::UNITS; u++) {
-        const uint64_t a = sfa_operand_turned(shared + L::DS + L::SLOT * (first_slot + u), BACKWARD_BLOCK);
-        const uint64_t b = sfa_operand_turned(shared + L::K + L::TILE * u + piece * BACKWARD_BLOCK, BACKWARD_BLOCK);
-        if (piece == 0)
+      for (int w = 0; w < L::UNITS * L::CLUSTER; w++) {
+        const int u = w % L::UNITS;
+        const bool own = w < L::UNITS;
+        const uint64_t a = sfa_operand_turned(shared + (own ? L::DS : L::DS_PEER) + L::SLOT * (first_slot + u), BACKWARD_BLOCK);
+        const uint64_t b = sfa_operand_turned(own ? shared + L::K + L::TILE * u + (first_block + piece) * BACKWARD_BLOCK
+                                                  : shared + L::K_PEER + L::TILE / 2 * u + piece * BACKWARD_BLOCK,
+                                              BACKWARD_BLOCK);
+        if (piece == 0 && own)
           sfa_barrier_wait(shared + L::DS_FULL + 8 * (first_slot + u), parity_of(i, 2));
         sfa_matrix_fence();
 #pragma unroll
         for (int k = 0; k < 4; k++)
-          if (u == 0 && k == 0)
+          if (w == 0 && k == 0)
             sfa_product_both_turned_first(x, a, b);
           else
             sfa_product_both_turned(x, sfa_operand_at(a, 2048 * k), sfa_operand_at(b, 2048 * k));
         sfa_matrix_commit();
       }
       sfa_matrix_wait<0>();
-      if (piece == DIM / 64 - 1) {
+      if (piece == DIM / 64 / L::CLUSTER - 1) {
 #pragma unroll
         for (int u = 0; u < L::UNITS; u++)
-          release(shared + L::DS_EMPTY + 8 * (first_slot + u));
+          release_all<L::CLUSTER>(shared + L::DS_EMPTY + 8 * (first_slot + u));
       }
       if (piece == 0)
         sfa_barrier_wait(shared + L::TURN, i & 1);
@@ -446,7 +528,7 @@ template <int DIM> static __device__ __forceinline__ void run_queries(const back
 template <int DIM> static __device__ __forceinline__ void run_turns(const backward_call *call, const backward_job *job, uint32_t shared) {
   backward_step step = {job->g * call->group, job->first};
   for (int i = 0; i < job->n_steps; i++) {
-    int *turns = call->turns + tile_of(call, job, &step);
+    int *turns = call->turns + 2 * tile_of(call, job, &step) + job->rank;
     const int turn = count_above(call, &job->shape, job->n, step.m);
     if (threadIdx.x % 32 == 0) {
       int done = 0;
@@ -473,11 +555,14 @@ static __device__ __forceinline__ void load(uint32_t to, const void *from, uint3
 
 template <int DIM> static __device__ __forceinline__ void run_loads(const backward_call *call, const backward_job *job, uint32_t shared) {
   typedef backward_layout<DIM> L;
-  const int64_t kv = (((int64_t)job->b * call->n_kv_heads + job->g) * call->k_tiles + job->n) * L::UNITS * L::TILE;
+  const int64_t kv = (((int64_t)job->b * call->n_kv_heads + job->g) * call->k_tiles + job->n) * L::CLUSTER * L::UNITS * L::TILE;
+  const int64_t own = kv + job->rank * L::UNITS * L::TILE, other = kv + (job->rank ^ 1) * L::UNITS * L::TILE;
   backward_step step = {job->g * call->group, job->first};
-  sfa_barrier_expect(shared + L::KV_FULL, 2 * L::UNITS * L::TILE);
-  load(shared + L::K, call->k + kv, L::UNITS * L::TILE, shared + L::KV_FULL);
-  load(shared + L::V, call->v + kv, L::UNITS * L::TILE, shared + L::KV_FULL);
+  sfa_barrier_expect(shared + L::KV_FULL, 2 * L::UNITS * L::TILE + (L::CLUSTER - 1) * L::UNITS * (L::TILE / 2));
+  load(shared + L::K, call->k + own, L::UNITS * L::TILE, shared + L::KV_FULL);
+  load(shared + L::V, call->v + own, L::UNITS * L::TILE, shared + L::KV_FULL);
+  for (int u = 0; L::CLUSTER == 2 && u < L::UNITS; u++)
+    load(shared + L::K_PEER + L::TILE / 2 * u, call->k + other + L::TILE * u + L::TILE / 2 * job->rank, L::TILE / 2, shared + L::KV_FULL);
   for (int i = 0; i < job->n_steps; i++) {
     const int64_t tile = tile_of(call, job, &step);
     const uint32_t slot = slot_of(i, L::STAGES), empty = parity_of(i, L::STAGES) ^ 1;
@@ -486,11 +571,12 @@ template <int DIM> static __device__ __forceinline__ void run_loads(const backwa
     sfa_barrier_expect(barrier, L::TILE + 256);
     load(shared + L::Q + L::TILE * slot, call->q + tile * L::TILE, L::TILE, barrier);
     load(shared + L::LSE + 256 * slot, call->lse + tile * 64, 256, barrier);
-    barrier = shared + L::DO_FULL + 8 * slot;
-    sfa_barrier_wait(shared + L::DO_EMPTY + 8 * slot, empty);
+    const uint32_t do_slot = slot_of(i, L::DO_STAGES);
+    barrier = shared + L::DO_FULL + 8 * do_slot;
+    sfa_barrier_wait(shared + L::DO_EMPTY + 8 * do_slot, parity_of(i, L::DO_STAGES) ^ 1);
     sfa_barrier_expect(barrier, L::TILE + 256);
-    load(shared + L::DO + L::TILE * slot, call->d_out + tile * L::TILE, L::TILE, barrier);
-    load(shared + L::DELTA + 256 * slot, call->delta + tile * 64, 256, barrier);
+    load(shared + L::DO + L::TILE * do_slot, call->d_out + tile * L::TILE, L::TILE, barrier);
+    load(shared + L::DELTA + 256 * do_slot, call->delta + tile * 64, 256, barrier);
     step_next(&step, job);
   }
 }
@@ -514,7 +600,9 @@ template <int DIM> static __device__ __forceinline__ backward_job find_job(const
   job.g = pair % call->n_kv_heads;
   job.n = call->k_tiles - 1 - number % call->k_tiles;
   const int n_queries = range_of(call->cu_queries, call->max_queries, job.b).count;
-  job.shape = shape_of(n_queries, range_of(call->cu_keys, call->max_keys, job.b).count, DIM == 64 ? 8 : DIM == 128 ? 7 : 6);
+  job.shape = shape_of(n_queries, range_of(call->cu_keys, call->max_keys, job.b).count, BACKWARD_KEYS_LOG2(DIM));
+  job.rank = backward_layout<DIM>::CLUSTER == 1 ? 0 : (int)cluster_rank();
+  job.key = (job.n << job.shape.tile_log2) + job.rank * backward_layout<DIM>::UNITS * 64;
   tiles_met(call, &job.shape, job.n, &job.first, &job.end);
   job.n_steps = max(job.end - job.first, 0) * call->group;
   return job;
@@ -533,7 +621,7 @@ write_sums(const backward_call *call, uint32_t shared, const sfa_cuda_rows *rows
   for (int u = 0; u < 256 / DIM; u++)
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      const int key = (job.n << job.shape.tile_log2) + 64 * u + t / 32 * 16 + t % 32 / 4 + 8 * half;
+      const int key = job.key + 64 * u + t / 32 * 16 + t % 32 / 4 + 8 * half;
       if (key >= job.shape.n_keys)
         continue;
       const int64_t token = first + key;
@@ -547,7 +635,9 @@ write_sums(const backward_call *call, uint32_t shared, const sfa_cuda_rows *rows
     }
 }
 
-template <int DIM, bool BENT> static __global__ __launch_bounds__(512, 1) void backward_kernel(const __grid_constant__ backward_call call) {
+template <int DIM, bool BENT>
+static __global__ __cluster_dims__(BACKWARD_CLUSTER(DIM), 1, 1)
+    __launch_bounds__(512, 1) void backward_kernel(const __grid_constant__ backward_call call) {
   typedef backward_layout<DIM> L;
   extern __shared__ unsigned char memory[];
   const uint32_t shared = (sfa_shared_at(memory) + 1023) & ~1023u;
@@ -557,6 +647,8 @@ template <int DIM, bool BENT> static __global__ __launch_bounds__(512, 1) void b
     for (int i = 0; i < L::STAGES; i++) {
       sfa_barrier_init(shared + L::Q_FULL + 8 * i, 1);
       sfa_barrier_init(shared + L::Q_EMPTY + 8 * i, 8);
+    }
+    for (int i = 0; i < L::DO_STAGES; i++) {
       sfa_barrier_init(shared + L::DO_FULL + 8 * i, 1);
       sfa_barrier_init(shared + L::DO_EMPTY + 8 * i, 8);
     }
@@ -566,13 +658,21 @@ template <int DIM, bool BENT> static __global__ __launch_bounds__(512, 1) void b
     }
     for (int i = 0; i < L::S_SLOTS; i++) {
       sfa_barrier_init(shared + L::DS_FULL + 8 * i, 1);
-      sfa_barrier_init(shared + L::DS_EMPTY + 8 * i, 4);
+      sfa_barrier_init(shared + L::DS_EMPTY + 8 * i, 4 * L::CLUSTER);
     }
     sfa_barrier_init(shared + L::TURN, 1);
     sfa_barrier_publish();
-    sfa_shared_store(shared + L::JOB, (uint32_t)atomicAdd(call.ticket, 1));
+    if (L::CLUSTER == 1)
+      sfa_shared_store(shared + L::JOB, (uint32_t)atomicAdd(call.ticket, 1));
+    else if (cluster_rank() == 0) {
+      const uint32_t number = (uint32_t)atomicAdd(call.ticket, 1);
+      sfa_shared_store(shared + L::JOB, number);
+      asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(remote_at(shared + L::JOB, 1)), "r"(number) : "memory");
+    }
   }
   __syncthreads();
+  if (L::CLUSTER == 2)
+    cluster_sync();
   const backward_job job = find_job<DIM>(&call, shared);
   if (job.n >= job.shape.k_tiles)
     return;
@@ -592,7 +692,7 @@ template <int DIM, bool BENT> static __global__ __launch_bounds__(512, 1) void b
       sfa_registers_take<224>();
       clear<DIM>(sum);
       if (job.n_steps > 0) {
-        const int key = job.n << job.shape.tile_log2, first = key - 64 * job.first - job.shape.shift;
+        const int key = job.key, first = key - 64 * job.first - job.shape.shift;
         const backward_view view = {
             first, first, key - 64 * job.end - job.shape.shift, job.shape.n_keys - key, call.n_sinks - key, job.g * call.group};
         run_scores<DIM, BENT>(&call, view, job.n_steps, shared, sum);
@@ -605,6 +705,10 @@ template <int DIM, bool BENT> static __global__ __launch_bounds__(512, 1) void b
         run_gradients<DIM>(job.n_steps, shared, sum);
       write_sums<DIM>(&call, shared, &call.d_k, call.dim, call.k_support, call.softmax_scale / BACKWARD_WEIGHT, sum);
     }
+  }
+  if (L::CLUSTER == 2) { /* nobody leaves while the other may still write here */
+    __syncwarp();
+    cluster_sync();
   }
 }
 

@@ -45,6 +45,12 @@ static const check_case cases[] = {
     {40, 136, 8, 3, 3, 4, 257, 513, 1, 0, -1, -1, 0, 0, 0, 0, 0, 1},
     {8, 8, 0, 3, 1, 4, 257, 513, 1, 1, 64, -1, 4, 0, 0, 0, 0, 0},
     {200, 64, 16, 2, 1, 3, 70, 90, 1, 1, -1, -1, 0, 0, 0, 1, 0, 0},
+    {128, 128, 16, 2, 1, 1, 0, 150, 0, 0, -1, -1, 0, 0, 0, 1, 0, 0},
+    {256, 256, 16, 2, 1, 1, 0, 70, 0, 1, -1, -1, 0, 0, 0, 0, 0, 1},
+    {64, 64, 16, 1, 1, 1, 90, 0, 0, 1, -1, -1, 0, 0, 0, 1, 0, 0},
+    {256, 256, 16, 2, 1, 1, 900, 900, 0, 1, -1, -1, 0, 0, 0, 0, 0, 1},
+    {256, 256, 16, 4, 2, 3, 300, 500, 1, 1, 120, -1, 70, 0, 0, 1, 1, 0},
+    {128, 128, 16, 4, 2, 3, 500, 900, 1, 0, 300, 200, 70, 2.0f, 1, 1, 1, 0},
     {128, 128, 16, 1, 1, 1, 2048, 2048, 0, 1, -1, -1, 0, 0, 0, 0, 0, 0},
 };
 
@@ -115,15 +121,16 @@ static uint32_t *keep(float *x, size_t n, int dim, int k) {
   return support;
 }
 
-/* 1 if got [n] is further from ref than the limit, or not 0 where ref is. */
-static int compare(const char *what, const float *got, const double *ref, size_t n, double limit) {
+/* 1 if got [n] is further from ref than the limit, or not 0 where a support (rows of dim features, NULL: none) has no bit. */
+static int compare(const char *what, const float *got, const double *ref, size_t n, double limit, const uint32_t *support, int dim) {
   double far = 0, all = 0;
   size_t at = 0, n_outside = 0;
   for (size_t i = 0; i < n; i++) {
     const double d = (double)got[i] - ref[i];
     if (!(fabs(d) <= fabs((double)got[at] - ref[at])))
       at = i;
-    n_outside += ref[i] == 0 && !(got[i] == 0);
+    const size_t row = i / (size_t)dim, u = i % (size_t)dim;
+    n_outside += support && !(support[row * (size_t)((dim + 31) / 32) + u / 32] >> u % 32 & 1) && !(got[i] == 0);
     far += d * d;
     all += ref[i] * ref[i];
   }
@@ -220,10 +227,10 @@ static int run_case(const check_case *c, int number) {
     }
   }
   const double limit = 5e-3; /* P, dS and d_out are rounded to bf16, gradients too where bf16: each 2e-3 */
-  failed |= compare("dq", got, ref.q, n_q, limit);
-  failed |= compare("dk", got + n_q, ref.k, n_k, limit);
-  failed |= compare("dv", got + n_q + n_k, ref.v, n_v, limit);
-  failed |= compare("dsink", got + n_q + n_k + n_v, sink_sum, (size_t)H, limit);
+  failed |= compare("dq", got, ref.q, n_q, limit, q_support, D);
+  failed |= compare("dk", got + n_q, ref.k, n_k, limit, k_support, D);
+  failed |= compare("dv", got + n_q + n_k, ref.v, n_v, limit, NULL, E);
+  failed |= compare("dsink", got + n_q + n_k + n_v, sink_sum, (size_t)H, limit, NULL, H);
   printf("  %s\n", failed ? "FAILED" : "ok");
   void *const on_gpu[] = {(void *)a.q_tokens.cu_seqlens,
                           (void *)a.k_tokens.cu_seqlens,
