@@ -3,7 +3,8 @@
 
 A row is a recipe: the last held-out loss of each seed, mean and standard deviation (n - 1), the difference to `dense` of the same seed,
 and the bytes that a key takes in the cache. A difference is called separated where its size is above two standard deviations of the
-differences of the seeds, or above two of the seeds' own spread where that is larger.
+differences of the seeds, or above two of the seeds' own spread where that is larger. Whether its mean over these seeds differs from 0 is
+what t tells, mean / (sd of the differences / sqrt(n)), against the value that chance passes once in 20 times with so few seeds.
 """
 import argparse
 import json
@@ -34,14 +35,19 @@ def spread(values):
     return statistics.stdev(values) if len(values) > 1 else math.nan
 
 
+# Two-sided, 95 %, of n - 1 degrees of freedom: n = 2, 3, ...
+T_LIMITS = [12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26]
+
+
 def compare(runs, a, b):
-    """A sentence on loss(a) - loss(b) over the seeds that both have."""
+    """A line on loss(a) - loss(b) over the seeds that both have."""
     seeds = sorted(set(runs[a]) & set(runs[b]))
     differences = [runs[a][s]["held"][-1][1] - runs[b][s]["held"][-1][1] for s in seeds]
-    mean = statistics.mean(differences)
+    mean, n = statistics.mean(differences), len(seeds)
     noise = max(spread(differences), *(spread([runs[x][s]["held"][-1][1] for s in seeds]) for x in (a, b)))
     verdict = "separated" if abs(mean) > 2 * noise else "not separated"
-    return f"| {a} - {b} | {mean:+.4f} | {', '.join(f'{d:+.4f}' for d in differences)} | {noise:.4f} | {verdict} |"
+    t = f"{mean / (spread(differences) / math.sqrt(n)):+.1f} (limit {T_LIMITS[n - 2]:.2f})" if 1 < n < 11 else ""
+    return f"| {a} - {b} | {mean:+.4f} | {', '.join(f'{d:+.4f}' for d in differences)} | {noise:.4f} | {verdict} | {t} |"
 
 
 def plot(runs, png):
@@ -76,7 +82,7 @@ def main():
         recipe = next(iter(seeds.values()))["recipe"]
         print(f"| {name} | {key_bytes(recipe)} | {tokens:.2f} | {', '.join(f'{x:.4f}' for x in losses)} | {statistics.mean(losses):.4f} | "
               f"{spread(losses):.4f} | {', '.join(f'{x:+.4f}' for x in gaps)} |")
-    print("\n| difference | mean | by seed | sd | |\n|---|---|---|---|---|")
+    print("\n| difference | mean | by seed | sd | | t |\n|---|---|---|---|---|---|")
     for a, b in PAIRS:
         if a in runs and b in runs:
             print(compare(runs, a, b))
