@@ -219,7 +219,7 @@ enum { BATCH = 96, LENGTHS = 3 };
 
 static sfa_learner *open_learner(sfa_context *ctx, const char *path, bool bf16) {
   sfa_weights *weights;
-  sfa_learner *learner;
+  sfa_learner *learner = NULL;
   const sfa_learn_options options = {.max_tokens = BATCH, .bf16_products = bf16, .loss_tokens = 40};
   if (sfa_weights_open(ctx, path, &weights) != SFA_OK || sfa_learner_create(ctx, weights, &options, &learner) != SFA_OK)
     fail_msg("%s: %s", path, sfa_context_error(ctx));
