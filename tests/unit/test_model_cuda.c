@@ -13,6 +13,8 @@
 #include <cmocka.h>
 #include <sfa/stream.h>
 
+#include "temp_files.h"
+
 #define MODELS SFA_TEST_DATA "/golden/models/"
 
 static const char *const paths[] = {
@@ -83,6 +85,8 @@ static int32_t *make_text(int32_t n, int32_t vocab) {
   return ids;
 }
 
+static const char *name_of(const char *path) { return strncmp(path, MODELS, sizeof MODELS - 1) == 0 ? path + sizeof MODELS - 1 : path; }
+
 enum { PROMPT = 75, STEPS = 70, AGAIN = 9 };
 
 /* Logits of a prompt in chunks, of steps, and of steps again after some were taken back. */
@@ -114,7 +118,7 @@ static void compare(const char *path, sfa_weight_format format, const sfa_attent
   assert_memory_equal(logits[1], logits[2], (size_t)n * (size_t)vocab * sizeof(float)); /* the same every time */
   double prompt = error_of(logits[1], logits[0], (int64_t)(n < PROMPT ? n / 2 : PROMPT) * vocab),
          all = error_of(logits[1], logits[0], (int64_t)n * vocab);
-  print_message("%-40s chunk %3d, k %2d, k_q %2d: prompt %.2e, all %.2e of the CPU's logits\n", path + sizeof MODELS - 1, chunk,
+  print_message("%-40s chunk %3d, k %2d, k_q %2d: prompt %.2e, all %.2e of the CPU's logits\n", name_of(path), chunk,
                 choice->sparse ? choice->k : 0, choice->k_q, prompt, all);
   assert_true(prompt <= limit && all <= limit);
   for (int i = 0; i < 2; i++) {
@@ -183,9 +187,9 @@ static void look_into(const char *path, int32_t k) {
   double moved = 0;
   for (int32_t t = 0; t < n; t++)
     moved += fabs((double)mass[0][t] - (double)mass[1][t]);
-  print_message("%-30s k %2d: mass moved %.1e, first token %lld of weight %.4f (%lld, %.4f), logit %.4f (%.4f)\n", path + sizeof MODELS - 1,
-                k, moved, (long long)tokens[1][0].position, (double)tokens[1][0].mass, (long long)tokens[0][0].position,
-                (double)tokens[0][0].mass, (double)after[1], (double)after[0]);
+  print_message("%-30s k %2d: mass moved %.1e, first token %lld of weight %.4f (%lld, %.4f), logit %.4f (%.4f)\n", name_of(path), k, moved,
+                (long long)tokens[1][0].position, (double)tokens[1][0].mass, (long long)tokens[0][0].position, (double)tokens[0][0].mass,
+                (double)after[1], (double)after[0]);
   assert_true(moved <= 0.1);
   assert_int_equal(n_tokens[0], n_tokens[1]);
   assert_true(fabs((double)tokens[0][0].mass - (double)tokens[1][0].mass) <= 0.02);
@@ -211,6 +215,18 @@ static void looks(void **state) {
     look_into(paths[i], 0);
     look_into(paths[i], 8);
   }
+}
+
+/* Heads of a layer that keep different numbers of features. */
+static void by_head(void **state) {
+  (void)state;
+  if (!gpu)
+    skip();
+  char directory[TEMP_DIR_BYTES];
+  const sfa_attention_choice choice = {.struct_size = sizeof choice, .sparse = 1};
+  make_variant(paths[0], "{", "{\"sparse_attention_config\": {\"k\": [[3, 6], [4, 2], 5], \"k_q\": [[3, 7], 0, 5]},", directory);
+  compare(directory, SFA_WEIGHTS_BF16, &choice, 0, 6e-2);
+  remove_tree(directory);
 }
 
 /* ---- Learning -------------------------------------------------------------------------------------------------------------------- */
@@ -294,7 +310,7 @@ static void check_gradients(const char *path, int32_t k, bool bf16, double limit
     free(expected);
     free(found);
   }
-  print_message("%-30s k %2d %s: loss %.6f, the CPU's %.6f, gradients differ by %.2e at most, %s\n", path + sizeof MODELS - 1, k,
+  print_message("%-30s k %2d %s: loss %.6f, the CPU's %.6f, gradients differ by %.2e at most, %s\n", name_of(path), k,
                 bf16 ? "bf16" : "f32", losses[1], losses[0], worst, where);
   assert_true(fabs(losses[1] - losses[0]) <= 2e-3 * losses[0]);
   assert_true(worst <= limit);
@@ -335,7 +351,7 @@ static void curves(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(families), cmocka_unit_test(sparse), cmocka_unit_test(looks),
-                                     cmocka_unit_test(gradients), cmocka_unit_test(curves)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(families), cmocka_unit_test(sparse),    cmocka_unit_test(by_head),
+                                     cmocka_unit_test(looks),    cmocka_unit_test(gradients), cmocka_unit_test(curves)};
   return cmocka_run_group_tests(tests, open_both, close_both);
 }
