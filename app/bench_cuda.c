@@ -374,9 +374,9 @@ static int draw(const bench_output *out, const char *path) {
   FILE *plot = plot_open(path, 1200, 520);
   if (!plot)
     return app_fail("cannot draw %s: gnuplot does not start", path);
-  fprintf(plot,
-          "set style data histograms\nset style histogram clustered gap 1.5\nset style fill solid 0.85\nset grid y\nset yrange [0:*]\n"
-          "set ylabel 'TFLOP/s of a dense attention'\nset key outside right top\nset xtics rotate by -20\nplot ");
+  fprintf(plot, "set style data histograms\nset style histogram clustered gap 1.5\nset style fill solid 0.85\nset linetype 9 lc rgb "
+                "'gray60'\nset grid y\nset yrange [0:*]\n"
+                "set ylabel 'TFLOP/s of a dense attention'\nset key outside right top\nset xtics rotate by -20\nplot ");
   for (int at = 0; at < n_names; at++) {
     fprintf(plot, "%s'-' using 1:xtic(2) title ", at ? ", " : "");
     plot_text(plot, names[at]);
