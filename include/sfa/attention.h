@@ -114,8 +114,8 @@ typedef enum sfa_policy {
   SFA_POLICY_POSTINGS = 6,   /* decode with sparse q over an inverted index (sfa/postings.h); the same bits as KEYS over SFA_I8 codes */
   /* Of CUDA contexts, what the tensor cores multiply where queries are many (there PAPER is another way, and KEYS where they are few): */
   SFA_POLICY_BF16 = 7,    /* rows of bf16 with zeros outside of the supports */
-  SFA_POLICY_SP_BF16 = 8, /* the same, queries as 2:4 sparse operands; exact: what 2 of 4 leaves over is added in another pass */
-  SFA_POLICY_INT8 = 9,    /* int8 rows with a scale each */
+  SFA_POLICY_SP_BF16 = 8, /* the same, queries as 2:4 sparse operands; rows that hold more than 2 of 4 are multiplied as they are: exact */
+  SFA_POLICY_INT8 = 9,    /* int8 rows with a scale each, keys then with one for a tile (docs/NUMERICS.md) */
   SFA_POLICY_SP_INT8 = 10 /* both */
 } sfa_policy;
 

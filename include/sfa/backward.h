@@ -5,9 +5,9 @@
  *
  * What is promised about bits: they depend on the shape, the options and the data; not on n_threads nor on the instruction set. eps does
  * not matter here, and of the policy only whether it is one of the two 16-bit ways: this is one loop over tiles in f32 for every other.
- * Where the plan's forward is in 16 bits (on AMX machines: options.precision), operands of the gradients' products are rounded to bf16, sums
- * are f32, and the bits are that machine's, still the same for any n_threads. With alibi_slopes it is the f32 loop, as forward.
- * Inputs and d_out should be finite: an inf or NaN reaches the gradients, also from pairs that a mask leaves out.
+ * Where the plan's forward is in 16 bits (on AMX machines: options.precision), operands of the gradients' products are rounded to bf16,
+ * sums are f32, and the bits are that machine's, still the same for any n_threads. With alibi_slopes it is the f32 loop, as forward. Inputs
+ * and d_out should be finite: an inf or NaN reaches the gradients, also from pairs that a mask leaves out.
  *
  * On a CUDA context every array is device memory (sfa/attention.h), operands are rounded to bf16, and sums have an order of their own: the
  * same bits from run to run.
