@@ -8,7 +8,8 @@ Standard input, a line at a time; each is answered by one line on standard outpu
     run N                                               engine N, counted over all cases: its milliseconds, or "error TEXT"
     forget                                              drops all engines: "ok"
 With "device": "cuda" the engines are those of peers_cuda.py, which also does "topk" and attention with "backward".
-Packages that are not installed are told in "missing" and left out. Each engine times itself, and its set-up is not in the time."""
+Packages that are not installed are told in "missing" and left out. Each engine times itself, and its set-up is not in the time.
+SFA_LLAMA_CACHES in the environment ("f16,q8_0" without it) names the types of cache that llama.cpp is run with."""
 import json
 import os
 import re
@@ -203,8 +204,8 @@ def model(case, missing):
     if not case["model"].endswith(".gguf"):
         missing.append("llama.cpp reads GGUF files only")
         return []
-    return [llama_model(llama_cpp, case, llama_cpp.GGML_TYPE_F16, "llama.cpp, f16 cache"),
-            llama_model(llama_cpp, case, llama_cpp.GGML_TYPE_Q8_0, "llama.cpp, q8_0 cache")]
+    types = {"f16": llama_cpp.GGML_TYPE_F16, "q8_0": llama_cpp.GGML_TYPE_Q8_0}
+    return [llama_model(llama_cpp, case, types[cache], f"llama.cpp, {cache} cache") for cache in LLAMA_CACHES]
 
 
 # ---- On a GPU ------------------------------------------------------------------------------------------------------------------------------

@@ -215,20 +215,25 @@ def topk(lines):
 
 
 def model(lines):
-    body = [[f"{line['depth']:.0f}", line["engine"] + (f" ({line['cache']})" if line["cache"] else ""), f"{line['prefill_tokens_per_s']:.0f}",
-             f"{line['decode_tokens_per_s']:.1f}", f"{line['step_ms']:.1f}", f"{line['depth_ms']:.1f}" if line["depth_ms"] != "" else "",
-             f"{line['attention_ms']:.1f}" if line["attention_ms"] != "" else ""] for line in lines]
+    """A table for each run: the caches of llama.cpp have runs of their own, and a ratio has both sides from one."""
     text = "### A model beside llama.cpp, its flash attention on, as many threads\n\n"
-    text += table(["tokens", "engine", "prefill, tokens/s", "decode, tokens/s", "ms a step", "of it for depth, ms", "attention by our clock, ms"], body)
-    deep = max((line["depth"] for line in lines), default=0)
-    ours = [line for line in pick(lines, depth=deep) if line["engine"].startswith("SFA")]
-    for cache, bar in (("f16", 2.0), ("q8_0", 1.2)):
-        theirs = pick(lines, depth=deep, engine=f"llama.cpp, {cache} cache")
-        if ours and theirs and ours[0]["depth_ms"] != "" and theirs[0]["depth_ms"] != "":
-            text += (f"\nAgainst its {cache} cache at {deep:.0f} tokens: attention, as step({deep:.0f}) - step(64), "
-                     f"{against(theirs[0]['depth_ms'] / ours[0]['depth_ms'], bar)} times as fast; "
-                     f"whole step {against(theirs[0]['step_ms'] / ours[0]['step_ms'], 1.0 if cache == 'f16' else None)} times.\n")
-    return text + "\n" + command(lines)
+    for run in dict.fromkeys(line["command"] for line in lines):
+        mine = pick(lines, command=run)
+        text += table(["tokens", "engine", "prefill, tokens/s", "decode, tokens/s", "ms a step", "of it for depth, ms", "attention by our clock, ms"],
+                      [[f"{line['depth']:.0f}", line["engine"] + (f" ({line['cache']})" if line["cache"] else ""),
+                        f"{line['prefill_tokens_per_s']:.0f}", f"{line['decode_tokens_per_s']:.1f}", f"{line['step_ms']:.1f}",
+                        f"{line['depth_ms']:.1f}" if line["depth_ms"] != "" else "",
+                        f"{line['attention_ms']:.1f}" if line["attention_ms"] != "" else ""] for line in mine])
+        deep = max(line["depth"] for line in mine)
+        ours = pick(mine, depth=deep, engine="SFA k 16")
+        for cache, bar in (("f16", 2.0), ("q8_0", 1.2)):
+            theirs = pick(mine, depth=deep, engine=f"llama.cpp, {cache} cache")
+            if ours and theirs:
+                text += (f"\nAgainst its {cache} cache at {deep:.0f} tokens: attention, as step({deep:.0f}) - step(64), "
+                         f"{against(theirs[0]['depth_ms'] / ours[0]['depth_ms'], bar)} times as fast; "
+                         f"whole step {against(theirs[0]['step_ms'] / ours[0]['step_ms'], 1.0 if cache == 'f16' else None)} times.\n")
+        text += "\n" + command(mine) + "\n"
+    return text
 
 
 def check(name):
