@@ -53,8 +53,7 @@ template <int WORDS> SFA_DEVICE int32_t count_reached(const uint32_t *m, uint32_
 
 /* The thread's features that are at least limit: feature 32 i + b is bit 31 - b of mask[i], so that the first one is the highest bit. */
 template <int WORDS> SFA_DEVICE void mask_reached(const uint32_t *m, uint32_t limit, bool ordered, uint32_t *mask) {
-  if (ordered) { /* eight features a sum: 1024 and a byte, whose bits of even features are in the low half and of odd ones in the high half
-                  */
+  if (ordered) { /* eight features a sum, 1024 and a byte: bits of even features in the low half, of odd ones in the high half */
     const uint32_t limits = twice(limit);
 #pragma unroll
     for (int i = 0; i < WORDS / 16; i++) {
