@@ -395,20 +395,24 @@ static void f32_caches_are_not_rounded(void **state) {
   sfa_context_destroy(ctx);
 }
 
-/* The 16-bit entries, read from the kernels in plain C: of random rows, so every one is a time. */
+/* The 16-bit entries, read once from the kernels in plain C: all are written. Those that are differences of two times may be anything on a
+ * busy machine (calibration takes many readings); the others are times. */
 static void half_costs_can_be_read(void **state) {
   (void)state;
   sfa_context *ctx = new_context(1, SFA_ISA_SCALAR);
   sfa_attn_half_probe *probe;
   assert_int_equal(sfa_attn_half_probe_create(ctx, &probe), SFA_OK);
   sfa_costs costs = *sfa_attn_costs_of(SFA_ISA_SCALAR);
+  for (int d = 0; d < SFA_COST_DIMS; d++)
+    costs.half_code_step[d] = costs.half_value_step[d] = costs.half_dense_step[d] = NAN;
+  costs.half_exp_pair = costs.half_pack_value = NAN;
   sfa_attn_half_probe_read(probe, &costs);
   for (int d = 0; d < SFA_COST_DIMS; d++) {
-    assert_true(costs.half_code_step[d] > 0 && costs.half_code_step[d] < 1e4);
-    assert_true(costs.half_value_step[d] > 0 && costs.half_value_step[d] < 1e4);
-    assert_true(isfinite(costs.half_dense_step[d]));
+    assert_true(isfinite(costs.half_code_step[d]) && isfinite(costs.half_dense_step[d]));
+    assert_true(costs.half_value_step[d] > 0);
   }
-  assert_true(costs.half_pack_value > 0 && costs.half_pack_value < 1e5);
+  assert_true(isfinite(costs.half_exp_pair));
+  assert_true(costs.half_pack_value > 0);
   sfa_free(ctx, probe);
   sfa_context_destroy(ctx);
 }
