@@ -11,40 +11,13 @@ heat are shared; medians of CUDA event times with the smallest and the largest. 
 import argparse, ctypes, math, os
 import cudnn, torch
 from cuda_prefill import I32, P, SFA_BF16, Rows, Scores, Tokens, rows, top_k
-
-BF16, F32 = cudnn.data_type.BFLOAT16, cudnn.data_type.FLOAT
+from peers_cuda import Graph
 
 
 class Backward(ctypes.Structure):
     _fields_ = [("n_heads", I32), ("n_kv_heads", I32), ("head_dim", I32), ("head_dim_v", I32), ("q_tokens", Tokens), ("k_tokens", Tokens),
                 ("q", Rows), ("k", Rows), ("v", Rows), ("out", Rows), ("d_out", Rows), ("lse", P), ("d_lse", P), ("scores", Scores),
                 ("q_support", P), ("k_support", P), ("d_q", Rows), ("d_k", Rows), ("d_v", Rows), ("d_sink_logit", P), ("workspace", P)]
-
-
-class Graph:
-    """One of cuDNN's: build it, bind tensors to its nodes, run it."""
-
-    def __init__(self, handle):
-        self.handle, self.bound = handle, {}
-        self.graph = cudnn.pygraph(io_data_type=BF16, intermediate_data_type=F32, compute_data_type=F32, handle=handle)
-
-    def bind(self, x):
-        node = self.graph.tensor_like(x)
-        self.bound[node] = x
-        return node
-
-    def give(self, node, x, dtype=BF16):
-        node.set_output(True).set_dim(x.size()).set_stride(x.stride()).set_data_type(dtype)
-        self.bound[node] = x
-
-    def build(self):
-        self.graph.validate()
-        self.graph.build_operation_graph()
-        self.graph.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
-        self.graph.check_support()
-        self.graph.build_plans()
-        self.workspace = torch.empty(max(self.graph.get_workspace_size(), 1), dtype=torch.uint8, device="cuda")
-        return lambda: self.graph.execute(self.bound, self.workspace, handle=self.handle)
 
 
 def bench(library, handle, d, n, heads, causal, repeats):
@@ -59,7 +32,7 @@ def bench(library, handle, d, n, heads, causal, repeats):
     nodes = forward.graph.sdpa(name="forward", q=forward.bind(tq), k=forward.bind(tk), v=forward.bind(tv), generate_stats=True, attn_scale=scale,
                                use_causal_mask=bool(causal))
     forward.give(nodes[0], to)
-    forward.give(nodes[1], stats, F32)
+    forward.give(nodes[1], stats)
     ways = {"cudnn forward": forward.build()}
     ways["cudnn forward"]()
     gradients = {}

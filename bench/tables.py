@@ -267,22 +267,23 @@ def make(name):
     return (text + check(name)).rstrip() + "\n"
 
 
-def main():
+def main(usage, make, kind):
+    """Prints what make(NAME) gives, or writes it between the lines of FILE that say `kind` and "end of" it."""
     if len(sys.argv) not in (2, 4) or len(sys.argv) == 4 and sys.argv[2] != "--write":
-        sys.exit(__doc__)
+        sys.exit(usage)
     text = make(sys.argv[1])
     if len(sys.argv) == 2:
         print(text, end="")
         return
     with open(sys.argv[3], encoding="utf-8") as file:
         document = file.read()
-    begin, end = "<!-- tables -->\n", "<!-- end of tables -->\n"
+    begin, end = f"<!-- {kind} -->\n", f"<!-- end of {kind} -->\n"
     if begin not in document or end not in document:
-        sys.exit(f"tables.py: {sys.argv[3]} has no lines {begin.strip()} and {end.strip()}")
+        sys.exit(f"{os.path.basename(sys.argv[0])}: {sys.argv[3]} has no lines {begin.strip()} and {end.strip()}")
     document = document[: document.index(begin) + len(begin)] + "\n" + text + "\n" + document[document.index(end):]
     with open(sys.argv[3], "w", encoding="utf-8") as file:
         file.write(document)
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, make, "tables")

@@ -6,9 +6,8 @@ usage: tables_cuda.py NAME [--write FILE]
 With --write they stand between the lines "<!-- tables of a GPU -->" and "<!-- end of tables of a GPU -->" of FILE. Numbers in brackets are the
 bars of the project's plan; a value below its bar is marked with (*)."""
 import os
-import sys
 
-from tables import RESULTS, against, command, one, pick, rows, table
+from tables import RESULTS, against, command, main, one, pick, rows, table
 
 DIMS = (64, 128, 256)
 PEERS = ("cuDNN", "PyTorch FA2")
@@ -160,22 +159,5 @@ def make(name):
     return text.strip() + "\n"
 
 
-def main():
-    if len(sys.argv) not in (2, 4) or len(sys.argv) == 4 and sys.argv[2] != "--write":
-        sys.exit(__doc__)
-    text = make(sys.argv[1])
-    if len(sys.argv) == 2:
-        print(text, end="")
-        return
-    with open(sys.argv[3], encoding="utf-8") as file:
-        document = file.read()
-    begin, end = "<!-- tables of a GPU -->\n", "<!-- end of tables of a GPU -->\n"
-    if begin not in document or end not in document:
-        sys.exit(f"tables_cuda.py: {sys.argv[3]} has no lines {begin.strip()} and {end.strip()}")
-    document = document[: document.index(begin) + len(begin)] + "\n" + text + "\n" + document[document.index(end):]
-    with open(sys.argv[3], "w", encoding="utf-8") as file:
-        file.write(document)
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, make, "tables of a GPU")
