@@ -5,7 +5,7 @@
  *     join    m = max m_s, l = sum l_s 2^(m_s - m) (+ the sink), o = sum o_s 2^(m_s - m) / l over the splits, in their order
  *
  * Both start early (cuda_early.cuh). */
-#include "cuda/cuda_early.cuh"
+#include "base/cuda_early.cuh"
 #include "cuda/decode_call.cuh"
 #include "cuda/decode_launch.h"
 

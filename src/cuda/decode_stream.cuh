@@ -15,7 +15,7 @@
 #ifndef SFA_CUDA_DECODE_STREAM_CUH
 #define SFA_CUDA_DECODE_STREAM_CUH
 
-#include "cuda/cuda_early.cuh"
+#include "base/cuda_early.cuh"
 #include "cuda/decode_launch.h"
 #include "cuda/decode_step.cuh"
 

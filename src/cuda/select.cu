@@ -13,7 +13,7 @@
  * bf16 rows that are neither normed nor turned go to a thread each (select_bf16.cu). Longer rows, and memory that vectors cannot take, go
  * the plain way: a block a row, the threshold by four digits of 8 bits.
  */
-#include "cuda/cuda_early.cuh"
+#include "base/cuda_early.cuh"
 #include "cuda/select_bf16.cuh"
 
 enum { WARPS = 4, WIDE_THREADS = 256, WIDE_WARPS = WIDE_THREADS / 32, FEW_ROWS = 64 };

@@ -12,6 +12,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/cuda_early.cuh"
+
 extern "C" {
 #include "backend/backend.h"
 #include "base/half.h"
@@ -75,14 +77,6 @@ static inline unsigned sfa_cuda_blocks(int64_t n, int64_t a_block) {
 }
 
 /* ---- On the device ---------------------------------------------------------------------------------------------------------------- */
-
-/* Until all that was launched before is done; those launched early after this may then start. */
-__device__ static inline void sfa_cuda_wait_for_previous(void) {
-#if __CUDA_ARCH__ >= 900
-  cudaGridDependencySynchronize();
-  cudaTriggerProgrammaticLaunchCompletion();
-#endif
-}
 
 __device__ static inline float sfa_warp_sum(float x) {
   for (int width = 16; width > 0; width /= 2)

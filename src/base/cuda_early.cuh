@@ -1,4 +1,4 @@
-/* cuda/cuda_early.cuh: kernels that start while the one before on the stream still runs (compute capability 9.0).
+/* base/cuda_early.cuh: kernels that start while the one before on the stream still runs (compute capability 9.0).
  *
  * Each waits first, and then lets the next one start: so what was before the previous kernel is done when a kernel starts, and nothing is
  * read or written before the wait but what no kernel of the stream writes.
