@@ -40,7 +40,7 @@ static const member members[] = {
     {"k_schedule", WORD, AT(k_schedule), SFA_K_DENSE_FIRST, 0, 0, "dense_first|fixed", false},
     {"dense_until", REAL, AT(dense_until), 0.4, 0, 1, 0, false},
     {"k_final_from", REAL, AT(k_final_from), 0.7, 0, 1, 0, false},
-    {"gumbel_scale", REAL, AT(gumbel_scale), 0, 0, 100, 0, false},
+    {"gumbel_scale", REAL, AT(gumbel_scale), 0, 0, 2, 0, false},
     {"train", WORD, AT(trained), SFA_TRAIN_ALL, 0, 0, "all|qk", false},
     {"loss_weight", REAL, AT(loss_weight), 1, 0, BIG, 0, false},
     {"head_weight", REAL, AT(head_weight), 0, 0, BIG, 0, false},

@@ -1,6 +1,8 @@
 /* From options to a training that is ready for its next step. */
 #include "train/train_parts.h"
 
+#include <sfa/stream.h>
+
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -243,6 +245,9 @@ static sfa_status build(sfa_train *t, const sfa_train_options *o, const sfa_chec
 static sfa_status read_recipe(sfa_train *t, const sfa_train_options *o) {
   sfa_shards_info info;
   SFA_TRY(sfa_recipe_read(t->ctx, o->recipes, o->n_recipes, &t->recipe));
+  if (t->recipe.gumbel_scale > 0 && sfa_context_device(t->ctx) != SFA_DEVICE_CPU)
+    return sfa_fail(t->ctx, SFA_ERROR_UNSUPPORTED, "gumbel_scale is %g, and noise is drawn on the CPU only: train there, or with 0",
+                    t->recipe.gumbel_scale);
   if (o->model)
     SFA_TRY(take_config(t, o->model));
   SFA_TRY(open_data(t, o, &info));

@@ -12,6 +12,7 @@
 
 #include <cmocka.h>
 #include <sfa/stream.h>
+#include <sfa/train.h>
 
 #include "temp_files.h"
 
@@ -350,8 +351,22 @@ static void curves(void **state) {
   sfa_learner_destroy(c);
 }
 
+/* Noise is drawn on the CPU: said before anything begins, and not where a dense-first training turns sparse. */
+static void noise(void **state) {
+  (void)state;
+  if (!gpu)
+    skip();
+  const char *recipe = "{\"gumbel_scale\": 0.1}";
+  const sfa_train_options options = {.struct_size = sizeof options, .recipes = &recipe, .n_recipes = 1, .out = "absent"};
+  sfa_train *train = NULL;
+  assert_int_equal(sfa_train_open(gpu, &options, &train), SFA_ERROR_UNSUPPORTED);
+  assert_non_null(strstr(sfa_context_error(gpu), "gumbel_scale"));
+  assert_null(train);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(families), cmocka_unit_test(sparse),    cmocka_unit_test(by_head),
-                                     cmocka_unit_test(looks),    cmocka_unit_test(gradients), cmocka_unit_test(curves)};
+                                     cmocka_unit_test(looks),    cmocka_unit_test(gradients), cmocka_unit_test(curves),
+                                     cmocka_unit_test(noise)};
   return cmocka_run_group_tests(tests, open_both, close_both);
 }

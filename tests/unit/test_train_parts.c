@@ -34,6 +34,7 @@ static void test_recipe_members(void **state) {
       {"{\"decay\": \"cliff\"}", "cosine|linear|wsd"},
       {"{\"bf16_products\": 1}", "true or false"},
       {"{\"learning_rate\": -1}", "learning_rate"},
+      {"{\"gumbel_scale\": 3}", "gumbel_scale"},
       {"{\"model\": 3}", "object"},
       {"{\"dense_until\": 0.9}", "k_final_from"},
       {"{\"steps\": 7", "JSON"},
