@@ -237,19 +237,19 @@ def model(lines):
 
 
 def check(name):
-    """What sfa_check printed, as it is."""
+    """What sfa_check printed the last time, as it is."""
     try:
         with open(os.path.join(RESULTS, f"{name}.txt"), encoding="utf-8") as file:
             sections = file.read().split("\n[")
     except OSError:
         return ""
-    text = ""
+    printed = {}
     for section in sections:
         head, _, body = section.partition("\n")
         title = head.partition("s] ")[2]
         if title.startswith("sfa_check"):
-            text += f"### `{title}`\n\n```\n{body.strip()}\n```\n\n"
-    return text
+            printed[title] = f"### `{title}`\n\n```\n{body.strip()}\n```\n\n"
+    return "".join(printed.values())
 
 
 def make(name):

@@ -148,14 +148,17 @@ def topk(lines):
     return text + table(["rows", "d", "k", "codes", "ms", "torch.topk over it", "GB/s read", "of copies"], body) + "\n" + command(lines) if body else ""
 
 
+SECTIONS = ((attention, ("attention", "attention_short")), (backward, ("backward", "backward_long")),
+            (decode, ("decode", "decode_group", "decode_eps", "decode_eps_group")), (topk, ("topk",)))
+
+
 def make(name):
     text = ""
-    for part, maker, pictures in (("attention", attention, ("attention", "attention_short")), ("backward", backward, ("backward", "backward_long")),
-                                  ("decode", decode, ("decode", "decode_group")), ("topk", topk, ())):
-        text += maker(rows(name, part)) + "\n"
-        for picture in pictures:
-            if os.path.exists(os.path.join(RESULTS, f"{name}-{picture}.png")):
-                text += f"![{picture}](../bench/results/{name}-{picture}.png)\n\n"
+    for maker, parts in SECTIONS:
+        text += maker([line for part in parts for line in rows(name, part)]) + "\n"
+        for part in parts:
+            if os.path.exists(os.path.join(RESULTS, f"{name}-{part}.png")):
+                text += f"![{part}](../bench/results/{name}-{part}.png)\n\n"
     return text.strip() + "\n"
 
 
