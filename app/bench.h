@@ -44,6 +44,7 @@ typedef struct bench_engine {
   void *arg;
   bool optional;   /* a failure takes it out of the comparison instead of ending it */
   bool lost;       /* it has failed */
+  bool part;       /* of another engine: timed, and no row of its own */
   double setup_ms; /* of a peer whose setting up is a result (a prefill); NaN: none */
   double ms[BENCH_MOST_ROUNDS + 1], stage_ms[SFA_STAGE_COUNT][BENCH_MOST_ROUNDS + 1];
 } bench_engine;
@@ -60,6 +61,10 @@ typedef struct bench_times {
  * finds its memory as a step among others does. times: [n_engines]. */
 int bench_time(bench_engine *engines, int n_engines, int64_t repeats, double warm_ms, bench_times *times, int *n_rounds);
 double bench_median(const double *values, int n);
+const char *bench_dtype_name(sfa_dtype dtype);
+/* The type of a word of "f32|bf16|f16|int8|int4". */
+sfa_dtype bench_dtype(int64_t word);
+int bench_check_isa(sfa_isa isa);
 
 /* ---- bench_output.c: results ------------------------------------------------------------------------------------------------------- */
 
@@ -128,7 +133,7 @@ void bench_peers_forget(bench_peers *peers);
 /* Describes a case (frees it) and adds an engine for each peer that takes part; n_engines is raised. Names live as long as peers. */
 void bench_peers_add(bench_peers *peers, int64_t n_threads, cJSON *bench_case, bench_engine *engines, int *n_engines);
 
-/* ---- bench_rounds.c: grids ---------------------------------------------------------------------------------------------------------- */
+/* ---- bench_grid.c: the cases of a benchmark ----------------------------------------------------------------------------------------- */
 
 typedef struct bench_axis {
   const int64_t *values;
@@ -140,10 +145,34 @@ bench_axis bench_choose(const int_list *given, const int64_t *values, int64_t n)
 /* The values of place `place` in the grid; the first axis varies slowest. */
 void bench_place(const bench_axis *axes, int n_axes, int64_t place, int64_t *values);
 int64_t bench_places(const bench_axis *axes, int n_axes);
-const char *bench_dtype_name(sfa_dtype dtype);
-/* The type of a word of "f32|bf16|f16|int8|int4". */
-sfa_dtype bench_dtype(int64_t word);
-int bench_check_isa(sfa_isa isa);
+
+/* What the cases of a run share, and the engines of the one that runs: its own first, then peers. */
+typedef struct bench_table {
+  const app_options *o;
+  bench_output out;
+  bench_peers *peers;
+  bench_engine engines[BENCH_MOST_ENGINES];
+  bench_times times[BENCH_MOST_ENGINES];
+  int n_engines, n_rounds;
+} bench_table;
+
+/* A benchmark: its columns, and what it does at a place of the grid of its axes. v: a value an axis. */
+typedef struct bench_grid {
+  const bench_column *columns;
+  int n_columns, n_axes;
+  const bench_axis *axes;
+  int (*check)(const app_options *o, const int64_t *v); /* of all places, before the first is run */
+  int (*run)(bench_table *t, const int64_t *v);
+  int (*draw)(const bench_output *out, const char *path);
+} bench_grid;
+
+/* Runs every place, and draws the picture that --plot asks for. */
+int bench_grid_run(const app_options *o, const bench_grid *grid);
+/* Adds the peers of a case (bench_peers_add; those of cases before are dropped), then times all engines (bench_time). */
+int bench_table_time(bench_table *t, int64_t n_threads, cJSON *peer_case, double warm_ms);
+/* A row for each engine: name and version from column `engine` on; median, least, most, rounds and times those of engine 0 from column `ms`
+ * on; fill gives the other cells of engine i. */
+int bench_table_show(bench_table *t, int engine, int ms, int (*fill)(void *bench, bench_table *t, int i, bench_cell *row), void *bench);
 
 /* ---- bench_cuda.c: many queries on a GPU --------------------------------------------------------------------------------------------- */
 

@@ -117,6 +117,8 @@ typedef struct attention_bench {
   void *code_memory[2];
   float *out;
   side sparse, dense;
+  double peak_rate;   /* bench_multiply_rate */
+  int64_t peak_bytes; /* resident, of a process that runs the sparse side alone */
 } attention_bench;
 
 static const char *policy_words[] = {"auto",     "tiles", "keys",    "half-codes", "half-dense", "paper",
@@ -333,21 +335,11 @@ static void fill_case(bench_cell *row, const attention_case *c) {
   row[C_SEED].number = (double)c->seed;
 }
 
-static void fill_times(bench_cell *row, const bench_engine *e, const bench_times *t, int n_rounds) {
-  row[C_ENGINE].text = e->name;
-  row[C_VERSION].text = e->version;
-  row[C_MS].number = t->median_ms;
-  row[C_MIN_MS].number = t->least_ms;
-  row[C_MAX_MS].number = t->most_ms;
-  row[C_ROUNDS].number = n_rounds;
-  row[C_TIMES_SFA].number = t->times_first;
-}
-
 static int64_t dense_bytes(const attention_case *c) { return c->n * 2 * c->head_dim * (int64_t)sfa_dtype_bytes(c->dtype); }
 
 /* What only our own two sides tell. Stage times are sums over threads; shown as wall time. Multiply-adds of the pairs that the mask lets
  * through: D or K of them for a score, as the way does it, and E for the values. */
-static int fill_own(bench_cell *row, const attention_bench *b, const side *s, const bench_times *t, double peak_rate) {
+static int fill_own(bench_cell *row, const attention_bench *b, const side *s, const bench_times *t) {
   const attention_case *c = &b->c;
   double threads = (double)c->n_threads, n = (double)c->n, to_ms = 1e-6 / threads;
   sfa_attention_report report = {.struct_size = sizeof report};
@@ -380,7 +372,7 @@ static int fill_own(bench_cell *row, const attention_bench *b, const side *s, co
   row[C_DENSE_KV_BYTES].number = (double)dense_bytes(c);
   row[C_PAIR_MULTIPLIES].number = of_score + (double)c->head_dim;
   row[C_MULTIPLY_RATE].number = pairs * row[C_PAIR_MULTIPLIES].number / (1e-3 * t->median_ms);
-  row[C_PEAK_SHARE].number = row[C_MULTIPLY_RATE].number / peak_rate;
+  row[C_PEAK_SHARE].number = row[C_MULTIPLY_RATE].number / b->peak_rate;
   return EXIT_OK;
 }
 
@@ -394,54 +386,12 @@ static cJSON *peer_case(const attention_case *c) {
   return object;
 }
 
-static int show_case(attention_bench *b, const bench_engine *engines, int n_engines, const bench_times *times, int n_rounds,
-                     int64_t peak_bytes, bench_output *out) {
-  const side *sides[] = {&b->sparse, &b->dense};
-  double peak_rate = bench_multiply_rate(b->c.isa, b->c.n_threads);
-  int status = EXIT_OK;
-  for (int i = 0; i < n_engines && !status; i++) {
-    if (engines[i].lost)
-      continue;
-    bench_cell *row = bench_output_row(out);
-    if (!row)
-      return EXIT_FAILED;
-    fill_case(row, &b->c);
-    fill_times(row, &engines[i], &times[i], n_rounds);
-    if (i < 2)
-      status = fill_own(row, b, sides[i], &times[i], peak_rate);
-    if (i == 0)
-      row[C_PEAK_BYTES].number = (double)peak_bytes;
-    if (!status)
-      status = bench_output_show(out);
-  }
-  return status;
-}
-
-static int run_case(const app_options *o, const attention_case *c, bench_engine *engines, bench_peers *peers, bench_output *out) {
-  attention_bench b;
-  bench_times times[BENCH_MOST_ENGINES];
-  int n_rounds, n_engines = 2;
-  int64_t peak_bytes = -1;
-  int status = bench_open(&b, c);
-  if (!status)
-    status = side_open(&b, 0, &b.dense);
-  if (!status)
-    status = make_codes(&b, b.q, SFA_F32, &b.code_memory[0], &b.q_codes);
-  if (!status)
-    status = make_codes(&b, b.k, c->k_dtype, &b.code_memory[1], &b.k_codes);
-  if (!status) {
-    engines[0] = (bench_engine){.name = "SFA", .version = SFA_VERSION, .run = side_run, .arg = &b.sparse};
-    engines[1] = (bench_engine){.name = "dense twin", .version = SFA_VERSION, .run = side_run, .arg = &b.dense};
-    bench_peers_forget(peers);
-    bench_peers_add(peers, c->n_threads, peer_case(c), engines, &n_engines);
-    status = bench_time(engines, n_engines, o->repeats, BENCH_WARM_MS, times, &n_rounds);
-  }
-  if (!status)
-    status = measure_peak(c, &peak_bytes);
-  if (!status)
-    status = show_case(&b, engines, n_engines, times, n_rounds, peak_bytes, out);
-  bench_close(&b);
-  return status;
+static int fill_row(void *bench, bench_table *t, int i, bench_cell *row) {
+  const attention_bench *b = bench;
+  fill_case(row, &b->c);
+  if (i == 0)
+    row[C_PEAK_BYTES].number = (double)b->peak_bytes;
+  return i < 2 ? fill_own(row, b, i ? &b->dense : &b->sparse, &t->times[i]) : EXIT_OK;
 }
 
 /* ---- The picture: time over SFA's against n --------------------------------------------------------------------------------------- */
@@ -500,9 +450,7 @@ static int draw(const bench_output *out, const char *path) {
 
 enum { A_N, A_HEAD_DIM, A_K, A_DTYPE, A_ISA, A_THREADS, A_CAUSAL, A_READY, N_AXES };
 
-static attention_case case_at(const app_options *o, const bench_axis axes[N_AXES], int64_t place) {
-  int64_t v[N_AXES];
-  bench_place(axes, N_AXES, place, v);
+static attention_case case_at(const app_options *o, const int64_t *v) {
   sfa_dtype dtype = bench_dtype(v[A_DTYPE]);
   return (attention_case){.n = v[A_N],
                           .head_dim = v[A_HEAD_DIM],
@@ -518,18 +466,44 @@ static attention_case case_at(const app_options *o, const bench_axis axes[N_AXES
                           .seed = o->seed < 0 ? 1 : o->seed};
 }
 
-static int check_case(const attention_case *c) {
-  if (c->head_dim % 8)
-    return app_usage("--head-dim %lld is not a multiple of 8", (long long)c->head_dim);
-  if (c->k > c->head_dim)
-    return app_usage("--k %lld keeps more features than --head-dim %lld has", (long long)c->k, (long long)c->head_dim);
-  if (c->k < 1)
+static int check_case(const app_options *o, const int64_t *v) {
+  attention_case c = case_at(o, v);
+  if (c.head_dim % 8)
+    return app_usage("--head-dim %lld is not a multiple of 8", (long long)c.head_dim);
+  if (c.k > c.head_dim)
+    return app_usage("--k %lld keeps more features than --head-dim %lld has", (long long)c.k, (long long)c.head_dim);
+  if (c.k < 1)
     return app_usage("--k 0 is the dense twin, which bench attention times anyway; give at least 1");
-  if (c->k_dtype == SFA_I4)
+  if (c.k_dtype == SFA_I4)
     return app_usage("--k-type int4 is for values only; codes are f32, bf16, f16 or int8");
-  if (c->dtype != SFA_F32 && c->dtype != SFA_BF16)
+  if (c.dtype != SFA_F32 && c.dtype != SFA_BF16)
     return app_usage("--dtype of bench attention is f32 or bf16");
-  return bench_check_isa(c->isa);
+  return bench_check_isa(c.isa);
+}
+
+static int run_case(bench_table *t, const int64_t *v) {
+  attention_case c = case_at(t->o, v);
+  attention_bench b;
+  int status = bench_open(&b, &c);
+  if (!status)
+    status = side_open(&b, 0, &b.dense);
+  if (!status)
+    status = make_codes(&b, b.q, SFA_F32, &b.code_memory[0], &b.q_codes);
+  if (!status)
+    status = make_codes(&b, b.k, c.k_dtype, &b.code_memory[1], &b.k_codes);
+  if (!status) {
+    t->engines[t->n_engines++] = (bench_engine){.name = "SFA", .version = SFA_VERSION, .run = side_run, .arg = &b.sparse};
+    t->engines[t->n_engines++] = (bench_engine){.name = "dense twin", .version = SFA_VERSION, .run = side_run, .arg = &b.dense};
+    status = bench_table_time(t, c.n_threads, peer_case(&c), BENCH_WARM_MS);
+  }
+  if (!status)
+    status = measure_peak(&c, &b.peak_bytes);
+  if (!status) {
+    b.peak_rate = bench_multiply_rate(c.isa, c.n_threads);
+    status = bench_table_show(t, C_ENGINE, C_MS, fill_row, &b);
+  }
+  bench_close(&b);
+  return status;
 }
 
 int cmd_bench_attention(const app_options *o) {
@@ -550,33 +524,14 @@ int cmd_bench_attention(const app_options *o) {
     return bench_cuda_attention(o, false);
   if (o->policy > SFA_POLICY_PAPER)
     return app_usage("--policy %s is not for the attention of many queries on the CPU", policy_words[o->policy]);
-  int64_t n_cases = bench_places(axes, N_AXES);
-  for (int64_t i = 0; i < n_cases; i++) { /* all of them before the first is timed */
-    attention_case c = case_at(o, axes, i);
-    status = check_case(&c);
-    if (status)
-      return status;
-  }
   if (o->child) {
-    attention_case c = case_at(o, axes, 0);
-    return run_child(&c);
+    int64_t v[N_AXES];
+    bench_place(axes, N_AXES, 0, v);
+    attention_case c = case_at(o, v);
+    status = check_case(o, v);
+    return status ? status : run_child(&c);
   }
-  bench_output out;
-  bench_engine *engines = calloc(BENCH_MOST_ENGINES, sizeof *engines);
-  status = bench_output_open(&out, o, columns, N_COLUMNS);
-  if (!status && !engines)
-    status = app_fail("out of memory for the rounds");
-  bench_peers *peers = status ? NULL : bench_peers_open(o);
-  for (int64_t i = 0; i < n_cases && !status; i++) {
-    attention_case c = case_at(o, axes, i);
-    status = run_case(o, &c, engines, peers, &out);
-  }
-  if (!status && o->plot)
-    status = draw(&out, o->plot);
-  status = bench_output_close(&out, status);
-  bench_peers_close(peers);
-  free(engines);
-  return status;
+  return bench_grid_run(o, &(bench_grid){columns, N_COLUMNS, N_AXES, axes, check_case, run_case, draw});
 }
 
 int cmd_bench_backward(const app_options *o) {

@@ -305,52 +305,32 @@ static double dense_flops(const cuda_case *c) {
   return c->backward ? 3.5 * forward : forward;
 }
 
-/* Behind our sides come their parts. */
-static int n_parts(const cuda_case *c) { return c->backward ? 2 : 1; }
-
 /* How long the products of a dense attention take alone, a peer's line; NaN without peers. */
-static double products_ms(const bench_engine *engines, int n_engines, const bench_times *times) {
-  for (int i = 0; i < n_engines; i++)
-    if (!engines[i].lost && strcmp(engines[i].name, "products alone, cuBLAS") == 0)
-      return times[i].median_ms;
+static double products_ms(const bench_table *t) {
+  for (int i = 0; i < t->n_engines; i++)
+    if (!t->engines[i].lost && strcmp(t->engines[i].name, "products alone, cuBLAS") == 0)
+      return t->times[i].median_ms;
   return NAN;
 }
 
-static int show_case(const cuda_bench *b, const bench_engine *engines, int n_engines, const bench_times *times, int n_rounds,
-                     bench_output *out) {
+static int fill_row(void *bench, bench_table *t, int i, bench_cell *row) {
+  const cuda_bench *b = bench;
   const cuda_case *c = &b->c;
-  int status = EXIT_OK;
-  double topk_ms = times[b->n_sides].median_ms, ceiling_ms = products_ms(engines, n_engines, times);
-  for (int i = 0; i < n_engines && !status; i++) {
-    if (engines[i].lost || (i >= b->n_sides && i < b->n_sides + n_parts(c)))
-      continue;
-    bench_cell *row = bench_output_row(out);
-    if (!row)
-      return EXIT_FAILED;
-    row[C_N].number = (double)c->n;
-    row[C_HEADS].number = (double)c->heads;
-    row[C_KV_HEADS].number = (double)c->kv_heads;
-    row[C_HEAD_DIM].number = (double)c->head_dim;
-    row[C_K].number = (double)c->k;
-    row[C_CAUSAL].number = c->causal;
-    row[C_SUPPORTS].text = c->supports == SUPPORTS_SKEWED ? "skewed" : "uniform";
-    row[C_SEED].number = (double)c->seed;
-    row[C_ENGINE].text = engines[i].name;
-    row[C_VERSION].text = engines[i].version;
-    row[C_MS].number = times[i].median_ms;
-    row[C_MIN_MS].number = times[i].least_ms;
-    row[C_MAX_MS].number = times[i].most_ms;
-    row[C_ROUNDS].number = n_rounds;
-    row[C_TIMES_FIRST].number = times[i].times_first;
-    row[C_RATE].number = dense_flops(c) / (1e9 * times[i].median_ms);
-    row[C_SHARE].number = ceiling_ms / times[i].median_ms;
-    if (i < b->n_sides && !b->sides[i].dense)
-      row[C_TOPK_MS].number = topk_ms;
-    if (i == 0 && c->backward)
-      row[C_FORWARD_MS].number = times[b->n_sides + 1].median_ms;
-    status = bench_output_show(out);
-  }
-  return status;
+  row[C_N].number = (double)c->n;
+  row[C_HEADS].number = (double)c->heads;
+  row[C_KV_HEADS].number = (double)c->kv_heads;
+  row[C_HEAD_DIM].number = (double)c->head_dim;
+  row[C_K].number = (double)c->k;
+  row[C_CAUSAL].number = c->causal;
+  row[C_SUPPORTS].text = c->supports == SUPPORTS_SKEWED ? "skewed" : "uniform";
+  row[C_SEED].number = (double)c->seed;
+  row[C_RATE].number = dense_flops(c) / (1e9 * t->times[i].median_ms);
+  row[C_SHARE].number = products_ms(t) / t->times[i].median_ms;
+  if (i < b->n_sides && !b->sides[i].dense)
+    row[C_TOPK_MS].number = t->times[b->n_sides].median_ms;
+  if (i == 0 && c->backward)
+    row[C_FORWARD_MS].number = t->times[b->n_sides + 1].median_ms;
+  return EXIT_OK;
 }
 
 /* Whether two rows are of one case. */
@@ -421,34 +401,62 @@ static int bench_open(cuda_bench *b, const app_options *o, const cuda_case *c) {
   return status;
 }
 
-static int run_case(const app_options *o, const cuda_case *c, bench_engine *engines, bench_peers *peers, bench_output *out) {
+/* ---- The grid ------------------------------------------------------------------------------------------------------------------------ */
+
+enum { A_N, A_HEAD_DIM, A_K, A_CAUSAL, N_AXES };
+
+static cuda_case case_at(const app_options *o, const int64_t *v, bool backward) {
+  int64_t heads = o->heads > 0 ? o->heads : 8;
+  return (cuda_case){.n = v[A_N],
+                     .head_dim = v[A_HEAD_DIM],
+                     .k = v[A_K],
+                     .heads = heads,
+                     .kv_heads = o->kv_heads > 0 ? o->kv_heads : heads,
+                     .causal = v[A_CAUSAL] != 0,
+                     .backward = backward,
+                     .supports = (bench_supports)o->supports,
+                     .seed = o->seed < 0 ? 1 : o->seed};
+}
+
+static int check_case(const app_options *o, const int64_t *v) {
+  cuda_case c = case_at(o, v, false);
+  if (c.k < 1 || c.k > c.head_dim || c.head_dim % 8)
+    return app_usage("--k %lld of --head-dim %lld: k is from 1 to the head dim, which is a multiple of 8", (long long)c.k,
+                     (long long)c.head_dim);
+  return EXIT_OK;
+}
+
+/* Behind our sides come the times of their parts. */
+static int run_case(bench_table *t, const cuda_case *c) {
   cuda_bench b;
-  bench_times times[BENCH_MOST_ENGINES];
-  int n_rounds, n_engines = 0;
-  int status = bench_open(&b, o, c);
+  int status = bench_open(&b, t->o, c);
   if (!status) {
-    for (; n_engines < b.n_sides; n_engines++)
-      engines[n_engines] =
-          (bench_engine){.name = b.sides[n_engines].name, .version = SFA_VERSION, .run = side_run, .arg = &b.sides[n_engines]};
-    engines[n_engines++] = (bench_engine){.name = "top-k", .version = SFA_VERSION, .run = topk_run, .arg = &b};
+    for (int i = 0; i < b.n_sides; i++)
+      t->engines[t->n_engines++] = (bench_engine){.name = b.sides[i].name, .version = SFA_VERSION, .run = side_run, .arg = &b.sides[i]};
+    t->engines[t->n_engines++] = (bench_engine){.name = "top-k", .version = SFA_VERSION, .run = topk_run, .arg = &b, .part = true};
     if (c->backward) {
       b.forward = b.sides[0];
       b.forward.only_forward = true;
-      engines[n_engines++] = (bench_engine){.name = "forward", .version = SFA_VERSION, .run = side_run, .arg = &b.forward};
+      t->engines[t->n_engines++] =
+          (bench_engine){.name = "forward", .version = SFA_VERSION, .run = side_run, .arg = &b.forward, .part = true};
     }
-    bench_peers_forget(peers);
-    bench_peers_add(peers, 1, peer_case(c), engines, &n_engines);
-    status = bench_time(engines, n_engines, o->repeats, 0, times, &n_rounds);
+    status = bench_table_time(t, 1, peer_case(c), 0);
   }
   if (!status)
-    status = show_case(&b, engines, n_engines, times, n_rounds, out);
+    status = bench_table_show(t, C_ENGINE, C_MS, fill_row, &b);
   bench_close(&b);
   return status;
 }
 
-/* ---- The grid ------------------------------------------------------------------------------------------------------------------------ */
+static int run_forward(bench_table *t, const int64_t *v) {
+  cuda_case c = case_at(t->o, v, false);
+  return run_case(t, &c);
+}
 
-enum { A_N, A_HEAD_DIM, A_K, A_CAUSAL, N_AXES };
+static int run_backward(bench_table *t, const int64_t *v) {
+  cuda_case c = case_at(t->o, v, true);
+  return run_case(t, &c);
+}
 
 int bench_cuda_attention(const app_options *o, bool backward) {
   static const int64_t n[] = {8192, 32768}, head_dim[] = {64, 128, 256}, k[] = {8}, causal[] = {0, 1};
@@ -456,37 +464,5 @@ int bench_cuda_attention(const app_options *o, bool backward) {
                                    [A_HEAD_DIM] = bench_choose(&o->bench_head_dim, head_dim, 3),
                                    [A_K] = bench_choose(&o->bench_k, k, 1),
                                    [A_CAUSAL] = bench_choose(&o->bench_causal, causal, 2)};
-  int64_t n_cases = bench_places(axes, N_AXES);
-  bench_output out;
-  bench_engine *engines = calloc(BENCH_MOST_ENGINES, sizeof *engines);
-  int status = bench_output_open(&out, o, columns, N_COLUMNS);
-  if (!status && !engines)
-    status = app_fail("out of memory for the rounds");
-  bench_peers *peers = status ? NULL : bench_peers_open(o);
-  for (int64_t i = 0; i < n_cases && !status; i++) {
-    int64_t v[N_AXES];
-    bench_place(axes, N_AXES, i, v);
-    cuda_case c = {.n = v[A_N],
-                   .head_dim = v[A_HEAD_DIM],
-                   .k = v[A_K],
-                   .heads = o->heads > 0 ? o->heads : 8,
-                   .kv_heads = o->kv_heads > 0 ? o->kv_heads
-                               : o->heads > 0  ? o->heads
-                                               : 8,
-                   .causal = v[A_CAUSAL] != 0,
-                   .backward = backward,
-                   .supports = (bench_supports)o->supports,
-                   .seed = o->seed < 0 ? 1 : o->seed};
-    if (c.k < 1 || c.k > c.head_dim || c.head_dim % 8)
-      status = app_usage("--k %lld of --head-dim %lld: k is from 1 to the head dim, which is a multiple of 8", (long long)c.k,
-                         (long long)c.head_dim);
-    else
-      status = run_case(o, &c, engines, peers, &out);
-  }
-  if (!status && o->plot)
-    status = draw(&out, o->plot);
-  status = bench_output_close(&out, status);
-  bench_peers_close(peers);
-  free(engines);
-  return status;
+  return bench_grid_run(o, &(bench_grid){columns, N_COLUMNS, N_AXES, axes, check_case, backward ? run_backward : run_forward, draw});
 }

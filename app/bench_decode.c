@@ -483,55 +483,19 @@ static int fill_side(bench_cell *row, decode_bench *b, decode_side *s, double ms
   return status;
 }
 
-static int show_case(decode_bench *b, const bench_engine *engines, int n_engines, const bench_times *times, int n_rounds,
-                     bench_output *out) {
-  int status = EXIT_OK;
-  for (int i = 0; i < n_engines && !status; i++) {
-    if (engines[i].lost)
-      continue;
-    bench_cell *row = bench_output_row(out);
-    if (!row)
-      return EXIT_FAILED;
-    fill_case(row, b);
-    row[C_ENGINE].text = bench_output_keep(out, engines[i].name);
-    row[C_VERSION].text = engines[i].version;
-    row[C_MS].number = times[i].median_ms;
-    row[C_MIN_MS].number = times[i].least_ms;
-    row[C_MAX_MS].number = times[i].most_ms;
-    row[C_ROUNDS].number = n_rounds;
-    row[C_TIMES_DENSE].number = 1 / times[i].times_first;
-    if (i < b->n_sides)
-      status = fill_side(row, b, &b->sides[i], times[i].median_ms);
-    if (!status)
-      status = bench_output_show(out);
-  }
-  return status;
-}
-
-static int run_case(const app_options *o, decode_bench *b, bench_engine *engines, bench_peers *peers, bench_output *out) {
-  bench_times times[BENCH_MOST_ENGINES];
-  int n_rounds, n_engines = b->n_sides;
-  int status = bench_open(b, o);
-  for (int i = 0; i < b->n_sides; i++)
-    engines[i] = (bench_engine){.name = b->sides[i].name, .version = SFA_VERSION, .run = side_run, .arg = &b->sides[i]};
-  if (!status) {
-    bench_peers_forget(peers);
-    bench_peers_add(peers, b->c.n_threads, peer_case(b), engines, &n_engines);
-    status = bench_time(engines, n_engines, o->repeats, 0, times, &n_rounds);
-  }
-  if (!status)
-    status = show_case(b, engines, n_engines, times, n_rounds, out);
-  bench_close(b);
-  return status;
+static int fill_row(void *bench, bench_table *t, int i, bench_cell *row) {
+  decode_bench *b = bench;
+  fill_case(row, b);
+  row[C_TIMES_DENSE].number = 1 / row[C_TIMES_DENSE].number; /* the dense one over this */
+  return i < b->n_sides ? fill_side(row, b, &b->sides[i], t->times[i].median_ms) : EXIT_OK;
 }
 
 /* ---- The grid ----------------------------------------------------------------------------------------------------------- */
 
 enum { A_N, A_HEAD_DIM, A_BATCH, A_N_Q, A_ISA, A_THREADS, N_AXES };
 
-static decode_case case_at(const app_options *o, const bench_axis axes[N_AXES], int64_t place) {
-  int64_t v[N_AXES], kv_heads = o->kv_heads > 0 ? o->kv_heads : 1;
-  bench_place(axes, N_AXES, place, v);
+static decode_case case_at(const app_options *o, const int64_t *v) {
+  int64_t kv_heads = o->kv_heads > 0 ? o->kv_heads : 1;
   return (decode_case){.n = v[A_N],
                        .batch = v[A_BATCH],
                        .n_q = v[A_N_Q],
@@ -545,18 +509,6 @@ static decode_case case_at(const app_options *o, const bench_axis axes[N_AXES], 
                        .supports = (bench_supports)o->supports,
                        .eps = o->eps,
                        .score_sd = o->score_sd};
-}
-
-static int check_case(const decode_case *c) {
-  if (c->head_dim % 8 || c->head_dim_v % 8)
-    return app_usage("--head-dim %lld and --head-dim-v %lld: both must be multiples of 8", (long long)c->head_dim,
-                     (long long)c->head_dim_v);
-  if (c->heads % c->kv_heads)
-    return app_usage("--heads %lld is not a multiple of --kv-heads %lld", (long long)c->heads, (long long)c->kv_heads);
-  if (length_of(c, 0) < c->n_q)
-    return app_usage("--n-q %lld: the shortest of %lld sequences has %lld tokens", (long long)c->n_q, (long long)c->batch,
-                     (long long)length_of(c, 0));
-  return bench_check_isa(c->isa);
 }
 
 /* The sides of every case: the dense caches to compare with, then k by type of codes by type of values, each exact and, with --eps, once
@@ -586,38 +538,46 @@ static int add_sides(const app_options *o, decode_bench *b) {
   return EXIT_OK;
 }
 
+static int check_case(const app_options *o, const int64_t *v) {
+  decode_bench b = {.c = case_at(o, v)};
+  const decode_case *c = &b.c;
+  if (c->head_dim % 8 || c->head_dim_v % 8)
+    return app_usage("--head-dim %lld and --head-dim-v %lld: both must be multiples of 8", (long long)c->head_dim,
+                     (long long)c->head_dim_v);
+  if (c->heads % c->kv_heads)
+    return app_usage("--heads %lld is not a multiple of --kv-heads %lld", (long long)c->heads, (long long)c->kv_heads);
+  if (length_of(c, 0) < c->n_q)
+    return app_usage("--n-q %lld: the shortest of %lld sequences has %lld tokens", (long long)c->n_q, (long long)c->batch,
+                     (long long)length_of(c, 0));
+  int status = bench_check_isa(c->isa);
+  return status ? status : add_sides(o, &b);
+}
+
+static int run_case(bench_table *t, const int64_t *v) {
+  decode_bench b = {.c = case_at(t->o, v)};
+  int status = add_sides(t->o, &b);
+  if (!status)
+    status = bench_open(&b, t->o);
+  if (!status) {
+    for (int i = 0; i < b.n_sides; i++)
+      t->engines[t->n_engines++] = (bench_engine){.name = b.sides[i].name, .version = SFA_VERSION, .run = side_run, .arg = &b.sides[i]};
+    status = bench_table_time(t, b.c.n_threads, peer_case(&b), 0);
+  }
+  if (!status)
+    status = bench_table_show(t, C_ENGINE, C_MS, fill_row, &b);
+  bench_close(&b);
+  return status;
+}
+
+static int draw(const bench_output *out, const char *path) {
+  return bench_output_bars(out, path, "times as fast as the dense cache", 2, (const int[]){C_N, C_ENGINE, C_TIMES_DENSE});
+}
+
 int cmd_bench_decode(const app_options *o) {
   static const int64_t n[] = {65536}, head_dim[] = {128}, zero[] = {0}, one[] = {1};
   const bench_axis axes[N_AXES] = {
       [A_N] = bench_choose(&o->bench_n, n, 1),           [A_HEAD_DIM] = bench_choose(&o->bench_head_dim, head_dim, 1),
       [A_BATCH] = bench_choose(&o->bench_batch, one, 1), [A_N_Q] = bench_choose(&o->bench_n_q, one, 1),
       [A_ISA] = bench_choose(&o->bench_isa, zero, 1),    [A_THREADS] = bench_choose(&o->bench_threads, one, 1)};
-  int64_t n_cases = bench_places(axes, N_AXES);
-  decode_bench b;
-  for (int64_t i = 0; i < n_cases; i++) {
-    b.c = case_at(o, axes, i);
-    int status = check_case(&b.c);
-    if (!status)
-      status = add_sides(o, &b);
-    if (status)
-      return status;
-  }
-  bench_output out;
-  bench_engine *engines = calloc(BENCH_MOST_ENGINES, sizeof *engines);
-  int status = bench_output_open(&out, o, columns, N_COLUMNS);
-  if (!status && !engines)
-    status = app_fail("out of memory for the rounds");
-  bench_peers *peers = status ? NULL : bench_peers_open(o);
-  for (int64_t i = 0; i < n_cases && !status; i++) {
-    b = (decode_bench){.c = case_at(o, axes, i)};
-    status = add_sides(o, &b);
-    if (!status)
-      status = run_case(o, &b, engines, peers, &out);
-  }
-  if (!status && o->plot)
-    status = bench_output_bars(&out, o->plot, "times as fast as the dense cache", 2, (const int[]){C_N, C_ENGINE, C_TIMES_DENSE});
-  status = bench_output_close(&out, status);
-  bench_peers_close(peers);
-  free(engines);
-  return status;
+  return bench_grid_run(o, &(bench_grid){columns, N_COLUMNS, N_AXES, axes, check_case, run_case, draw});
 }

@@ -81,11 +81,10 @@ static int open_csv(bench_output *out) {
   out->csv = fopen(path, "a+");
   if (!out->csv)
     return app_fail("cannot write %s: %s", path, strerror(errno));
-  char *head = csv_head(out), *seen = NULL;
-  size_t capacity = 0;
-  int status = head ? EXIT_OK : app_fail("out of memory for a line of CSV");
+  char *head = csv_head(out), *seen = head ? malloc(strlen(head) + 1) : NULL;
+  int status = seen ? EXIT_OK : app_fail("out of memory for a line of CSV");
   rewind(out->csv);
-  if (!status && getline(&seen, &capacity, out->csv) <= 0)
+  if (!status && !fgets(seen, (int)strlen(head) + 1, out->csv))
     fputs(head, out->csv);
   else if (!status && strcmp(seen, head) != 0)
     status = app_fail("%s holds other columns; name a new file, or the one of the same benchmark", path);

@@ -1,4 +1,4 @@
-/* Rounds, medians and grids. */
+/* Rounds and medians; words of options that benchmarks share. */
 #include "bench.h"
 
 #include <stdio.h>
@@ -78,25 +78,7 @@ int bench_time(bench_engine *engines, int n_engines, int64_t repeats, double war
   return EXIT_OK;
 }
 
-/* ---- Grids --------------------------------------------------------------------------------------------------------------------- */
-
-bench_axis bench_choose(const int_list *given, const int64_t *values, int64_t n) {
-  return given->n ? (bench_axis){given->values, given->n} : (bench_axis){values, n};
-}
-
-int64_t bench_places(const bench_axis *axes, int n_axes) {
-  int64_t n = 1;
-  for (int i = 0; i < n_axes; i++)
-    n *= axes[i].n;
-  return n;
-}
-
-void bench_place(const bench_axis *axes, int n_axes, int64_t place, int64_t *values) {
-  for (int i = n_axes - 1; i >= 0; i--) {
-    values[i] = axes[i].values[place % axes[i].n];
-    place /= axes[i].n;
-  }
-}
+/* ---- Words -------------------------------------------------------------------------------------------------------------------------- */
 
 sfa_dtype bench_dtype(int64_t word) {
   static const sfa_dtype dtypes[] = {SFA_F32, SFA_BF16, SFA_F16, SFA_I8, SFA_I4};

@@ -16,6 +16,7 @@ enum {
   C_ISA,
   C_SEED,
   C_ENGINE,
+  C_VERSION,
   C_ROW_NS,
   C_MIN_ROW_NS,
   C_MAX_ROW_NS,
@@ -35,6 +36,7 @@ static const bench_column columns[N_COLUMNS] = {
     [C_ISA] = {"isa", "isa", CELL_TEXT, 7},
     [C_SEED] = {"seed", NULL, CELL_COUNT},
     [C_ENGINE] = {"engine", "engine", CELL_TEXT, 12},
+    [C_VERSION] = {"version", NULL, CELL_TEXT},
     [C_ROW_NS] = {"row_ns", "ns a row", CELL_NUMBER, 9, 3},
     [C_MIN_ROW_NS] = {"min_row_ns", "least", CELL_NUMBER, 9, 3},
     [C_MAX_ROW_NS] = {"max_row_ns", "most", CELL_NUMBER, 9, 3},
@@ -210,60 +212,25 @@ static cJSON *peer_case(const topk_case *c) {
   return object;
 }
 
-static int show_case(const topk_bench *b, const bench_engine *engines, int n_engines, const bench_times *times, int n_rounds,
-                     bench_output *out) {
+static int fill_row(void *bench, bench_table *t, int i, bench_cell *row) {
+  const topk_bench *b = bench;
   const topk_case *c = &b->c;
-  int status = EXIT_OK;
-  for (int i = 0; i < n_engines && !status; i++) {
-    if (engines[i].lost)
-      continue;
-    bench_cell *row = bench_output_row(out);
-    if (!row)
-      return EXIT_FAILED;
-    double row_ns = 1e6 / (double)c->n;
-    row[C_N].number = (double)c->n;
-    row[C_HEAD_DIM].number = (double)c->head_dim;
-    row[C_K].number = (double)c->k;
-    row[C_DTYPE].text = bench_dtype_name(c->dtype);
-    row[C_K_DTYPE].text = bench_dtype_name(c->k_dtype);
-    row[C_ISA].text = b->on_gpu ? "cuda" : sfa_isa_name(c->isa);
-    row[C_SEED].number = (double)c->seed;
-    row[C_ENGINE].text = bench_output_keep(out, engines[i].name);
-    row[C_ROW_NS].number = row_ns * times[i].median_ms;
-    row[C_MIN_ROW_NS].number = row_ns * times[i].least_ms;
-    row[C_MAX_ROW_NS].number = row_ns * times[i].most_ms;
-    row[C_ROUNDS].number = n_rounds;
-    row[C_TIMES_SFA].number = times[i].times_first;
-    double read_bytes = (double)(c->n * c->head_dim) * (double)sfa_dtype_bytes(c->dtype), seconds = 1e-3 * times[i].median_ms;
-    row[C_READ_RATE].number = read_bytes / seconds;
-    if (i == 0 && b->on_gpu) {
-      double code_bytes = (double)sfa_codes_bytes(c->n, (int32_t)c->head_dim, (int32_t)c->k, c->k_dtype);
-      row[C_COPY_SHARE].number = (read_bytes + code_bytes) / seconds / b->copy_rate;
-    }
-    status = bench_output_show(out);
+  row[C_N].number = (double)c->n;
+  row[C_HEAD_DIM].number = (double)c->head_dim;
+  row[C_K].number = (double)c->k;
+  row[C_DTYPE].text = bench_dtype_name(c->dtype);
+  row[C_K_DTYPE].text = bench_dtype_name(c->k_dtype);
+  row[C_ISA].text = b->on_gpu ? "cuda" : sfa_isa_name(c->isa);
+  row[C_SEED].number = (double)c->seed;
+  for (int column = C_ROW_NS; column <= C_MAX_ROW_NS; column++)
+    row[column].number *= 1e6 / (double)c->n;
+  double read_bytes = (double)(c->n * c->head_dim) * (double)sfa_dtype_bytes(c->dtype), seconds = 1e-3 * t->times[i].median_ms;
+  row[C_READ_RATE].number = read_bytes / seconds;
+  if (i == 0 && b->on_gpu) {
+    double code_bytes = (double)sfa_codes_bytes(c->n, (int32_t)c->head_dim, (int32_t)c->k, c->k_dtype);
+    row[C_COPY_SHARE].number = (read_bytes + code_bytes) / seconds / b->copy_rate;
   }
-  return status;
-}
-
-static int run_case(const app_options *o, const topk_case *c, bench_engine *engines, bench_peers *peers, bench_output *out) {
-  topk_bench b;
-  bench_times times[BENCH_MOST_ENGINES];
-  int n_rounds, n_engines = 2;
-  int status = bench_open(&b, o, c);
-  engines[0] = (bench_engine){.name = "SFA", .run = run_sfa, .arg = &b};
-  engines[1] = (bench_engine){.name = "quickselect", .run = run_quickselect, .arg = &b};
-  if (!status && b.on_gpu) {
-    bench_peers_forget(peers);
-    bench_peers_add(peers, 1, peer_case(c), engines, &n_engines);
-  }
-  if (!status)
-    status = bench_time(engines, n_engines, o->repeats, b.on_gpu ? 0 : BENCH_WARM_MS, times, &n_rounds);
-  if (!status)
-    status = compare_features(&b);
-  if (!status)
-    status = show_case(&b, engines, n_engines, times, n_rounds, out);
-  bench_close(&b);
-  return status;
+  return EXIT_OK;
 }
 
 /* Bars: ns a row of SFA, a group a head dim. */
@@ -291,9 +258,7 @@ static int draw(const bench_output *out, const char *path) {
 
 enum { A_N, A_HEAD_DIM, A_K, A_DTYPE, A_K_TYPE, A_ISA, N_AXES };
 
-static topk_case case_at(const app_options *o, const bench_axis axes[N_AXES], int64_t place) {
-  int64_t v[N_AXES];
-  bench_place(axes, N_AXES, place, v);
+static topk_case case_at(const app_options *o, const int64_t *v) {
   return (topk_case){.n = v[A_N],
                      .head_dim = v[A_HEAD_DIM],
                      .k = v[A_K],
@@ -303,12 +268,30 @@ static topk_case case_at(const app_options *o, const bench_axis axes[N_AXES], in
                      .seed = o->seed < 0 ? 1 : o->seed};
 }
 
-static int check_case(const topk_case *c) {
-  if (c->head_dim % 8)
-    return app_usage("--head-dim %lld is not a multiple of 8", (long long)c->head_dim);
-  if (c->k < 1 || c->k > c->head_dim)
-    return app_usage("--k %lld is not from 1 to --head-dim %lld", (long long)c->k, (long long)c->head_dim);
-  return bench_check_isa(c->isa);
+static int check_case(const app_options *o, const int64_t *v) {
+  topk_case c = case_at(o, v);
+  if (c.head_dim % 8)
+    return app_usage("--head-dim %lld is not a multiple of 8", (long long)c.head_dim);
+  if (c.k < 1 || c.k > c.head_dim)
+    return app_usage("--k %lld is not from 1 to --head-dim %lld", (long long)c.k, (long long)c.head_dim);
+  return bench_check_isa(c.isa);
+}
+
+static int run_case(bench_table *t, const int64_t *v) {
+  topk_case c = case_at(t->o, v);
+  topk_bench b;
+  int status = bench_open(&b, t->o, &c);
+  if (!status) {
+    t->engines[t->n_engines++] = (bench_engine){.name = "SFA", .version = SFA_VERSION, .run = run_sfa, .arg = &b};
+    t->engines[t->n_engines++] = (bench_engine){.name = "quickselect", .version = SFA_VERSION, .run = run_quickselect, .arg = &b};
+    status = bench_table_time(t, 1, b.on_gpu ? peer_case(&c) : NULL, b.on_gpu ? 0 : BENCH_WARM_MS);
+  }
+  if (!status)
+    status = compare_features(&b);
+  if (!status)
+    status = bench_table_show(t, C_ENGINE, C_ROW_NS, fill_row, &b);
+  bench_close(&b);
+  return status;
 }
 
 int cmd_bench_topk(const app_options *o) {
@@ -319,27 +302,5 @@ int cmd_bench_topk(const app_options *o) {
                                    [A_DTYPE] = bench_choose(&o->bench_dtype, zero, 1),
                                    [A_K_TYPE] = bench_choose(&o->bench_k_type, int8, 1),
                                    [A_ISA] = bench_choose(&o->bench_isa, zero, 1)};
-  int64_t n_cases = bench_places(axes, N_AXES);
-  for (int64_t i = 0; i < n_cases; i++) {
-    topk_case c = case_at(o, axes, i);
-    int status = check_case(&c);
-    if (status)
-      return status;
-  }
-  bench_output out;
-  bench_engine *engines = calloc(BENCH_MOST_ENGINES, sizeof *engines);
-  int status = bench_output_open(&out, o, columns, N_COLUMNS);
-  if (!status && !engines)
-    status = app_fail("out of memory for the rounds");
-  bench_peers *peers = status ? NULL : bench_peers_open(o);
-  for (int64_t i = 0; i < n_cases && !status; i++) {
-    topk_case c = case_at(o, axes, i);
-    status = run_case(o, &c, engines, peers, &out);
-  }
-  if (!status && o->plot)
-    status = draw(&out, o->plot);
-  status = bench_output_close(&out, status);
-  bench_peers_close(peers);
-  free(engines);
-  return status;
+  return bench_grid_run(o, &(bench_grid){columns, N_COLUMNS, N_AXES, axes, check_case, run_case, draw});
 }

@@ -512,7 +512,7 @@ SFA k 8 int8, V int4"
 
   good bench topk --n 100 --head-dim 16,512 --k 4 --dtype f32,bf16 --repeats 1 --json
   equal "every combination, two sides" "$(get '#')" 8
-  equal "top-k keys" "$(get 0.keys)" "n head_dim k dtype k_dtype isa seed engine row_ns min_row_ns max_row_ns rounds times_sfa read_bytes_per_s share_of_copies"
+  equal "top-k keys" "$(get 0.keys)" "n head_dim k dtype k_dtype isa seed engine version row_ns min_row_ns max_row_ns rounds times_sfa read_bytes_per_s share_of_copies"
   equal "sides" "$(get 0.engine 1.engine)" "SFA
 quickselect"
 
