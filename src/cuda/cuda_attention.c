@@ -111,16 +111,27 @@ sfa_status sfa_cuda_put_numbers(const sfa_attention_plan *plan, const sfa_attent
 
 /* ---- Many queries ---------------------------------------------------------------------------------------------------------------- */
 
+static sfa_cuda_tokens queries_of(const sfa_attention_plan *plan, const sfa_attention_args *args) {
+  const sfa_attention_options *o = &plan->options;
+  return (sfa_cuda_tokens){.n_sequences = o->n_sequences, .max_seqlen = o->max_seqlen_q, .cu_seqlens = args->cu_seqlens_q};
+}
+
+/* Answers of decode, or queries for it: the last positions of a sequence. */
+static sfa_cuda_places places_of(const sfa_attention_plan *plan, const sfa_attention_args *args, int64_t n_floats, float *packed,
+                                 float *apart) {
+  return (sfa_cuda_places){
+      .tokens = queries_of(plan, args), .row_bytes = n_floats * (int64_t)sizeof(float), .at_end = 1, .packed = packed, .apart = apart};
+}
+
+/* [tokens][n_floats] from where each sequence has max_seqlen_q; apart NULL: zeros. packed NULL: not wanted. */
+static sfa_status pack(const sfa_attention_plan *plan, const sfa_attention_args *args, int64_t n_floats, float *packed, float *apart) {
+  sfa_cuda_places places = places_of(plan, args, n_floats, packed, apart);
+  return packed ? sfa_cuda_status(plan->ctx, "results", sfa_cuda_help_of(plan->ctx)->pack(&places, plan->ctx->cuda->stream)) : SFA_OK;
+}
+
 /* Nothing is left out. */
 static sfa_status clear_dropped(const sfa_attention_plan *plan, const sfa_attention_args *args) {
-  const sfa_attention_options *o = &plan->options;
-  size_t bytes = (size_t)(o->n_sequences * o->max_seqlen_q) * (size_t)o->n_heads * sizeof(float);
-  if (!args->dropped || !bytes)
-    return SFA_OK;
-  if (args->cu_seqlens_q)
-    return sfa_fail(plan->ctx, SFA_ERROR_UNSUPPORTED,
-                    "args.dropped with cu_seqlens_q: on a GPU the mass left out is told for sequences of the same length only");
-  return sfa_backend_cuda.memory_zero(plan->ctx, args->dropped, bytes);
+  return pack(plan, args, plan->options.n_heads, args->dropped, NULL);
 }
 
 static sfa_cuda_prefill prefill_of(const sfa_attention_plan *plan, const sfa_attention_args *args, sfa_policy policy) {
@@ -137,15 +148,14 @@ static sfa_cuda_prefill prefill_of(const sfa_attention_plan *plan, const sfa_att
                             .lse = args->lse};
 }
 
-static sfa_status multiply(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_cuda_prefill *prefill) {
-  SFA_TRY(clear_dropped(plan, args));
+static sfa_status multiply(const sfa_attention_plan *plan, const sfa_cuda_prefill *prefill) {
   return sfa_cuda_status(plan->ctx, "attention", sfa_cuda_prefill_of(plan->ctx, prefill->policy)(prefill, plan->ctx->cuda->stream));
 }
 
-static sfa_status run_tensor(const sfa_attention_plan *plan, const sfa_attention_args *args, const size_t *parts, sfa_policy policy) {
+static sfa_status run_tensor(const sfa_attention_plan *plan, const sfa_attention_args *args, const size_t *parts) {
   sfa_cuda_operands p;
-  sfa_cuda_prefill prefill = prefill_of(plan, args, policy);
-  sfa_cuda_operands_of(plan, args, parts, is_whole(policy), &p);
+  sfa_cuda_prefill prefill = prefill_of(plan, args, plan->policy);
+  sfa_cuda_operands_of(plan, args, parts, is_whole(plan->policy), &p);
   if (args->q_codes || args->k_codes)
     SFA_TRY(sfa_cuda_put_numbers(plan, args, parts));
   SFA_TRY(sfa_cuda_rows_of(plan->ctx, &p.q, &prefill.q));
@@ -153,12 +163,13 @@ static sfa_status run_tensor(const sfa_attention_plan *plan, const sfa_attention
   SFA_TRY(sfa_cuda_rows_of(plan->ctx, &p.v, &prefill.v));
   prefill.q_scales = p.q.scales;
   prefill.k_scales = p.k.scales;
-  return multiply(plan, args, &prefill);
+  SFA_TRY(clear_dropped(plan, args));
+  return multiply(plan, &prefill);
 }
 
 /* ---- Few queries ----------------------------------------------------------------------------------------------------------------- */
 
-/* The queries as decode reads them: [B * T][H][D], where they are or in the workspace. */
+/* The queries as decode reads them: [B * T][H][D], where they are or in the workspace; zeros before those of a shorter sequence. */
 static sfa_status decode_queries(const sfa_attention_plan *plan, const sfa_attention_args *args, const size_t *parts, sfa_cuda_decode *d) {
   const sfa_attention_options *o = &plan->options;
   const sfa_rows *q = &args->q;
@@ -168,10 +179,9 @@ static sfa_status decode_queries(const sfa_attention_plan *plan, const sfa_atten
     sfa_codes codes = *args->q_codes;
     codes.n_rows = sfa_min64(codes.n_rows, o->n_sequences * o->max_seqlen_q * o->n_heads);
     d->k_q = 0;
-    return sfa_cuda_status(plan->ctx, "codes to rows",
-                           sfa_cuda_help_of(plan->ctx)->spread(&codes, copy.data, o->head_dim, NULL, plan->ctx->cuda->stream));
-  }
-  if (o->n_sequences == 1 || q->batch_stride == o->max_seqlen_q * q->token_stride) {
+    SFA_TRY(sfa_cuda_status(plan->ctx, "codes to rows",
+                            sfa_cuda_help_of(plan->ctx)->spread(&codes, copy.data, o->head_dim, NULL, plan->ctx->cuda->stream)));
+  } else if (!args->cu_seqlens_q && (o->n_sequences == 1 || q->batch_stride == o->max_seqlen_q * q->token_stride)) {
     d->q = (sfa_cuda_rows){(void *)(uintptr_t)q->data, q->dtype, q->token_stride, q->head_stride};
     if (q->rope) {
       d->rope_cos = q->rope->cos;
@@ -179,15 +189,33 @@ static sfa_status decode_queries(const sfa_attention_plan *plan, const sfa_atten
       d->n_pairs = q->rope->n_rotated / 2;
       d->rope_interleaved = q->rope->interleaved;
     }
-    return SFA_OK;
+  } else {
+    sfa_cuda_select s = {.tokens = queries_of(plan, args), .n_heads = o->n_heads, .dim = o->head_dim, .k = d->k_q, .rows_f32 = copy.data};
+    d->k_q = 0;
+    SFA_TRY(sfa_cuda_select_rows(plan->ctx, q, &s));
   }
-  sfa_cuda_select s = {.tokens = {.n_sequences = o->n_sequences, .max_seqlen = o->max_seqlen_q},
-                       .n_heads = o->n_heads,
-                       .dim = o->head_dim,
-                       .k = d->k_q,
-                       .rows_f32 = copy.data};
-  d->k_q = 0;
-  return sfa_cuda_select_rows(plan->ctx, q, &s);
+  if (!args->cu_seqlens_q)
+    return SFA_OK;
+  d->q.data = part(args, parts, SFA_CUDA_PART_Q_APART);
+  sfa_cuda_places places = places_of(plan, args, copy.token_stride, copy.data, d->q.data);
+  return sfa_cuda_status(plan->ctx, "queries", sfa_cuda_help_of(plan->ctx)->spread_out(&places, plan->ctx->cuda->stream));
+}
+
+/* Where decode answers: in place, or for sequences of different lengths in the workspace, from where put_back takes it. */
+static void answer_at(const sfa_attention_args *args, const size_t *parts, sfa_cuda_decode *d) {
+  bool apart = args->cu_seqlens_q != NULL;
+  d->out = apart ? part(args, parts, SFA_CUDA_PART_OUT) : args->out;
+  d->lse = apart && args->lse ? part(args, parts, SFA_CUDA_PART_LSE) : args->lse;
+  d->dropped = apart && args->dropped ? part(args, parts, SFA_CUDA_PART_DROPPED) : args->dropped;
+}
+
+static sfa_status put_back(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_cuda_decode *d) {
+  const sfa_attention_options *o = &plan->options;
+  if (!args->cu_seqlens_q)
+    return SFA_OK;
+  SFA_TRY(pack(plan, args, (int64_t)o->n_heads * o->head_dim_v, args->out, d->out));
+  SFA_TRY(pack(plan, args, o->n_heads, args->lse, d->lse));
+  return pack(plan, args, o->n_heads, args->dropped, d->dropped);
 }
 
 /* Keys or values as decode reads them: dense ones that are what is to be stored already stay where they are. */
@@ -211,36 +239,63 @@ static sfa_status decode_side(const sfa_attention_plan *plan, const sfa_cuda_ope
 
 static sfa_status decode(const sfa_attention_plan *plan, const sfa_attention_args *args, const size_t *parts, sfa_cuda_decode *d) {
   d->scores = sfa_cuda_scores_of(plan, args);
-  d->out = args->out;
-  d->lse = args->lse;
-  d->dropped = args->dropped;
   d->workspace = part(args, parts, SFA_CUDA_PART_STAGE);
   return sfa_cuda_status(plan->ctx, "decode", sfa_cuda_stages_of(plan->ctx)->decode(d, plan->ctx->cuda->stream));
 }
 
-/* Codes of several sequences in the caller's arrays: a call a sequence. */
+/* Codes of keys with max_seqlen_k of each sequence: the caller's, or those of sequences of different lengths laid out so. */
+static sfa_status key_codes(const sfa_attention_plan *plan, const sfa_attention_args *args, const size_t *parts, sfa_codes *codes) {
+  const sfa_attention_options *o = &plan->options;
+  *codes = *args->k_codes;
+  if (!args->cu_seqlens_k)
+    return SFA_OK;
+  sfa_row_format format = {codes->head_dim, codes->k, codes->dtype};
+  sfa_cuda_store all =
+      sfa_cuda_store_in(part(args, parts, SFA_CUDA_PART_K_STORE), &format, 1, o->n_sequences * o->max_seqlen_k * o->n_kv_heads);
+  const struct {
+    void *packed;
+    const void *apart;
+    size_t row_bytes;
+  } arrays[] = {{codes->ids, all.ids.base, sfa_row_ids_bytes(&format)},
+                {codes->values, all.values.base, sfa_row_values_bytes(&format)},
+                {codes->scales, all.scales.base, sfa_row_scale_bytes(&format)}};
+  for (int i = 0; i < 3; i++) {
+    sfa_cuda_places places = {.tokens = {.n_sequences = o->n_sequences, .max_seqlen = o->max_seqlen_k, .cu_seqlens = args->cu_seqlens_k},
+                              .row_bytes = (int64_t)arrays[i].row_bytes * o->n_kv_heads,
+                              .packed = arrays[i].packed,
+                              .apart = (void *)(uintptr_t)arrays[i].apart};
+    SFA_TRY(sfa_cuda_status(plan->ctx, "codes", sfa_cuda_help_of(plan->ctx)->spread_out(&places, plan->ctx->cuda->stream)));
+  }
+  codes->ids = (void *)(uintptr_t)all.ids.base;
+  codes->values = (void *)(uintptr_t)all.values.base;
+  codes->scales = codes->scales ? (void *)(uintptr_t)all.scales.base : NULL;
+  return SFA_OK;
+}
+
+/* Codes of several sequences: a call a sequence. */
 static sfa_status decode_codes(const sfa_attention_plan *plan, const sfa_attention_args *args, const size_t *parts,
                                const sfa_cuda_decode *all) {
   const sfa_attention_options *o = &plan->options;
   int64_t T = o->max_seqlen_q, n_key_rows = o->max_seqlen_k * o->n_kv_heads, n_rows = T * o->n_heads;
+  sfa_codes of_all;
+  SFA_TRY(key_codes(plan, args, parts, &of_all));
   for (int32_t b = 0; b < o->n_sequences; b++) {
-    sfa_codes codes = *args->k_codes;
+    sfa_codes codes = of_all;
     sfa_row_format format = {codes.head_dim, codes.k, codes.dtype};
     codes.ids = (unsigned char *)codes.ids + (size_t)(b * n_key_rows) * sfa_row_ids_bytes(&format);
     codes.values = (unsigned char *)codes.values + (size_t)(b * n_key_rows) * sfa_row_values_bytes(&format);
     codes.scales = codes.scales ? codes.scales + b * n_key_rows : NULL;
     sfa_cuda_decode d = *all;
-    sfa_attention_args one = *args;
     d.n_sequences = 1;
     d.k = sfa_cuda_store_over(&codes, o->n_kv_heads);
     d.v.values.base = d.v.values.base + b * d.v.sequence_bytes;
     d.v.scales.base = d.v.scales.base ? d.v.scales.base + b * d.v.sequence_bytes : NULL;
     d.q.data = (unsigned char *)d.q.data + (size_t)(b * T * d.q.token_stride) * sfa_dtype_bytes(d.q.dtype);
     d.n_keys = all->n_keys + b;
-    one.out += b * n_rows * o->head_dim_v;
-    one.lse = one.lse ? one.lse + b * n_rows : NULL;
-    one.dropped = one.dropped ? one.dropped + b * n_rows : NULL;
-    SFA_TRY(decode(plan, &one, parts, &d));
+    d.out += b * n_rows * o->head_dim_v;
+    d.lse = d.lse ? d.lse + b * n_rows : NULL;
+    d.dropped = d.dropped ? d.dropped + b * n_rows : NULL;
+    SFA_TRY(decode(plan, args, parts, &d));
   }
   return SFA_OK;
 }
@@ -252,12 +307,16 @@ static sfa_status run_few(const sfa_attention_plan *plan, const sfa_attention_ar
   sfa_cuda_operands_of(plan, args, parts, false, &p);
   SFA_TRY(sfa_cuda_put_numbers(plan, args, parts));
   d.n_keys = (int32_t *)part(args, parts, SFA_CUDA_PART_NUMBERS) + SFA_CUDA_NUMBERS;
+  answer_at(args, parts, &d);
   SFA_TRY(decode_queries(plan, args, parts, &d));
   SFA_TRY(decode_side(plan, &p.v, packed, &d.v));
   if (args->k_codes)
-    return decode_codes(plan, args, parts, &d);
-  SFA_TRY(decode_side(plan, &p.k, packed, &d.k));
-  return decode(plan, args, parts, &d);
+    SFA_TRY(decode_codes(plan, args, parts, &d));
+  else {
+    SFA_TRY(decode_side(plan, &p.k, packed, &d.k));
+    SFA_TRY(decode(plan, args, parts, &d));
+  }
+  return put_back(plan, args, &d);
 }
 
 /* ---- Algorithm 1 ----------------------------------------------------------------------------------------------------------------- */
@@ -271,9 +330,6 @@ static sfa_status paper_codes(sfa_context *ctx, const sfa_cuda_operand *p, int32
   if (p->codes)
     return sfa_fail(ctx, SFA_ERROR_UNSUPPORTED, "policy paper takes codes of SFA_F32 or SFA_BF16 on a GPU, these are dtype %d",
                     (int)p->codes->dtype);
-  if (p->tokens.cu_seqlens && p->tokens.n_sequences > 1)
-    return sfa_fail(ctx, SFA_ERROR_UNSUPPORTED,
-                    "policy paper over sequences of different lengths takes codes on a GPU: make them with sfa_codes_select");
   sfa_row_format format = {p->dim, k, SFA_F32};
   int64_t n_rows = p->tokens.n_sequences * p->tokens.max_seqlen * p->n_heads;
   sfa_cuda_store all = sfa_cuda_store_in(p->rows, &format, 1, n_rows);
@@ -283,14 +339,18 @@ static sfa_status paper_codes(sfa_context *ctx, const sfa_cuda_operand *p, int32
                        .dtype = SFA_F32,
                        .ids = (void *)(uintptr_t)all.ids.base,
                        .values = (void *)(uintptr_t)all.values.base};
-  for (int32_t b = 0; b < p->tokens.n_sequences; b++) {
+  /* Codes lie together, rows of x by sequences: a selection each. Packed ones are one sequence of p->n_tokens[0] tokens. */
+  sfa_cuda_tokens tokens = {.n_sequences = 1, .max_seqlen = p->tokens.max_seqlen};
+  if (p->tokens.cu_seqlens)
+    tokens = (sfa_cuda_tokens){.n_sequences = 1, .max_seqlen = n_rows / p->n_heads, .cu_seqlens = p->n_tokens - 1};
+  for (int32_t b = 0; b < (p->tokens.cu_seqlens ? 1 : p->tokens.n_sequences); b++) {
     sfa_codes of_sequence = *codes;
     int64_t first = b * p->tokens.max_seqlen * p->n_heads;
     of_sequence.ids = (unsigned char *)codes->ids + (size_t)first * sfa_row_ids_bytes(&format);
     of_sequence.values = (unsigned char *)codes->values + (size_t)first * sfa_row_values_bytes(&format);
     sfa_rows x = *p->x;
     x.data = (const unsigned char *)x.data + (size_t)(b * x.batch_stride) * sfa_dtype_bytes(x.dtype);
-    sfa_cuda_select s = {.tokens = {.n_sequences = 1, .max_seqlen = p->tokens.max_seqlen},
+    sfa_cuda_select s = {.tokens = tokens,
                          .n_heads = p->n_heads,
                          .dim = p->dim,
                          .k = k,
@@ -306,6 +366,7 @@ static sfa_status run_paper(const sfa_attention_plan *plan, const sfa_attention_
   sfa_cuda_operands p;
   sfa_cuda_paper paper = {.shape = prefill_of(plan, args, SFA_POLICY_PAPER), .workspace = part(args, parts, SFA_CUDA_PART_STAGE)};
   sfa_cuda_operands_of(plan, args, parts, false, &p);
+  SFA_TRY(sfa_cuda_put_numbers(plan, args, parts));
   SFA_TRY(paper_codes(plan->ctx, &p.q, o->k_q, &paper.q_codes));
   SFA_TRY(paper_codes(plan->ctx, &p.k, o->k_k, &paper.k_codes));
   SFA_TRY(sfa_cuda_rows_of(plan->ctx, &p.v, &paper.shape.v));
@@ -315,24 +376,13 @@ static sfa_status run_paper(const sfa_attention_plan *plan, const sfa_attention_
 
 /* ---- Calls ------------------------------------------------------------------------------------------------------------------------ */
 
-static sfa_status refuse_lengths(const sfa_attention_plan *plan, const char *what) {
-  return sfa_fail(plan->ctx, SFA_ERROR_UNSUPPORTED,
-                  "policy keys takes the same number of queries of every sequence, not %s: choose SFA_POLICY_BF16", what);
-}
-
 sfa_status sfa_cuda_run(const sfa_attention_plan *plan, const sfa_attention_args *args) {
   size_t parts[SFA_CUDA_N_PARTS + 1];
   sfa_cuda_parts(plan, false, parts);
   SFA_TRY(sfa_cuda_enter(plan->ctx));
   if (plan->policy == SFA_POLICY_PAPER)
     return run_paper(plan, args, parts);
-  if (plan->policy != SFA_POLICY_KEYS)
-    return run_tensor(plan, args, parts, plan->policy);
-  if (!args->cu_seqlens_q && !(args->k_codes && args->cu_seqlens_k))
-    return run_few(plan, args, parts);
-  if (plan->options.policy == SFA_POLICY_AUTO && sfa_cuda_prefill_of(plan->ctx, SFA_POLICY_BF16))
-    return run_tensor(plan, args, parts, SFA_POLICY_BF16);
-  return refuse_lengths(plan, args->cu_seqlens_q ? "cu_seqlens_q" : "codes with cu_seqlens_k");
+  return plan->policy == SFA_POLICY_KEYS ? run_few(plan, args, parts) : run_tensor(plan, args, parts);
 }
 
 /* The tables of the call's sequences: the cache's own where they follow each other, or a copy in the workspace. */
@@ -374,34 +424,63 @@ static sfa_status tables_of(const sfa_attention_plan *plan, const sfa_attention_
   return SFA_OK;
 }
 
-/* Queries of a call over pages, as run_tensor has them; keys and values gathered. */
+/* Queries of a call over pages, as run_tensor has them; keys and values gathered, so many at a time as the workspace has room for: then
+ * the results of each time join those before. */
 static sfa_status tensor_over_tables(const sfa_attention_plan *plan, const sfa_attention_args *args, const size_t *parts,
                                      const sfa_kv_tables *t, unsigned char *const *pages, int64_t max_pages, const int32_t *n_keys) {
   const sfa_attention_options *o = &plan->options;
+  sfa_context *ctx = plan->ctx;
+  const sfa_cuda_helpers *help = sfa_cuda_help_of(ctx);
+  sfa_cuda_stream stream = ctx->cuda->stream;
+  int64_t most = sfa_cuda_keys_at_once(plan);
+  int32_t *lens = (int32_t *)part(args, parts, SFA_CUDA_PART_NUMBERS) + SFA_CUDA_NUMBERS + o->n_sequences, *ends = lens + o->n_sequences;
   sfa_cuda_operands p;
   sfa_cuda_prefill prefill = prefill_of(plan, args, plan->policy);
   sfa_attention_args bare = *args;
   bare.k_codes = NULL;
   bare.cu_seqlens_k = NULL;
   sfa_cuda_operands_of(plan, &bare, parts, is_whole(plan->policy), &p);
+  SFA_TRY(clear_dropped(plan, args));
   SFA_TRY(sfa_cuda_rows_of(plan->ctx, &p.q, &prefill.q));
-  for (int side = 0; side < 2; side++) {
-    const sfa_cuda_operand *operand = side ? &p.v : &p.k;
-    sfa_cuda_gather g = {.store = sfa_cuda_store_pages(side ? &t->v : &t->k, pages, max_pages),
-                         .n_sequences = o->n_sequences,
-                         .n_heads = o->n_kv_heads,
-                         .n_keys = n_keys,
-                         .max_keys = o->max_seqlen_k,
-                         .rows = sfa_cuda_rows_in(operand->rows, operand->whole ? SFA_I8 : SFA_BF16, o->n_kv_heads, operand->dim),
-                         .row_scales = operand->scales};
-    SFA_TRY(sfa_cuda_status(plan->ctx, "reading pages", sfa_cuda_stages_of(plan->ctx)->gather(&g, plan->ctx->cuda->stream)));
-    *(side ? &prefill.v : &prefill.k) = g.rows;
-  }
   prefill.q_scales = p.q.scales;
   prefill.k_scales = p.k.scales;
-  prefill.k_tokens.cu_seqlens = NULL;
+  prefill.k_tokens = (sfa_cuda_tokens){.n_sequences = o->n_sequences, .max_seqlen = most};
   prefill.k_lens = n_keys;
-  return multiply(plan, args, &prefill);
+  if (most < o->max_seqlen_k) {
+    prefill.k_lens = lens;
+    prefill.k_ends = ends;
+    prefill.lse = args->lse ? args->lse : part(args, parts, SFA_CUDA_PART_LSE_ALL);
+  }
+  const sfa_cuda_prefill all = prefill;
+  int64_t first = 0;
+  do {
+    if (prefill.k_ends)
+      SFA_TRY(sfa_cuda_status(ctx, "lengths", help->span(o->n_sequences, n_keys, first, most, lens, ends, stream)));
+    for (int side = 0; side < 2; side++) {
+      const sfa_cuda_operand *operand = side ? &p.v : &p.k;
+      sfa_cuda_gather g = {.store = sfa_cuda_store_pages(side ? &t->v : &t->k, pages + first / 64, max_pages),
+                           .n_sequences = o->n_sequences,
+                           .n_heads = o->n_kv_heads,
+                           .n_keys = prefill.k_lens,
+                           .max_keys = most,
+                           .rows = sfa_cuda_rows_in(operand->rows, operand->whole ? SFA_I8 : SFA_BF16, o->n_kv_heads, operand->dim),
+                           .row_scales = operand->scales};
+      SFA_TRY(sfa_cuda_status(ctx, "reading pages", sfa_cuda_stages_of(ctx)->gather(&g, stream)));
+      *(side ? &prefill.v : &prefill.k) = g.rows;
+    }
+    if (first > 0) {
+      prefill.out.data = part(args, parts, SFA_CUDA_PART_OUT);
+      prefill.lse = part(args, parts, SFA_CUDA_PART_LSE);
+      prefill.scores.sink_logit = NULL; /* it has been counted */
+      prefill.scores.n_sink_tokens = all.scores.n_sink_tokens > first ? all.scores.n_sink_tokens - first : 0;
+    }
+    SFA_TRY(multiply(plan, &prefill));
+    if (first > 0)
+      SFA_TRY(sfa_cuda_status(
+          ctx, "joining results",
+          help->merge(&prefill.q_tokens, o->n_heads, o->head_dim_v, args->out, all.lse, prefill.out.data, prefill.lse, stream)));
+  } while ((first += most) < o->max_seqlen_k);
+  return SFA_OK;
 }
 
 sfa_status sfa_cuda_attend_tables(const sfa_attention_plan *plan, const sfa_attention_args *args, const sfa_kv_tables *t) {
@@ -413,8 +492,6 @@ sfa_status sfa_cuda_attend_tables(const sfa_attention_plan *plan, const sfa_atte
   SFA_TRY(sfa_cuda_enter(plan->ctx));
   if (plan->policy == SFA_POLICY_PAPER)
     return sfa_fail(plan->ctx, SFA_ERROR_UNSUPPORTED, "policy paper takes arguments, not pages, on a GPU: choose SFA_POLICY_AUTO");
-  if (plan->policy == SFA_POLICY_KEYS && args->cu_seqlens_q)
-    return refuse_lengths(plan, "cu_seqlens_q");
   if (args->q_codes) /* before the tables, whose lengths lie behind these */
     SFA_TRY(sfa_cuda_put_numbers(plan, args, parts));
   SFA_TRY(tables_of(plan, args, parts, t, &pages, &max_pages, &n_keys));
@@ -424,13 +501,16 @@ sfa_status sfa_cuda_attend_tables(const sfa_attention_plan *plan, const sfa_atte
   d.k = sfa_cuda_store_pages(&t->k, pages, max_pages);
   d.v = sfa_cuda_store_pages(&t->v, pages, max_pages);
   d.n_keys = n_keys;
+  answer_at(args, parts, &d);
   SFA_TRY(decode_queries(plan, args, parts, &d));
-  return decode(plan, args, parts, &d);
+  SFA_TRY(decode(plan, args, parts, &d));
+  return put_back(plan, args, &d);
 }
 
 sfa_status sfa_cuda_merge(sfa_context *ctx, int64_t n_rows, int32_t head_dim_v, float *out_a, float *lse_a, const float *out_b,
                           const float *lse_b) {
+  sfa_cuda_tokens tokens = {.n_sequences = 1, .max_seqlen = n_rows};
   SFA_TRY(sfa_cuda_enter(ctx));
   return sfa_cuda_status(ctx, "joining results",
-                         sfa_cuda_help_of(ctx)->merge(n_rows, head_dim_v, out_a, lse_a, out_b, lse_b, ctx->cuda->stream));
+                         sfa_cuda_help_of(ctx)->merge(&tokens, 1, head_dim_v, out_a, lse_a, out_b, lse_b, ctx->cuda->stream));
 }

@@ -68,6 +68,20 @@ const char *sfa_cuda_help_numbers(const sfa_cuda_tokens *q, const sfa_cuda_token
   return launched();
 }
 
+static __global__ void cut_keys(int32_t n_sequences, const int32_t *n_keys, int64_t first, int64_t most, int32_t *lens, int32_t *ends) {
+  for (int64_t b = first_item(); b < n_sequences; b += item_step()) {
+    const int64_t left = n_keys[b] - first;
+    lens[b] = (int32_t)(left < 0 ? 0 : left < most ? left : most);
+    ends[b] = (int32_t)left;
+  }
+}
+
+const char *sfa_cuda_help_span(int32_t n_sequences, const int32_t *n_keys, int64_t first, int64_t most, int32_t *lens, int32_t *ends,
+                               sfa_cuda_stream stream) {
+  cut_keys<<<blocks_for(n_sequences), THREADS, 0, stream>>>(n_sequences, n_keys, first, most, lens, ends);
+  return launched();
+}
+
 /* ---- Tables -------------------------------------------------------------------------------------------------------------------------- */
 
 struct row_numbers {
@@ -124,11 +138,43 @@ const char *sfa_cuda_help_slots(int64_t n, const int64_t *slots, unsigned char *
   return launched();
 }
 
+/* ---- Rows of sequences, packed and apart --------------------------------------------------------------------------------------------- */
+
+template <class WORD> static __global__ void move_rows(sfa_cuda_places p, bool pack) {
+  const sfa_cuda_tokens &tokens = p.tokens;
+  const int64_t most = tokens.max_seqlen, width = p.row_bytes / (int64_t)sizeof(WORD), n = tokens.n_sequences * most * width;
+  for (int64_t item = first_item(); item < n; item += item_step()) {
+    const int64_t row = item / width, b = row / most, first = tokens.cu_seqlens ? tokens.cu_seqlens[b] : b * most;
+    const int64_t len = tokens.cu_seqlens ? tokens.cu_seqlens[b + 1] - first : most, t = row % most - (p.at_end ? most - len : 0);
+    const bool there = t >= 0 && t < len;
+    WORD *packed = (WORD *)p.packed + (first + t) * width + item % width, *apart = (WORD *)p.apart + item;
+    if (!pack)
+      *apart = there ? *packed : (WORD)0;
+    else if (there)
+      *packed = p.apart ? *apart : (WORD)0;
+  }
+}
+
+static const char *moved(const sfa_cuda_places *p, bool pack, sfa_cuda_stream stream) {
+  const int64_t n_bytes = p->tokens.n_sequences * p->tokens.max_seqlen * p->row_bytes;
+  const bool words = ((uintptr_t)p->packed | (uintptr_t)p->apart | (uint64_t)p->row_bytes) % sizeof(uint32_t) == 0;
+  if (n_bytes > 0 && words)
+    move_rows<uint32_t><<<blocks_for(n_bytes / (int64_t)sizeof(uint32_t)), THREADS, 0, stream>>>(*p, pack);
+  else if (n_bytes > 0)
+    move_rows<uint8_t><<<blocks_for(n_bytes), THREADS, 0, stream>>>(*p, pack);
+  return launched();
+}
+
+const char *sfa_cuda_help_spread_out(const sfa_cuda_places *args, sfa_cuda_stream stream) { return moved(args, false, stream); }
+const char *sfa_cuda_help_pack(const sfa_cuda_places *args, sfa_cuda_stream stream) { return moved(args, true, stream); }
+
 /* ---- Merge --------------------------------------------------------------------------------------------------------------------------- */
 
 /* A warp a row: o = (o_a e^(lse_a - m) + o_b e^(lse_b - m)) / l. */
-static __global__ void merge_rows(int64_t n_rows, int32_t dim, float *out_a, float *lse_a, const float *out_b, const float *lse_b) {
+static __global__ void merge_rows(sfa_cuda_tokens tokens, int32_t n_heads, int32_t dim, float *out_a, float *lse_a, const float *out_b,
+                                  const float *lse_b) {
   const int32_t lane = threadIdx.x % 32;
+  const int64_t n_rows = (tokens.cu_seqlens ? tokens.cu_seqlens[tokens.n_sequences] : tokens.n_sequences * tokens.max_seqlen) * n_heads;
   for (int64_t row = first_item() / 32; row < n_rows; row += item_step() / 32) {
     const float a = lse_a[row], b = lse_b[row], m = a > b || a != a ? a : b;
     const float weight_a = m == -INFINITY ? 0.0f : expf(a - m), weight_b = m == -INFINITY ? 0.0f : expf(b - m), l = weight_a + weight_b;
@@ -142,9 +188,10 @@ static __global__ void merge_rows(int64_t n_rows, int32_t dim, float *out_a, flo
   }
 }
 
-const char *sfa_cuda_help_merge(int64_t n_rows, int32_t dim, float *out_a, float *lse_a, const float *out_b, const float *lse_b,
-                                sfa_cuda_stream stream) {
-  merge_rows<<<blocks_for(32 * n_rows), THREADS, 0, stream>>>(n_rows, dim, out_a, lse_a, out_b, lse_b);
+const char *sfa_cuda_help_merge(const sfa_cuda_tokens *tokens, int32_t n_heads, int32_t dim, float *out_a, float *lse_a, const float *out_b,
+                                const float *lse_b, sfa_cuda_stream stream) {
+  const int64_t n_rows = tokens->n_sequences * tokens->max_seqlen * n_heads;
+  merge_rows<<<blocks_for(32 * n_rows), THREADS, 0, stream>>>(*tokens, n_heads, dim, out_a, lse_a, out_b, lse_b);
   return launched();
 }
 

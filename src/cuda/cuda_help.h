@@ -21,6 +21,11 @@ const char *sfa_cuda_help_lens(int32_t *lens, int64_t stride, int64_t n, int32_t
 enum { SFA_CUDA_NUMBERS = 4 };
 const char *sfa_cuda_help_numbers(const sfa_cuda_tokens *q, const sfa_cuda_tokens *k, int32_t *numbers, sfa_cuda_stream stream);
 
+/* Keys first .. first + most - 1 of B sequences of n_keys [B], n of them: lens[b] = n, and ends[b] = n_keys[b] - first (sfa_cuda_prefill).
+ */
+const char *sfa_cuda_help_span(int32_t n_sequences, const int32_t *n_keys, int64_t first, int64_t most, int32_t *lens, int32_t *ends,
+                               sfa_cuda_stream stream);
+
 /* Tables of B sequences: pages [B][max_pages], n_keys [B] at most max_keys. From a cache's: rows first_row + b of `from`; those of `rows`
  * (host, at most SFA_CUDA_WORDS sequences) where it is not NULL. From a pool: page block_table[b][i] of n_pages. */
 typedef struct sfa_cuda_tables {
@@ -42,9 +47,20 @@ const char *sfa_cuda_help_tables(const sfa_cuda_tables *args, sfa_cuda_stream st
 const char *sfa_cuda_help_slots(int64_t n, const int64_t *slots, unsigned char *pool, size_t page_bytes, int64_t n_pages,
                                 unsigned char *nowhere, unsigned char **pages, int32_t *tokens, sfa_cuda_stream stream);
 
-/* sfa_attention_merge. */
-const char *sfa_cuda_help_merge(int64_t n_rows, int32_t dim, float *out_a, float *lse_a, const float *out_b, const float *lse_b,
-                                sfa_cuda_stream stream);
+/* Rows of row_bytes, one a token: packed, and apart as [n_sequences][max_seqlen] with those of a shorter sequence at the end of its places
+ * (at_end) or at their beginning. */
+typedef struct sfa_cuda_places {
+  sfa_cuda_tokens tokens;
+  int64_t row_bytes;
+  int32_t at_end;
+  void *packed, *apart;
+} sfa_cuda_places;
+const char *sfa_cuda_help_spread_out(const sfa_cuda_places *args, sfa_cuda_stream stream); /* packed -> apart, zeros where no token is */
+const char *sfa_cuda_help_pack(const sfa_cuda_places *args, sfa_cuda_stream stream);       /* apart -> packed; apart NULL: zeros */
+
+/* sfa_attention_merge of rows [tokens][n_heads]. */
+const char *sfa_cuda_help_merge(const sfa_cuda_tokens *tokens, int32_t n_heads, int32_t dim, float *out_a, float *lse_a, const float *out_b,
+                                const float *lse_b, sfa_cuda_stream stream);
 /* Codes as rows [n_rows][dim], row_stride elements apart, and as bitmaps [n_rows][ceil(dim / 32)]; NULL: not wanted. Ids beyond the head
  * are left out. */
 const char *sfa_cuda_help_spread(const sfa_codes *codes, float *rows, int64_t row_stride, uint32_t *support, sfa_cuda_stream stream);

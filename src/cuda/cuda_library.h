@@ -40,11 +40,15 @@ typedef struct sfa_cuda_helpers {
   const char *(*words)(uint64_t *to, int32_t n, const uint64_t *values, sfa_cuda_stream stream);
   const char *(*lens)(int32_t *lens, int64_t stride, int64_t n, int32_t len, sfa_cuda_len_change change, sfa_cuda_stream stream);
   const char *(*numbers)(const sfa_cuda_tokens *q, const sfa_cuda_tokens *k, int32_t *numbers, sfa_cuda_stream stream);
+  const char *(*span)(int32_t n_sequences, const int32_t *n_keys, int64_t first, int64_t most, int32_t *lens, int32_t *ends,
+                      sfa_cuda_stream stream);
   const char *(*tables)(const sfa_cuda_tables *args, sfa_cuda_stream stream);
   const char *(*slots)(int64_t n, const int64_t *slots, unsigned char *pool, size_t page_bytes, int64_t n_pages, unsigned char *nowhere,
                        unsigned char **pages, int32_t *tokens, sfa_cuda_stream stream);
-  const char *(*merge)(int64_t n_rows, int32_t dim, float *out_a, float *lse_a, const float *out_b, const float *lse_b,
-                       sfa_cuda_stream stream);
+  const char *(*spread_out)(const sfa_cuda_places *args, sfa_cuda_stream stream);
+  const char *(*pack)(const sfa_cuda_places *args, sfa_cuda_stream stream);
+  const char *(*merge)(const sfa_cuda_tokens *tokens, int32_t n_heads, int32_t dim, float *out_a, float *lse_a, const float *out_b,
+                       const float *lse_b, sfa_cuda_stream stream);
   const char *(*spread)(const sfa_codes *codes, float *rows, int64_t row_stride, uint32_t *support, sfa_cuda_stream stream);
   const char *(*unrotate)(const sfa_cuda_tokens *tokens, int32_t n_heads, int32_t dim, const sfa_rope *rope, float *rows,
                           int64_t token_stride, sfa_cuda_stream stream);
@@ -74,7 +78,7 @@ typedef struct sfa_cuda_library {
 /* What both sides must have compiled alike. */
 #define SFA_CUDA_INTERFACE                                                                                                                 \
   (sizeof(sfa_cuda_library) + sizeof(sfa_cuda_select) + sizeof(sfa_cuda_gather) + sizeof(sfa_cuda_prefill) + sizeof(sfa_cuda_decode) +     \
-   sizeof(sfa_cuda_backward) + sizeof(sfa_cuda_paper) + sizeof(sfa_cuda_tables))
+   sizeof(sfa_cuda_backward) + sizeof(sfa_cuda_paper) + sizeof(sfa_cuda_tables) + sizeof(sfa_cuda_places))
 
 /* The only symbol of the shared object. version: SFA_VERSION; NULL: the two were not built together. */
 typedef const sfa_cuda_library *(*sfa_cuda_open_fn)(const char *version, size_t interface_bytes);

@@ -5,8 +5,11 @@
 #include <stdio.h>
 
 enum {
-  MOST_DIM = 256,       /* of heads on the tensor cores */
-  MOST_DECODE_ROWS = 64 /* query rows of a kv head that read keys and values once, in place of writing them out for the tensor cores */
+  MOST_DIM = 256, /* of heads on the tensor cores */
+  MOST_DECODE_ROWS = 64 /* query rows of a kv head that read keys and values once, in place of writing them out for the tensor cores */,
+  WRITTEN_BYTES = 1 << 27, /* of keys and values that are written out at once: much less, and joining results shows in the time */
+  WRITTEN_KEYS = 1280,     /* of each sequence at least */
+  WHOLE_TILES = 640        /* of 64, 80 and 128 keys */
 };
 
 static bool is_whole(sfa_policy policy) { return policy == SFA_POLICY_INT8 || policy == SFA_POLICY_SP_INT8; }
@@ -28,7 +31,8 @@ static bool fits(const sfa_attention_plan *plan, sfa_policy policy, char why[SFA
   const char *missing = NULL;
   if (is_tensor(policy) || policy == SFA_POLICY_PAPER) {
     if (o->head_dim > MOST_DIM || o->head_dim_v > MOST_DIM)
-      return snprintf(why, SFA_CUDA_WHY_BYTES, "head_dim is %d, head_dim_v %d: a GPU takes up to %d", o->head_dim, o->head_dim_v, MOST_DIM),
+      return snprintf(why, SFA_CUDA_WHY_BYTES, "head_dim is %d, head_dim_v %d: its kernels take up to %d, choose SFA_POLICY_AUTO",
+                      o->head_dim, o->head_dim_v, MOST_DIM),
              false;
     if (o->precision == SFA_PRECISION_F32)
       return snprintf(why, SFA_CUDA_WHY_BYTES,
@@ -56,11 +60,13 @@ static bool fits(const sfa_attention_plan *plan, sfa_policy policy, char why[SFA
   return !missing;
 }
 
-/* Few query rows read what is stored, many pay for writing it out. */
+static bool is_wide(const sfa_attention_options *o) { return o->head_dim > MOST_DIM || o->head_dim_v > MOST_DIM; }
+
+/* Few query rows read what is stored, many pay for writing it out. Heads too wide for the tensor cores are read where they are. */
 static sfa_policy preferred(const sfa_attention_plan *plan) {
   const sfa_attention_options *o = &plan->options;
   bool few = o->max_seqlen_q * plan->group <= MOST_DECODE_ROWS;
-  return few || o->eps > 0 || o->precision == SFA_PRECISION_F32 ? SFA_POLICY_KEYS : SFA_POLICY_BF16;
+  return few || is_wide(o) || o->eps > 0 || o->precision == SFA_PRECISION_F32 ? SFA_POLICY_KEYS : SFA_POLICY_BF16;
 }
 
 static sfa_status choose(sfa_attention_plan *plan) {
@@ -75,6 +81,8 @@ static sfa_status choose(sfa_attention_plan *plan) {
     return sfa_fail(plan->ctx, SFA_ERROR_UNSUPPORTED, "policy %s: %s", sfa_policy_name(plan->policy), why);
   if (o->policy != SFA_POLICY_AUTO)
     snprintf(plan->reason, sizeof plan->reason, "as asked");
+  else if (is_wide(o))
+    snprintf(plan->reason, sizeof plan->reason, "heads beyond %d: keys and values are read where they are stored", MOST_DIM);
   else if (plan->policy == SFA_POLICY_KEYS)
     snprintf(plan->reason, sizeof plan->reason, "%lld query rows of a kv head: keys and values are read where they are stored",
              (long long)(o->max_seqlen_q * plan->group));
@@ -142,6 +150,15 @@ sfa_cuda_backward sfa_cuda_backward_shape(const sfa_attention_plan *plan) {
                              .scores = sfa_cuda_scores_of(plan, NULL)};
 }
 
+int64_t sfa_cuda_keys_at_once(const sfa_attention_plan *plan) {
+  const sfa_attention_options *o = &plan->options;
+  int64_t n_heads = (int64_t)o->n_sequences * o->n_kv_heads;
+  int64_t key_bytes =
+      (int64_t)(sfa_cuda_rows_bytes(n_heads, SFA_BF16, 1, o->head_dim) + sfa_cuda_rows_bytes(n_heads, SFA_BF16, 1, o->head_dim_v));
+  int64_t n_keys = WRITTEN_BYTES / key_bytes / WHOLE_TILES * WHOLE_TILES;
+  return o->from_cache ? sfa_min64(o->max_seqlen_k, n_keys < WRITTEN_KEYS ? WRITTEN_KEYS : n_keys) : o->max_seqlen_k;
+}
+
 static size_t paper_bytes(const sfa_attention_plan *plan) {
   const sfa_attention_options *o = &plan->options;
   sfa_cuda_paper shape = {.shape = {.policy = SFA_POLICY_PAPER,
@@ -162,28 +179,39 @@ bool sfa_cuda_parts(const sfa_attention_plan *plan, bool backward, size_t parts[
   const sfa_cuda_stages *stages = sfa_cuda_stages_of(plan->ctx);
   int32_t B = o->n_sequences, H = o->n_heads, G = o->n_kv_heads, D = o->head_dim, E = o->head_dim_v, n_words = (D + 31) / 32;
   int64_t n_q = B * o->max_seqlen_q, n_k = B * o->max_seqlen_k, n_pages = (o->max_seqlen_k + 63) / 64;
+  int64_t n_written = backward ? n_k : B * sfa_cuda_keys_at_once(plan);
   bool paper = plan->policy == SFA_POLICY_PAPER && !backward, keys = plan->policy == SFA_POLICY_KEYS && !backward;
-  /* AUTO's few queries may come in sequences of other lengths, which only the tensor cores take: then both have room. */
-  bool tensor = backward || is_tensor(plan->policy) || (keys && o->policy == SFA_POLICY_AUTO && !o->from_cache);
+  bool tensor = backward || is_tensor(plan->policy), in_turns = n_written < n_k && tensor;
   bool whole = is_whole(plan->policy) && !backward, arguments = !o->from_cache || backward;
-  size_t sizes[SFA_CUDA_N_PARTS] = {0};
+  size_t sizes[SFA_CUDA_N_PARTS] = {0}, lse_bytes = sizeof(float) * (size_t)(n_q * H);
   int64_t most; /* every array is less than the rows of all heads in f32 with their scales: API checks those, this adds what is beside */
   if (__builtin_mul_overflow(n_q + n_k + 64, ((int64_t)H + G) * (D + E + 64) * 16, &most))
     return false;
-  sizes[SFA_CUDA_PART_NUMBERS] = sizeof(int32_t) * (size_t)(SFA_CUDA_NUMBERS + B);
+  sizes[SFA_CUDA_PART_NUMBERS] = sizeof(int32_t) * (size_t)(SFA_CUDA_NUMBERS + 3 * B);
   if (tensor) {
     sfa_dtype dtype = whole ? SFA_I8 : SFA_BF16;
     sizes[SFA_CUDA_PART_Q] = sfa_cuda_rows_bytes(n_q, dtype, H, D);
-    sizes[SFA_CUDA_PART_K] = sfa_cuda_rows_bytes(n_k, dtype, G, D);
+    sizes[SFA_CUDA_PART_K] = sfa_cuda_rows_bytes(n_written, dtype, G, D);
     sizes[SFA_CUDA_PART_Q_SCALES] = whole ? sizeof(float) * (size_t)(n_q * H) : 0;
-    sizes[SFA_CUDA_PART_K_SCALES] = whole ? sizeof(float) * (size_t)(n_k * G) : 0;
+    sizes[SFA_CUDA_PART_K_SCALES] = whole ? sizeof(float) * (size_t)(n_written * G) : 0;
+    sizes[SFA_CUDA_PART_LSE_ALL] = in_turns ? lse_bytes : 0;
   }
   if (tensor || paper)
-    sizes[SFA_CUDA_PART_V] = sfa_cuda_rows_bytes(n_k, SFA_BF16, G, E);
-  if (keys)
-    sizes[SFA_CUDA_PART_Q] = sfa_cuda_rows_bytes(n_q, SFA_F32, H, D);
-  if (arguments && (keys || rounds_first(o->k_dtype)))
-    sizes[SFA_CUDA_PART_K_STORE] = (size_t)B * sfa_cuda_store_bytes(&plan->k_format, G, o->max_seqlen_k);
+    sizes[SFA_CUDA_PART_V] = sfa_cuda_rows_bytes(n_written, SFA_BF16, G, E);
+  if (keys) {
+    sizes[SFA_CUDA_PART_Q] = sizes[SFA_CUDA_PART_Q_APART] = sfa_cuda_rows_bytes(n_q, SFA_F32, H, D);
+    sizes[SFA_CUDA_PART_DROPPED] = lse_bytes;
+  }
+  if (keys || in_turns) {
+    sizes[SFA_CUDA_PART_OUT] = sfa_cuda_rows_bytes(n_q, SFA_F32, H, E);
+    sizes[SFA_CUDA_PART_LSE] = lse_bytes;
+  }
+  if (arguments && (keys || rounds_first(o->k_dtype))) {
+    sfa_row_format given = {D, o->k_k, o->k_dtype}; /* of k_codes, which have ids even where they keep all features */
+    size_t bytes = sfa_cuda_store_bytes(&plan->k_format, G, o->max_seqlen_k),
+           given_bytes = sfa_cuda_store_bytes(&given, G, o->max_seqlen_k);
+    sizes[SFA_CUDA_PART_K_STORE] = (size_t)B * (bytes > given_bytes ? bytes : given_bytes);
+  }
   if (arguments && (keys || rounds_first(o->v_dtype)))
     sizes[SFA_CUDA_PART_V_STORE] = (size_t)B * sfa_cuda_store_bytes(&plan->v_format, G, o->max_seqlen_k);
   if (paper) { /* codes of f32 in place of rows */

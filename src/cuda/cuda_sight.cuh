@@ -4,10 +4,10 @@
 
 #include "cuda/cuda_stages.h"
 
-/* The rows of sequence b: T queries from packed token first_q on, S keys from first_k on. */
+/* The rows of sequence b: T queries from packed token first_q on, S keys from first_k on. Query t stands at key t + shift. */
 struct sfa_extent {
   int64_t first_q, first_k;
-  int32_t T, S;
+  int32_t T, S, shift;
 };
 static __device__ __forceinline__ sfa_extent sfa_extent_of(const sfa_cuda_prefill &a, int b) {
   const sfa_cuda_tokens &q = a.q_tokens, &k = a.k_tokens;
@@ -16,6 +16,7 @@ static __device__ __forceinline__ sfa_extent sfa_extent_of(const sfa_cuda_prefil
   x.first_k = k.cu_seqlens ? k.cu_seqlens[b] : b * k.max_seqlen;
   x.T = q.cu_seqlens ? q.cu_seqlens[b + 1] - (int32_t)x.first_q : (int32_t)q.max_seqlen;
   x.S = k.cu_seqlens ? k.cu_seqlens[b + 1] - (int32_t)x.first_k : a.k_lens ? a.k_lens[b] : (int32_t)k.max_seqlen;
+  x.shift = (a.k_ends ? a.k_ends[b] : x.S) - x.T;
   return x;
 }
 

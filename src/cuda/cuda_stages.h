@@ -109,9 +109,10 @@ typedef struct sfa_cuda_prefill {
   sfa_policy policy;                                 /* SFA_POLICY_BF16, SP_BF16, INT8 or SP_INT8: what the tensor cores multiply */
   int32_t n_heads, n_kv_heads, head_dim, head_dim_v; /* multiples of 8 up to 256 */
   sfa_cuda_tokens q_tokens, k_tokens;
-  const int32_t
-      *k_lens;        /* [B] keys of each sequence where k_tokens.cu_seqlens is NULL and they are fewer than max_seqlen; NULL: max_seqlen */
-  sfa_cuda_rows q, k; /* SFA_BF16, or SFA_I8 for the int8 policies; from select or gather, contiguous heads */
+  /* [B] where k_tokens.cu_seqlens is NULL: keys of each sequence, at most max_seqlen; NULL: max_seqlen. And where these are a part of the
+   * keys: those from its first on to the last query's own, so that query t stands at key t + k_ends[b] - T of it; NULL: k_lens. */
+  const int32_t *k_lens, *k_ends;
+  sfa_cuda_rows q, k;    /* SFA_BF16, or SFA_I8 for the int8 policies; from select or gather, contiguous heads */
   const float *q_scales; /* [tokens][heads] for SFA_I8 */
   float *k_scales;       /* the same of keys. The run rewrites int8 keys and their scales: a tile of keys gets the largest of its scales */
   sfa_cuda_rows v;       /* SFA_BF16 */

@@ -31,8 +31,13 @@ enum { SFA_CUDA_WHY_BYTES = 224 };
 
 /* Parts of a workspace: those of a plan, or of its backward. A call uses what it needs of them. */
 typedef enum sfa_cuda_part {
-  SFA_CUDA_PART_NUMBERS, /* of sfa_cuda_help_numbers; n_keys behind */
+  SFA_CUDA_PART_NUMBERS, /* of sfa_cuda_help_numbers; n_keys behind, then the lens and ends of sfa_cuda_help_span */
   SFA_CUDA_PART_Q,       /* rows of queries for the tensor cores, of f32 for decode; codes of them for Algorithm 1 */
+  SFA_CUDA_PART_Q_APART, /* queries of sequences of different lengths as decode takes them */
+  SFA_CUDA_PART_OUT,     /* what decode answers to these, or the tensor cores for some of the keys; and its lse and dropped */
+  SFA_CUDA_PART_LSE,
+  SFA_CUDA_PART_DROPPED,
+  SFA_CUDA_PART_LSE_ALL, /* of all keys so far, where the caller does not take it */
   SFA_CUDA_PART_Q_SCALES,
   SFA_CUDA_PART_Q_SUPPORT,
   SFA_CUDA_PART_K,
@@ -49,6 +54,9 @@ typedef enum sfa_cuda_part {
 sfa_status sfa_cuda_plan(sfa_attention_plan *plan, const sfa_costs *costs);
 /* Where the parts are, the last entry what all take; false: they do not fit an address. */
 bool sfa_cuda_parts(const sfa_attention_plan *plan, bool backward, size_t parts[SFA_CUDA_N_PARTS + 1]);
+/* Keys of each sequence of a cache that are written out for the tensor cores at once: however long the cache, the workspace holds no more.
+ */
+int64_t sfa_cuda_keys_at_once(const sfa_attention_plan *plan);
 /* The stage that multiplies rows of a policy on the context's GPU; NULL: none. */
 const char *(*sfa_cuda_prefill_of(const sfa_context *ctx, sfa_policy policy))(const sfa_cuda_prefill *args, sfa_cuda_stream stream);
 /* A decode of the plan's shape, without pointers but for the sizes. */
@@ -89,7 +97,7 @@ typedef struct sfa_cuda_operand {
   sfa_row_format format;   /* its values are rounded to that type first; SFA_F32 and SFA_BF16: they are not */
   const sfa_rows *x;
   const sfa_codes *codes;      /* NULL: x is dense */
-  const int32_t *n_tokens;     /* device: all of them */
+  const int32_t *n_tokens;     /* device: all of them; a 0 before it */
   bool whole;                  /* int8 rows are wanted */
   void *rows, *scales, *store; /* parts of the workspace */
   uint32_t *support;           /* NULL: not wanted */

@@ -108,7 +108,7 @@ static __global__ void __launch_bounds__(32 * WARPS) attend(const __grid_constan
   if (first_row >= of.T)
     return; /* nothing below is done by a whole block */
   const int n_rows = min(of.T - first_row, (int32_t)ROWS);
-  const int32_t position = first_row + of.S - of.T;
+  const int32_t position = first_row + of.shift;
   float(*scores)[KEYS] = tile_scores[warp];
   const float slope = s.alibi_slopes ? s.alibi_slopes[head] : 0.0f;
 

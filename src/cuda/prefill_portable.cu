@@ -122,7 +122,7 @@ static __global__ void __launch_bounds__(32 * WARPS, 8 / WARPS)
     return;
 
   const sfa_cuda_scores &scores = a.scores;
-  const int32_t position = block_row + S - T, n_rows = min(ROWS, T - block_row); /* position: of the block's first row */
+  const int32_t position = block_row + of.shift, n_rows = min(ROWS, T - block_row); /* position: of the block's first row */
   const sfa_sight upper = sfa_sight_of(scores, position, S), lower = sfa_sight_of(scores, position + n_rows - 1, S);
   const sfa_walk walk = sfa_walk_of<KEYS>(scores, position, n_rows, S);
   int32_t tile = sfa_walk_first(walk);

@@ -74,6 +74,7 @@ const char *sfa_prefill_prepare(const sfa_cuda_prefill *args, int n_rows, int n_
   job->cu_q = args->q_tokens.cu_seqlens;
   job->cu_k = args->k_tokens.cu_seqlens;
   job->k_lens = args->k_lens;
+  job->k_ends = args->k_ends;
   job->max_q = (int32_t)args->q_tokens.max_seqlen;
   job->max_k = (int32_t)args->k_tokens.max_seqlen;
   job->n_heads = args->n_heads;

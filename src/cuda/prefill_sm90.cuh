@@ -38,7 +38,7 @@ struct sfa_prefill_job {
   int32_t causal, window_left, window_right, n_sink_tokens; /* windows: -1 unlimited */
   const float *sink_logit, *alibi_slopes;                   /* [H] or NULL */
   const float *q_scales, *k_scales;                         /* [tokens][heads] of int8 rows; of keys: the same in a tile */
-  const int32_t *cu_q, *cu_k, *k_lens;
+  const int32_t *cu_q, *cu_k, *k_lens, *k_ends;
   int32_t max_q, max_k;
   int32_t n_heads, n_kv_heads, head_dim_v;
   int32_t pack;         /* heads in a block */
@@ -102,9 +102,9 @@ enum { SFA_PREFILL_TURN = 1, SFA_PREFILL_ALL = 7 }; /* named barriers: the turn 
 /* ---- Sequences, and which keys a row sees ---------------------------------------------------------------------------------------- */
 
 struct sfa_prefill_span {
-  int32_t n_q, n_k, first_q, first_k; /* of the sequence */
-  int32_t t0;                         /* first token of the block */
-  int32_t head, kv_head;              /* head: the first of the block */
+  int32_t n_q, n_k, shift, first_q, first_k; /* of the sequence, whose query t stands at key t + shift */
+  int32_t t0;                                /* first token of the block */
+  int32_t head, kv_head;                     /* head: the first of the block */
 };
 
 static __device__ __forceinline__ sfa_prefill_span sfa_prefill_place(const sfa_prefill_job &job) {
@@ -119,28 +119,29 @@ static __device__ __forceinline__ sfa_prefill_span sfa_prefill_place(const sfa_p
   at.n_q = job.cu_q ? job.cu_q[sequence + 1] - at.first_q : job.max_q;
   at.first_k = job.cu_k ? job.cu_k[sequence] : sequence * job.max_k;
   at.n_k = job.cu_k ? job.cu_k[sequence + 1] - at.first_k : job.k_lens ? job.k_lens[sequence] : job.max_k;
+  at.shift = (job.k_ends ? job.k_ends[sequence] : at.n_k) - at.n_q;
   at.t0 = block * job.block_tokens;
   return at;
 }
 
 /* Kept in shared memory at `to` for those who ask later (sfa_prefill_row_at says why). */
 static __device__ __forceinline__ void sfa_prefill_note(uint32_t to, const sfa_prefill_span &at) {
-  const int32_t word[] = {at.n_q, at.n_k, at.first_q, at.t0, at.head};
+  const int32_t word[] = {at.n_q, at.n_k, at.shift, at.first_q, at.t0, at.head};
 #pragma unroll
-  for (int i = 0; i < 5; i++)
+  for (int i = 0; i < 6; i++)
     sfa_shared_store(to + 4 * i, (uint32_t)word[i]);
 }
 static __device__ __forceinline__ sfa_prefill_span sfa_prefill_recall(uint32_t from) {
-  int32_t word[5];
+  int32_t word[6];
 #pragma unroll
-  for (int i = 0; i < 5; i++)
+  for (int i = 0; i < 6; i++)
     word[i] = (int32_t)sfa_shared_load(from + 4 * i);
-  return {word[0], word[1], word[2], 0, word[3], word[4], 0};
+  return {word[0], word[1], word[2], word[3], 0, word[4], word[5], 0};
 }
 
 /* Query token t of the sequence sees keys [begin, end), and of those before begin the sink tokens. */
 static __device__ __forceinline__ int32_t sfa_prefill_end(const sfa_prefill_job &job, const sfa_prefill_span &at, int32_t t) {
-  const int32_t i = t + at.n_k - at.n_q;
+  const int32_t i = t + at.shift;
   int32_t end = at.n_k;
   if (job.causal)
     end = min(end, i + 1);
@@ -149,7 +150,7 @@ static __device__ __forceinline__ int32_t sfa_prefill_end(const sfa_prefill_job 
   return max(end, 0);
 }
 static __device__ __forceinline__ int32_t sfa_prefill_begin(const sfa_prefill_job &job, const sfa_prefill_span &at, int32_t t) {
-  return job.window_left >= 0 ? max(t + at.n_k - at.n_q - job.window_left, 0) : 0;
+  return job.window_left >= 0 ? max(t + at.shift - job.window_left, 0) : 0;
 }
 
 /* The key tiles of a block: n_main from last downwards, then the n_sinks tiles before them, downwards too. */
@@ -422,7 +423,7 @@ static __device__ __forceinline__ void sfa_prefill_shape(float (&s)[TILE::KEYS /
   for (int r = 0; r < 2; r++) {
     const sfa_prefill_row row = sfa_prefill_row_at<TILE>(job, at, shared, r);
     const float natural = sfa_prefill_natural(job, at, row, TILE::INT8), slope = job.alibi_slopes ? job.alibi_slopes[row.head] : 0;
-    const int32_t distance = first - (row.t + at.n_k - at.n_q);
+    const int32_t distance = first - (row.t + at.shift);
 #pragma unroll
     for (int i = 0; i < TILE::KEYS / 4; i++)
       s[4 * (i >> 1) + 2 * r + (i & 1)] *= natural;

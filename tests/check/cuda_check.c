@@ -94,10 +94,11 @@ void cuda_call_fill(cuda_call *c) {
     c->alibi_slopes[h] = ldexpf(1, -2 - h % 8);
   c->out = host_memory((size_t)(c->n_q * o->n_heads * o->head_dim_v) * sizeof(float));
   c->lse = host_memory((size_t)(c->n_q * o->n_heads) * sizeof(float));
+  c->dropped = host_memory((size_t)(c->n_q * o->n_heads) * sizeof(float));
 }
 
 void cuda_call_free(cuda_call *c) {
-  void *all[] = {c->q, c->k, c->v, c->sink_logit, c->alibi_slopes, c->out, c->lse, c->ref, c->ref_lse, c->naive};
+  void *all[] = {c->q, c->k, c->v, c->sink_logit, c->alibi_slopes, c->out, c->lse, c->dropped, c->ref, c->ref_lse, c->naive};
   for (size_t i = 0; i < sizeof all / sizeof *all; i++)
     free(all[i]);
 }
@@ -114,7 +115,7 @@ static void *device_rows(cuda_check *t, const float *x, int64_t n, bool bf16) {
   return p;
 }
 
-static bool run_on_gpu(cuda_check *t, cuda_call *c) {
+bool cuda_call_run(cuda_check *t, cuda_call *c) {
   const sfa_attention_options *o = &c->o;
   sfa_attention_plan *plan = NULL;
   if (!cuda_ok(t, t->gpu, sfa_attention_plan_create(t->gpu, o, &plan), "plan"))
@@ -126,7 +127,8 @@ static bool run_on_gpu(cuda_check *t, cuda_call *c) {
   void *q = device_rows(t, c->q, c->n_q * o->n_heads * o->head_dim, c->bf16),
        *k = device_rows(t, c->k, c->n_k * o->n_kv_heads * o->head_dim, c->bf16);
   void *v = device_rows(t, c->v, c->n_k * o->n_kv_heads * o->head_dim_v, c->bf16), *out = device_of(t, NULL, out_bytes);
-  void *lse = device_of(t, NULL, lse_bytes), *workspace = device_of(t, NULL, sfa_attention_workspace_bytes(plan));
+  void *lse = device_of(t, NULL, lse_bytes), *dropped = device_of(t, NULL, lse_bytes);
+  void *workspace = device_of(t, NULL, sfa_attention_workspace_bytes(plan));
   void *cu_q = c->cu_q ? device_of(t, c->cu_q, cu_bytes) : NULL, *cu_k = c->cu_k ? device_of(t, c->cu_k, cu_bytes) : NULL;
   void *sinks = c->sink_logit ? device_of(t, c->sink_logit, head_bytes) : NULL;
   void *slopes = c->alibi_slopes ? device_of(t, c->alibi_slopes, head_bytes) : NULL;
@@ -140,76 +142,32 @@ static bool run_on_gpu(cuda_check *t, cuda_call *c) {
                              .alibi_slopes = slopes,
                              .out = out,
                              .lse = lse,
+                             .dropped = dropped,
                              .workspace = workspace};
   bool good = cuda_ok(t, t->gpu, sfa_attention_run(plan, &args), "run");
   if (good) {
     fetch(t, c->out, out, out_bytes);
     fetch(t, c->lse, lse, lse_bytes);
+    fetch(t, c->dropped, dropped, lse_bytes);
   }
-  void *all[] = {q, k, v, out, lse, workspace, cu_q, cu_k, sinks, slopes};
+  void *all[] = {q, k, v, out, lse, dropped, workspace, cu_q, cu_k, sinks, slopes};
   for (size_t i = 0; i < sizeof all / sizeof *all; i++)
     sfa_memory_free(t->gpu, all[i]);
   sfa_attention_plan_destroy(plan);
   return good;
 }
 
-bool cuda_call_run(cuda_check *t, sfa_context *ctx, cuda_call *c) {
-  if (ctx == t->gpu)
-    return run_on_gpu(t, c);
-  sfa_attention_plan *plan = NULL;
-  if (!cuda_ok(t, ctx, sfa_attention_plan_create(ctx, &c->o, &plan), "plan on the CPU"))
-    return false;
-  void *workspace = host_memory(sfa_attention_workspace_bytes(plan));
-  sfa_attention_args args = {.struct_size = sizeof args,
-                             .q.data = c->q,
-                             .k.data = c->k,
-                             .v.data = c->v,
-                             .cu_seqlens_q = c->cu_q,
-                             .cu_seqlens_k = c->cu_k,
-                             .sink_logit = c->sink_logit,
-                             .alibi_slopes = c->alibi_slopes,
-                             .out = c->out,
-                             .lse = c->lse,
-                             .workspace = workspace};
-  bool good = cuda_ok(t, ctx, sfa_attention_run(plan, &args), "run on the CPU");
-  free(workspace);
-  sfa_attention_plan_destroy(plan);
-  return good;
-}
-
 /* ---- References ------------------------------------------------------------------------------------------------------ */
 
-static int storage_of(sfa_dtype dtype) {
-  static const int storage[] = {ORACLE_F32, ORACLE_F32, ORACLE_BF16, ORACLE_F16, ORACLE_I8, ORACLE_I4};
-  return storage[dtype];
-}
-
 oracle_problem cuda_call_problem(const cuda_call *c, int32_t b, int64_t *q0, int64_t *k0) {
-  const sfa_attention_options *o = &c->o;
-  *q0 = c->cu_q ? c->cu_q[b] : b * o->max_seqlen_q;
-  *k0 = c->cu_k ? c->cu_k[b] : b * o->max_seqlen_k;
-  return (oracle_problem){.n_queries = (int)(c->cu_q ? c->cu_q[b + 1] - c->cu_q[b] : o->max_seqlen_q),
-                          .n_keys = (int)(c->cu_k ? c->cu_k[b + 1] - c->cu_k[b] : o->max_seqlen_k),
-                          .n_heads = o->n_heads,
-                          .n_kv_heads = o->n_kv_heads,
-                          .head_dim = o->head_dim,
-                          .head_dim_v = o->head_dim_v,
-                          .k_q = o->k_q,
-                          .k_k = o->k_k,
-                          .k_storage = storage_of(o->k_dtype),
-                          .v_storage = storage_of(o->v_dtype),
-                          .softmax_scale = o->softmax_scale,
-                          .softcap = o->softcap,
-                          .causal = o->causal,
-                          .has_window = o->has_window,
-                          .window_left = o->window_size[0],
-                          .window_right = o->window_size[1],
-                          .n_sink_tokens = o->n_sink_tokens,
-                          .sink_logit = c->sink_logit,
-                          .alibi_slopes = c->alibi_slopes,
-                          .q = c->q + *q0 * o->n_heads * o->head_dim,
-                          .k = c->k + *k0 * o->n_kv_heads * o->head_dim,
-                          .v = c->v + *k0 * o->n_kv_heads * o->head_dim_v};
+  const sfa_attention_args rows = {.q.data = c->q,
+                                   .k.data = c->k,
+                                   .v.data = c->v,
+                                   .cu_seqlens_q = c->cu_q,
+                                   .cu_seqlens_k = c->cu_k,
+                                   .sink_logit = c->sink_logit,
+                                   .alibi_slopes = c->alibi_slopes};
+  return oracle_of(&c->o, &rows, b, q0, k0);
 }
 
 /* Rows as naive code has them: what is kept, rounded as stored, then to bf16 or int8. */
@@ -312,10 +270,10 @@ static const struct {
   const char *name;
   void (*run)(cuda_check *t);
 } tests[] = {
-    {"memory", cuda_check_memory},   {"select", cuda_check_select}, {"attention", cuda_check_attention}, {"codes", cuda_check_codes},
-    {"keep", cuda_check_keep},       {"merge", cuda_check_merge},   {"refusals", cuda_check_refusals},   {"needles", cuda_check_needles},
-    {"cache", cuda_check_cache},     {"decode", cuda_check_decode}, {"backward", cuda_check_backward},   {"rope", cuda_check_rope},
-    {"streams", cuda_check_streams}, {"lost", cuda_check_lost},
+    {"memory", cuda_check_memory}, {"select", cuda_check_select},   {"attention", cuda_check_attention}, {"codes", cuda_check_codes},
+    {"keep", cuda_check_keep},     {"merge", cuda_check_merge},     {"refusals", cuda_check_refusals},   {"needles", cuda_check_needles},
+    {"cache", cuda_check_cache},   {"decode", cuda_check_decode},   {"backward", cuda_check_backward},   {"rope", cuda_check_rope},
+    {"long", cuda_check_long},     {"streams", cuda_check_streams}, {"lost", cuda_check_lost},
 #ifdef CUDA_CHECK_GRAPHS
     {"graph", cuda_check_graph},
 #endif

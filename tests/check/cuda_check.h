@@ -8,7 +8,7 @@
 
 #include <sfa/sfa.h>
 
-#include "oracle.h"
+#include "oracle_call.h"
 
 typedef struct cuda_check {
   sfa_context *gpu, *cpu;
@@ -41,15 +41,15 @@ typedef struct cuda_call {
   int64_t n_q, n_k;
   float *q, *k, *v; /* host */
   float *sink_logit, *alibi_slopes;
-  float *out, *lse;      /* host, after cuda_run */
-  double *ref, *ref_lse; /* the maths in double */
-  float *naive;          /* naive code in 16 bits (weights), or with int8 rows */
+  float *out, *lse, *dropped; /* host, after cuda_call_run */
+  double *ref, *ref_lse;      /* the maths in double */
+  float *naive;               /* naive code in 16 bits (weights), or with int8 rows */
 } cuda_call;
 
 void cuda_call_fill(cuda_call *c);
 void cuda_call_free(cuda_call *c);
-/* Runs on a context (the CPU's arrays are the host's) and fetches out and lse; false: refused or failed, which is counted. */
-bool cuda_call_run(cuda_check *t, sfa_context *ctx, cuda_call *c);
+/* Runs on the GPU and fetches out, lse and dropped; false: refused or failed, which is counted. */
+bool cuda_call_run(cuda_check *t, cuda_call *c);
 /* The oracle's problem of sequence b; *q0 and *k0 its first tokens. */
 oracle_problem cuda_call_problem(const cuda_call *c, int32_t b, int64_t *q0, int64_t *k0);
 /* ref, ref_lse and naive. */
@@ -72,6 +72,7 @@ void cuda_check_rope(cuda_check *t);
 void cuda_check_backward(cuda_check *t);
 void cuda_check_cache(cuda_check *t);
 void cuda_check_decode(cuda_check *t);
+void cuda_check_long(cuda_check *t);
 void cuda_check_graph(cuda_check *t);
 void cuda_check_streams(cuda_check *t);
 /* In a process of its own, which cuda_lose_gpu is. */

@@ -92,7 +92,7 @@ void cuda_check_select(cuda_check *t) {
 
 /* ---- Attention ------------------------------------------------------------------------------------------------------- */
 
-static const int32_t lens_q[] = {0, 130, 131, 200, 471}, lens_k[] = {0, 130, 330, 400, 671};
+static const int32_t lens_q[] = {0, 130, 131, 200, 471}, lens_k[] = {0, 130, 330, 400, 671}, lens_few[] = {0, 3, 3, 4, 9};
 
 static const struct {
   const char *name;
@@ -188,15 +188,57 @@ static const struct {
             .max_seqlen_k = 300,
             .k_k = 8,
             .k_dtype = SFA_I8}}},
+    {"few queries, lengths",
+     {.o = {.n_heads = 4,
+            .n_kv_heads = 2,
+            .head_dim = 64,
+            .n_sequences = 4,
+            .max_seqlen_q = 5,
+            .max_seqlen_k = 271,
+            .k_q = 8,
+            .k_k = 8,
+            .causal = 1},
+      .cu_q = lens_few,
+      .cu_k = lens_k,
+      .sinks = true}},
+    {"few queries, batch, lengths of queries",
+     {.o = {.n_heads = 4,
+            .n_kv_heads = 4,
+            .head_dim = 128,
+            .n_sequences = 4,
+            .max_seqlen_q = 5,
+            .max_seqlen_k = 130,
+            .k_q = 16,
+            .k_k = 16,
+            .k_dtype = SFA_I8,
+            .v_dtype = SFA_I8,
+            .causal = 1,
+            .has_window = 1,
+            .window_size = {70, 0},
+            .n_sink_tokens = 4},
+      .cu_q = lens_few,
+      .bf16 = true,
+      .alibi = true}},
+    {"wide heads",
+     {.o = {.n_heads = 2, .n_kv_heads = 1, .head_dim = 320, .max_seqlen_q = 70, .max_seqlen_k = 90, .k_q = 16, .k_k = 16, .causal = 1}}},
+    {"wide dense heads, lengths",
+     {.o = {.n_heads = 2, .n_kv_heads = 1, .head_dim = 264, .head_dim_v = 512, .n_sequences = 4, .max_seqlen_q = 5, .max_seqlen_k = 271},
+      .cu_q = lens_few,
+      .cu_k = lens_k,
+      .bf16 = true}},
+    {"wide values",
+     {.o = {.n_heads = 2, .head_dim = 64, .head_dim_v = 320, .max_seqlen_q = 33, .max_seqlen_k = 90, .k_k = 8, .k_dtype = SFA_I8}}},
     {"one of everything", {.o = {.n_heads = 1, .head_dim = 64, .max_seqlen_q = 1, .max_seqlen_k = 1}}},
 };
 
-static const sfa_policy policies[] = {SFA_POLICY_AUTO, SFA_POLICY_BF16,    SFA_POLICY_SP_BF16,
+static const sfa_policy policies[] = {SFA_POLICY_AUTO, SFA_POLICY_KEYS,    SFA_POLICY_BF16, SFA_POLICY_SP_BF16,
                                       SFA_POLICY_INT8, SFA_POLICY_SP_INT8, SFA_POLICY_PAPER};
 
-/* PAPER wants sparse operands, and codes where lengths differ. */
+/* Tensor cores take heads of up to 256, PAPER sparse operands. */
 static bool takes(sfa_policy policy, const cuda_call *c) {
-  return policy != SFA_POLICY_PAPER || (c->o.k_q > 0 && c->o.k_k > 0 && !c->cu_q);
+  if (policy == SFA_POLICY_AUTO || policy == SFA_POLICY_KEYS)
+    return true;
+  return c->o.head_dim <= 256 && c->o.head_dim_v <= 256 && (policy != SFA_POLICY_PAPER || (c->o.k_q > 0 && c->o.k_k > 0));
 }
 
 static void expect_lse(cuda_check *t, const char *what, const cuda_call *c, double tolerance) {
@@ -227,15 +269,19 @@ void cuda_check_attention(cuda_check *t) {
         c.o.policy = policies[p];
         size_t out_bytes = (size_t)(c.n_q * c.o.n_heads * c.o.head_dim_v) * sizeof(float);
         float *first = host_memory(out_bytes);
-        if (!cuda_call_run(t, t->gpu, &c)) {
+        if (!cuda_call_run(t, &c)) {
           printf("  (%s)\n", what);
           free(first);
           continue;
         }
         cuda_expect_close(t, what, c.n_q * c.o.n_heads * c.o.head_dim_v, c.out, c.ref, c.naive);
         expect_lse(t, what, &c, whole ? 0.1 : c.o.k_dtype == SFA_I8 ? 2e-2 : 2e-3);
+        int64_t left_out = 0;
+        for (int64_t row = 0; row < c.n_q * c.o.n_heads; row++)
+          left_out += c.dropped[row] != 0;
+        cuda_expect(t, !left_out, "%s: %lld rows tell of mass left out without eps", what, (long long)left_out);
         memcpy(first, c.out, out_bytes);
-        if (cuda_call_run(t, t->gpu, &c))
+        if (cuda_call_run(t, &c))
           cuda_expect(t, !memcmp(first, c.out, out_bytes), "%s: other bits the second time", what);
         free(first);
       }
@@ -253,7 +299,8 @@ static void codes_case(cuda_check *t, cuda_call c, sfa_dtype dtype) {
   c.seed = 300;
   cuda_call_fill(&c);
   char what[96];
-  snprintf(what, sizeof what, "policy %s, %lld queries, dtype %d", sfa_policy_name(o->policy), (long long)o->max_seqlen_q, (int)dtype);
+  snprintf(what, sizeof what, "policy %s, %lld queries, k %d, dtype %d", sfa_policy_name(o->policy), (long long)o->max_seqlen_q, o->k_k,
+           (int)dtype);
   cuda_call_reference(&c, false);
   int64_t n_q = c.n_q * o->n_heads, n_k = c.n_k * o->n_kv_heads, n_out = n_q * o->head_dim_v;
   float *q = device_of(t, c.q, (size_t)(n_q * o->head_dim) * 4), *k = device_of(t, c.k, (size_t)(n_k * o->head_dim) * 4);
@@ -303,17 +350,25 @@ void cuda_check_codes(cuda_check *t) {
                           .k_k = 8,
                           .causal = 1,
                           .policy = SFA_POLICY_BF16}};
-  cuda_call few = many, packed = many, listed = many;
+  cuda_call few = many, packed = many, listed = many, few_packed;
   few.o.max_seqlen_q = 1;
   few.o.policy = SFA_POLICY_AUTO;
   packed.o.n_sequences = 4;
   packed.o.max_seqlen_q = packed.o.max_seqlen_k = 271;
   packed.cu_q = lens_q, packed.cu_k = lens_k;
+  few_packed = packed;
+  few_packed.o.policy = SFA_POLICY_AUTO;
+  few_packed.o.max_seqlen_q = 5;
+  few_packed.cu_q = lens_few;
+  cuda_call all_kept = few_packed;
+  all_kept.o.k_q = all_kept.o.k_k = 64;
   listed.o.policy = SFA_POLICY_PAPER;
   for (size_t i = 0; i < sizeof dtypes / sizeof *dtypes; i++) {
     codes_case(t, many, dtypes[i]);
     codes_case(t, few, dtypes[i]);
     codes_case(t, packed, dtypes[i]);
+    codes_case(t, few_packed, dtypes[i]);
+    codes_case(t, all_kept, dtypes[i]);
     if (dtypes[i] != SFA_I8)
       codes_case(t, listed, dtypes[i]);
   }
@@ -341,6 +396,7 @@ void cuda_check_refusals(cuda_check *t) {
   }
   o = good;
   o.head_dim = 264;
+  o.policy = SFA_POLICY_BF16;
   refused_plan(t, o, SFA_ERROR_UNSUPPORTED, "264");
   o = good;
   o.precision = SFA_PRECISION_F32;
@@ -411,7 +467,7 @@ void cuda_check_merge(cuda_check *t) {
     memcpy(half[i].q, whole.q, out_bytes);
     memcpy(half[i].k, whole.k + i * (S / 2) * H * D, (size_t)(S / 2) * H * D * sizeof(float));
     memcpy(half[i].v, whole.v + i * (S / 2) * H * D, (size_t)(S / 2) * H * D * sizeof(float));
-    cuda_call_run(t, t->gpu, &half[i]);
+    cuda_call_run(t, &half[i]);
     out[i] = device_of(t, half[i].out, out_bytes), lse[i] = device_of(t, half[i].lse, lse_bytes);
   }
   if (cuda_ok(t, t->gpu, sfa_attention_merge(t->gpu, T * H, D, out[0], lse[0], out[1], lse[1]), "sfa_attention_merge")) {
@@ -453,7 +509,7 @@ static void needles(cuda_check *t, sfa_policy policy, int32_t T, int32_t D) {
   for (int needle = 0; needle < S; needle += needle < 3 || needle > S - 4 ? 1 : 37) {
     for (int64_t i = 0; i < (int64_t)S * D; i++)
       c.k[i] = i / D == needle ? (i % D == 3 ? 64 : 0) : (i % D >= 8 && i % D < 16 ? 0.5f : 0);
-    if (!cuda_call_run(t, t->gpu, &c))
+    if (!cuda_call_run(t, &c))
       break;
     int wrong = 0;
     for (int q = 0; q < T; q++) {

@@ -240,6 +240,7 @@ static const char *prefill(const sfa_cuda_prefill *p, sfa_cuda_stream stream) {
           *v = numbers_of(&p->v, NULL, k0, S, G, E);
     double *out = malloc((size_t)(T * H * E + 1) * sizeof *out), *lse = malloc((size_t)(T * H + 1) * sizeof *lse);
     oracle_problem problem = problem_of(T, S, H, G, D, E, &p->scores, q, k, v);
+    problem.n_keys_behind = p->k_ends ? p->k_ends[b] - S : 0;
     oracle_attention_f64(&problem, out, lse);
     for (int64_t i = 0; i < T * H; i++) {
       if (p->lse)
@@ -370,6 +371,16 @@ static const char *numbers(const sfa_cuda_tokens *q, const sfa_cuda_tokens *k, i
   return stream_wait(stream);
 }
 
+static const char *span(int32_t n_sequences, const int32_t *n_keys, int64_t first, int64_t most, int32_t *lens_of, int32_t *ends,
+                        sfa_cuda_stream stream) {
+  for (int32_t b = 0; b < n_sequences; b++) {
+    int64_t left = n_keys[b] - first;
+    lens_of[b] = (int32_t)(left < 0 ? 0 : sfa_min64(left, most));
+    ends[b] = (int32_t)left;
+  }
+  return stream_wait(stream);
+}
+
 static const char *tables(const sfa_cuda_tables *t, sfa_cuda_stream stream) {
   for (int32_t b = 0; b < t->n_sequences; b++) {
     int32_t row = t->rows ? t->rows[b] : t->first_row + b;
@@ -392,8 +403,33 @@ static const char *slots(int64_t n, const int64_t *from, unsigned char *pool, si
   return stream_wait(stream);
 }
 
-static const char *merge(int64_t n_rows, int32_t dim, float *out_a, float *lse_a, const float *out_b, const float *lse_b,
-                         sfa_cuda_stream stream) {
+static const char *spread_out(const sfa_cuda_places *p, sfa_cuda_stream stream) {
+  unsigned char *apart = p->apart;
+  size_t width = (size_t)p->row_bytes;
+  memset(apart, 0, (size_t)(p->tokens.n_sequences * p->tokens.max_seqlen) * width);
+  for (int64_t b = 0; b < p->tokens.n_sequences; b++) {
+    int64_t n = len_of(&p->tokens, b), first = b * p->tokens.max_seqlen + (p->at_end ? p->tokens.max_seqlen - n : 0);
+    memcpy(apart + (size_t)first * width, (unsigned char *)p->packed + (size_t)first_of(&p->tokens, b) * width, (size_t)n * width);
+  }
+  return stream_wait(stream);
+}
+
+static const char *pack(const sfa_cuda_places *p, sfa_cuda_stream stream) {
+  size_t width = (size_t)p->row_bytes;
+  for (int64_t b = 0; b < p->tokens.n_sequences; b++) {
+    int64_t n = len_of(&p->tokens, b), first = b * p->tokens.max_seqlen + (p->at_end ? p->tokens.max_seqlen - n : 0);
+    unsigned char *packed = (unsigned char *)p->packed + (size_t)first_of(&p->tokens, b) * width;
+    if (p->apart)
+      memcpy(packed, (unsigned char *)p->apart + (size_t)first * width, (size_t)n * width);
+    else
+      memset(packed, 0, (size_t)n * width);
+  }
+  return stream_wait(stream);
+}
+
+static const char *merge(const sfa_cuda_tokens *tokens, int32_t n_heads, int32_t dim, float *out_a, float *lse_a, const float *out_b,
+                         const float *lse_b, sfa_cuda_stream stream) {
+  int64_t n_rows = first_of(tokens, tokens->n_sequences) * n_heads;
   for (int64_t i = 0; i < n_rows; i++) {
     double a = exp((double)lse_a[i]), b = exp((double)lse_b[i]);
     for (int64_t e = i * dim; e < (i + 1) * dim; e++)
@@ -450,7 +486,7 @@ static const sfa_cuda_library library = {
     .memory_copy = memory_copy,
     .memory_copy_rows = memory_copy_rows,
     .memory_zero = memory_zero,
-    .help = {words, lens, numbers, tables, slots, merge, spread, unrotate},
+    .help = {words, lens, numbers, span, tables, slots, spread_out, pack, merge, spread, unrotate},
     .stages = {.select = select_rows,
                .store = store,
                .gather = gather,

@@ -116,8 +116,13 @@ static float *oracle_stored(const float *x, long n, int d, int k, int storage) {
   return rows;
 }
 
+/* The key at which query t stands. */
+static long oracle_position(const oracle_problem *problem, long t) {
+  return t + problem->n_keys + problem->n_keys_behind - problem->n_queries;
+}
+
 int oracle_sees(const oracle_problem *problem, long t, long j) {
-  long i = t + problem->n_keys - problem->n_queries;
+  long i = oracle_position(problem, t);
   if (problem->causal && j > i)
     return 0;
   if (!problem->has_window)

@@ -31,6 +31,7 @@ typedef struct oracle_problem {
   double softmax_scale, softcap; /* 0: 1 / sqrt(head_dim); 0: none */
   int causal, has_window;
   long window_left, window_right, n_sink_tokens;
+  long n_keys_behind; /* that a sequence has beside these, at its end; less than 0: it ends before the last of these */
   /* Other natural orders of the same sums, with other roundings: how well one of them fares is luck. */
   int scale_first, features_backwards;
   /* Gradients: the operands of the five products, times this, are rounded to bf16, as code for matrix instructions has them. 0: they are

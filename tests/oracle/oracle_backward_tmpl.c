@@ -3,7 +3,7 @@
 /* Scores of query t before and after the softcap, and whether the query sees them; returns their lse. */
 static REAL NAME(oracle_scores)(const oracle_problem *problem, const float *q, const float *k, long t, int head, REAL *score, REAL *slope) {
   const int d = problem->head_dim, g = head / (problem->n_heads / problem->n_kv_heads);
-  const long n = problem->n_keys, i = t + n - problem->n_queries;
+  const long n = problem->n_keys, i = oracle_position(problem, t);
   const REAL scale = problem->softmax_scale != 0 ? (REAL)problem->softmax_scale : 1 / SQRT((REAL)d), cap = (REAL)problem->softcap;
   REAL most = problem->sink_logit ? (REAL)problem->sink_logit[head] : -(REAL)INFINITY, sum = 0;
   for (long j = 0; j < n; j++) {

@@ -3,7 +3,7 @@
 static void NAME(oracle_head)(const oracle_problem *problem, const float *q, const float *k, const float *v, long t, int head, REAL *score,
                               REAL *out, REAL *lse) {
   const int d = problem->head_dim, e_dim = problem->head_dim_v, group = problem->n_heads / problem->n_kv_heads;
-  const long n = problem->n_keys, i = t + n - problem->n_queries;
+  const long n = problem->n_keys, i = oracle_position(problem, t);
   const int g = head / group;
   REAL scale = problem->softmax_scale != 0 ? (REAL)problem->softmax_scale : 1 / SQRT((REAL)d);
   REAL most = -(REAL)INFINITY, sum = 0;

@@ -11,7 +11,7 @@
 
 #include "base/half.h"
 #include "kernel/kernel_half.h"
-#include "oracle.h"
+#include "oracle_call.h"
 #include "unit_tools.h"
 
 /* ---- Tools ---------------------------------------------------------------------------------------------------------------------- */
@@ -161,31 +161,14 @@ typedef struct errors {
 
 /* The call's first sequence (its only one). */
 static errors errors_of(const call *c) {
-  static const int storage_of[] = {ORACLE_F32, ORACLE_F32, ORACLE_BF16, ORACLE_F16, ORACLE_I8};
   const sfa_attention_options *o = &c->o;
   int64_t n = c->n_q * o->n_heads, size = n * o->head_dim_v;
   double *truth = malloc((size_t)(size + 1) * sizeof *truth), *lse = malloc((size_t)(n + 1) * sizeof *lse);
   float *plain = memory((size_t)(size + 1) * sizeof *plain);
-  oracle_problem p = {.n_queries = (int)c->n_q,
-                      .n_keys = (int)c->n_k,
-                      .n_heads = o->n_heads,
-                      .n_kv_heads = o->n_kv_heads,
-                      .head_dim = o->head_dim,
-                      .head_dim_v = o->head_dim_v,
-                      .k_q = o->k_q,
-                      .k_k = o->k_k,
-                      .k_storage = storage_of[o->k_dtype],
-                      .v_storage = storage_of[o->v_dtype],
-                      .softmax_scale = (double)o->softmax_scale,
-                      .causal = o->causal,
-                      .has_window = o->has_window,
-                      .window_left = (long)o->window_size[0],
-                      .window_right = (long)o->window_size[1],
-                      .n_sink_tokens = (long)o->n_sink_tokens,
-                      .sink_logit = c->a.sink_logit,
-                      .q = c->q,
-                      .k = c->k,
-                      .v = c->v};
+  sfa_attention_args rows = c->a; /* in f32, whatever the call takes */
+  rows.q.data = c->q, rows.k.data = c->k, rows.v.data = c->v;
+  int64_t q0, k0;
+  const oracle_problem p = oracle_of(o, &rows, 0, &q0, &k0);
   oracle_attention_f64(&p, truth, lse);
   attend_in_bf16(&p, plain);
   errors e = {0};
