@@ -14,6 +14,7 @@
 #include <sfa/stream.h>
 #include <sfa/train.h>
 
+#include "backend/backend.h"
 #include "temp_files.h"
 
 #define MODELS SFA_TEST_DATA "/golden/models/"
@@ -230,6 +231,99 @@ static void by_head(void **state) {
   remove_tree(directory);
 }
 
+/* ---- Choices ---------------------------------------------------------------------------------------------------------------------- */
+
+/* Where features nearly tie, products in 16 bits turn choices over, and where few features are kept the logits with them: by a tenth of
+ * their norm here, as rounding the inputs of the CPU's own products does. So both halves are checked for themselves: of the GPU's rows the
+ * CPU keeps what the GPU keeps, bit for bit; and with the GPU's choices the CPU's logits are as close as dense ones. */
+static struct {
+  sfa_backend noting, told;
+  const sfa_backend *cpu, *gpu; /* as they are */
+  uint8_t *kept;                /* whether the GPU kept a feature; all calls, one after the other */
+  int64_t n, n_told;
+} choices;
+
+static sfa_status keep_noting(sfa_context *ctx, const sfa_keep_options *options, int64_t n_tokens, int32_t n_heads, int32_t head_dim,
+                              float *x, int64_t token_stride) {
+  const int64_t width = (int64_t)n_heads * head_dim, n = n_tokens * width;
+  float *rows[2]; /* before, and after */
+  for (int i = 0; i < 2; i++) {
+    rows[i] = malloc((size_t)n * sizeof(float));
+    if (i)
+      assert_int_equal(choices.gpu->keep(ctx, options, n_tokens, n_heads, head_dim, x, token_stride), SFA_OK);
+    for (int64_t t = 0; t < n_tokens; t++)
+      assert_int_equal(sfa_memory_copy(ctx, rows[i] + t * width, x + t * token_stride, (size_t)width * sizeof(float)), SFA_OK);
+    assert_int_equal(sfa_stream_wait(ctx), SFA_OK);
+  }
+  assert_int_equal(sfa_rows_keep(cpu, options, n_tokens, n_heads, head_dim, rows[0], width), SFA_OK);
+  assert_memory_equal(rows[0], rows[1], (size_t)n * sizeof(float));
+  choices.kept = realloc(choices.kept, (size_t)(choices.n + n));
+  for (int64_t i = 0; i < n; i++)
+    choices.kept[choices.n++] = rows[1][i] != 0;
+  for (int i = 0; i < 2; i++)
+    free(rows[i]);
+  return SFA_OK;
+}
+
+static sfa_status keep_as_told(sfa_context *ctx, const sfa_keep_options *options, int64_t n_tokens, int32_t n_heads, int32_t head_dim,
+                               float *x, int64_t token_stride) {
+  (void)ctx, (void)options;
+  assert_true(choices.n_told + n_tokens * n_heads * head_dim <= choices.n);
+  for (int64_t t = 0; t < n_tokens; t++)
+    for (int64_t i = 0; i < (int64_t)n_heads * head_dim; i++)
+      x[t * token_stride + i] = choices.kept[choices.n_told++] ? x[t * token_stride + i] : 0.0f;
+  return SFA_OK;
+}
+
+/* The logits of a prompt on a device whose backend is `backend`. */
+static float *prompt_of(sfa_context *ctx, const sfa_backend *backend, const char *path, const int32_t *ids, int32_t chunk) {
+  const sfa_attention_choice choice = {.struct_size = sizeof choice, .sparse = 1};
+  side s = open_side(ctx, path, SFA_WEIGHTS_BF16, &choice, chunk);
+  float *logits = malloc((size_t)PROMPT * (size_t)s.info.vocab_size * sizeof *logits);
+  ctx->backend = backend;
+  if (sfa_session_logits(s.session, ids, PROMPT, logits) != SFA_OK)
+    fail_msg("prompt: %s", sfa_context_error(ctx));
+  ctx->backend = ctx == cpu ? choices.cpu : choices.gpu;
+  close_side(&s);
+  return logits;
+}
+
+static void compare_choices(const char *path, const char *sparsity, int32_t chunk) {
+  char directory[TEMP_DIR_BYTES], text[200];
+  snprintf(text, sizeof text, "{\"sparse_attention_config\": %s,", sparsity);
+  make_variant(path, "{", text, directory);
+  enum { VOCAB = 200 }; /* of all these models */
+  int32_t *ids = make_text(PROMPT, VOCAB);
+  choices.n = choices.n_told = 0;
+  float *found = prompt_of(gpu, &choices.noting, directory, ids, chunk), *alone = prompt_of(cpu, choices.cpu, directory, ids, chunk),
+        *told = prompt_of(cpu, &choices.told, directory, ids, chunk);
+  const double error = error_of(found, told, PROMPT * VOCAB);
+  print_message("%-8s %-64s chunk %2d: %.2e of the CPU's logits, with its own choices %.2e\n", name_of(path), sparsity, chunk, error,
+                error_of(found, alone, PROMPT * VOCAB));
+  assert_true(choices.n > 0 && choices.n_told == choices.n);
+  assert_true(error <= 3e-2);
+  free(found), free(alone), free(told), free(ids);
+  remove_tree(directory);
+}
+
+static void features_kept(void **state) {
+  (void)state;
+  if (!gpu)
+    skip();
+  /* The first is of a model with three layers of two kv heads. */
+  static const char *const wishes[] = {"{\"k\": [[1, 3], [2, 1], 2], \"order\": \"pre_rope\"}", "{\"k\": 3, \"two_of_four\": true}",
+                                       "{\"k\": 3, \"k_q\": 2, \"order\": \"pre_rope\", \"two_of_four\": true}"};
+  choices.cpu = cpu->backend, choices.gpu = gpu->backend;
+  choices.noting = *gpu->backend, choices.told = *cpu->backend;
+  choices.noting.keep = keep_noting;
+  choices.told.keep = keep_as_told;
+  for (int i = 0; i < 3; i++)
+    for (size_t wish = i > 0; wish < sizeof wishes / sizeof *wishes; wish++)
+      for (int32_t chunk = 0; chunk <= 40; chunk += 40)
+        compare_choices(paths[i], wishes[wish], chunk);
+  free(choices.kept);
+}
+
 /* ---- Learning -------------------------------------------------------------------------------------------------------------------- */
 
 enum { BATCH = 96, LENGTHS = 3 };
@@ -365,8 +459,8 @@ static void noise(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(families), cmocka_unit_test(sparse),    cmocka_unit_test(by_head),
-                                     cmocka_unit_test(looks),    cmocka_unit_test(gradients), cmocka_unit_test(curves),
-                                     cmocka_unit_test(noise)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(families),      cmocka_unit_test(sparse), cmocka_unit_test(by_head),
+                                     cmocka_unit_test(features_kept), cmocka_unit_test(looks),  cmocka_unit_test(gradients),
+                                     cmocka_unit_test(curves),        cmocka_unit_test(noise)};
   return cmocka_run_group_tests(tests, open_both, close_both);
 }
