@@ -45,14 +45,15 @@ def compare(runs, a, b):
     differences = [runs[a][s]["held"][-1][1] - runs[b][s]["held"][-1][1] for s in seeds]
     mean, n = statistics.mean(differences), len(seeds)
     noise = max(spread(differences), *(spread([runs[x][s]["held"][-1][1] for s in seeds]) for x in (a, b)))
-    verdict = "separated" if abs(mean) > 2 * noise else "not separated"
+    verdict = "one seed" if n < 2 else "separated" if abs(mean) > 2 * noise else "not separated"
     t = f"{mean / (spread(differences) / math.sqrt(n)):+.1f} (limit {T_LIMITS[n - 2]:.2f})" if 1 < n < 11 else ""
     return f"| {a} - {b} | {mean:+.4f} | {', '.join(f'{d:+.4f}' for d in differences)} | {noise:.4f} | {verdict} | {t} |"
 
 
 def plot(runs, png):
+    top = min(run["held"][-1][1] for seeds in runs.values() for run in seeds.values()) + 0.75  # the first steps would hide the rest
     script = ["set terminal pngcairo size 1200,700", f"set output '{png}'", "set grid", "set key outside right", "set xlabel 'million tokens'",
-              "set ylabel 'held-out loss, nats a token'", "set autoscale xfix", "set yrange [*:4.6]"]
+              "set ylabel 'held-out loss, nats a token'", "set autoscale xfix", f"set yrange [*:{top}]"]
     curves = []
     for index, (name, seeds) in enumerate(runs.items()):
         for number, (seed, run) in enumerate(sorted(seeds.items())):
@@ -77,7 +78,7 @@ def main():
     print("| recipe | bytes of a key | tokens, million | held-out loss by seed | mean | sd | against dense, same seed |\n|---|---|---|---|---|---|---|")
     for name, seeds in runs.items():
         losses = [run["held"][-1][1] for run in seeds.values()]
-        gaps = [run["held"][-1][1] - runs["dense"][s]["held"][-1][1] for s, run in seeds.items() if s in runs["dense"]]
+        gaps = [run["held"][-1][1] - runs["dense"][s]["held"][-1][1] for s, run in seeds.items() if s in runs.get("dense", {}) and name != "dense"]
         tokens = min(run["held"][-1][0] for run in seeds.values()) * 1e-6
         recipe = next(iter(seeds.values()))["recipe"]
         print(f"| {name} | {key_bytes(recipe)} | {tokens:.2f} | {', '.join(f'{x:.4f}' for x in losses)} | {statistics.mean(losses):.4f} | "
