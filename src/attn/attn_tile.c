@@ -62,20 +62,49 @@ bool sfa_attn_block_find(const sfa_attn_call *call, int32_t b, int32_t g, int64_
   return true;
 }
 
-/* Dense query rows, turned, to scratch.q_rows [n_rows][D]: a token's heads at a time, or all tokens of the only head. */
-static void load_query_rows(const sfa_attn_block *block) {
-  const sfa_attention_plan *plan = block->call->plan;
+/* Dense query rows i .. i + *n - 1 as they came, all of those that lie evenly: a token's heads, or all tokens of the only head. */
+static sfa_row_source query_rows(const sfa_attn_block *block, int32_t i, int32_t *n) {
   const sfa_attn_scratch *s = &block->scratch;
   const sfa_rows *q = &block->call->args->q;
-  int64_t first_line = block->call->args->cu_seqlens_q ? block->first_token : 0;
-  int32_t D = plan->options.head_dim, group = plan->group, n;
-  for (int32_t i = 0; i < block->n_rows; i += n) {
-    n = group == 1 ? block->n_rows : (int32_t)sfa_min64((block->kv_head + 1) * group - s->head[i], block->n_rows - i);
-    int64_t token = s->position[i] - block->position_offset;
-    sfa_row_source x = sfa_rows_from(q, block->q_offset + s->head[i] * q->head_stride, token, first_line + token);
-    x.row_stride = group == 1 ? q->token_stride : q->head_stride;
-    sfa_code_load(plan->kernels, n, &x, D, group == 1, s->q_rows + (int64_t)i * D);
+  int32_t group = block->call->plan->group;
+  int64_t first_line = block->call->args->cu_seqlens_q ? block->first_token : 0, token = s->position[i] - block->position_offset;
+  sfa_row_source x = sfa_rows_from(q, block->q_offset + s->head[i] * q->head_stride, token, first_line + token);
+  x.row_stride = group == 1 ? q->token_stride : q->head_stride;
+  *n = group == 1 ? block->n_rows - i : (int32_t)sfa_min64((block->kv_head + 1) * group - s->head[i], block->n_rows - i);
+  return x;
+}
+
+/* The rows, turned, to scratch.q_rows [n_rows][D]. */
+static void load_query_rows(const sfa_attn_block *block) {
+  const sfa_attention_plan *plan = block->call->plan;
+  int32_t D = plan->options.head_dim;
+  for (int32_t i = 0, n; i < block->n_rows; i += n) {
+    sfa_row_source x = query_rows(block, i, &n);
+    sfa_code_load(plan->kernels, n, &x, D, plan->group == 1, block->scratch.q_rows + (int64_t)i * D);
   }
+}
+
+/* Their codes to scratch.q_ids and q_values. */
+static void select_query_rows(const sfa_attn_block *block) {
+  const sfa_attention_plan *plan = block->call->plan;
+  const sfa_attn_scratch *s = &block->scratch;
+  int32_t D = plan->options.head_dim, K = plan->options.k_q, n;
+  sfa_row_source x = query_rows(block, 0, &n);
+  if (!sfa_code_from_bf16(&x, D)) {
+    load_query_rows(block);
+    plan->kernels->topk(block->n_rows, s->q_rows, D, D, K, s->q_ids, s->q_values);
+    return;
+  }
+  if (n < block->n_rows) { /* one after the other, still in bf16 */
+    uint16_t *rows = (uint16_t *)(void *)s->q_rows;
+    for (int32_t i = 0; i < block->n_rows; i += n) {
+      x = query_rows(block, i, &n);
+      for (int32_t j = 0; j < n; j++)
+        memcpy(rows + (int64_t)(i + j) * D, (const uint16_t *)x.data + j * x.row_stride, (size_t)D * sizeof *rows);
+    }
+    x = (sfa_row_source){.data = rows, .row_stride = D};
+  }
+  plan->kernels->topk_bf16(block->n_rows, x.data, x.row_stride, D, K, s->q_ids, s->q_values);
 }
 
 /* Codes of the block's rows to scratch.id_rows and value_rows: those given, or top-k of the dense rows. */
@@ -87,8 +116,7 @@ static void load_query_codes(const sfa_attn_block *block) {
   size_t row_bytes = (size_t)K * sfa_id_bytes(D);
   if (!codes) {
     int64_t start = block->call->args->stage_ns ? sfa_now_ns() : 0;
-    load_query_rows(block);
-    plan->kernels->topk(block->n_rows, s->q_rows, D, D, K, s->q_ids, s->q_values);
+    select_query_rows(block);
     if (block->call->args->stage_ns)
       s->stage_ns[SFA_STAGE_TOPK] += sfa_now_ns() - start;
   }

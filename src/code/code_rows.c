@@ -91,7 +91,8 @@ int64_t sfa_code_rows(const sfa_kernels *kernels, int64_t n_rows, const sfa_row_
     block.line += first;
     const float *rows = block.data;
     int64_t row_stride = x->row_stride;
-    if (x->dtype != SFA_F32 || x->rope) {
+    bool from_bf16 = k && sfa_code_from_bf16(x, dim);
+    if (!from_bf16 && (x->dtype != SFA_F32 || x->rope)) {
       sfa_code_load(kernels, n, &block, dim, 1, dense);
       rows = dense;
       row_stride = dim;
@@ -100,7 +101,11 @@ int64_t sfa_code_rows(const sfa_kernels *kernels, int64_t n_rows, const sfa_row_
     if (k) {
       bool whole = format->dtype == SFA_F32; /* nothing to round */
       float *to = whole ? (float *)(void *)values : kept;
-      kernels->topk(n, rows, row_stride, dim, k, (unsigned char *)out->ids + (size_t)first * sfa_row_ids_bytes(format), to);
+      unsigned char *ids = (unsigned char *)out->ids + (size_t)first * sfa_row_ids_bytes(format);
+      if (from_bf16)
+        kernels->topk_bf16(n, block.data, row_stride, dim, k, ids, to);
+      else
+        kernels->topk(n, rows, row_stride, dim, k, ids, to);
       rows = to;
       row_stride = k;
       add_time(stage_ns, SFA_STAGE_TOPK, &start);

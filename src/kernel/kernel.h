@@ -81,6 +81,8 @@ typedef struct sfa_kernels {
   /* Top-k of n_rows rows x [n][D] (row_stride elements apart) by magnitude bits (x & 0x7fffffff as an integer, so NaN is largest), ties to
    * the lower feature. ids [n][K]: ascending, uint8_t if D <= 256, else uint16_t; values [n][K] f32, unchanged bits. 1 <= K <= D. */
   void (*topk)(int64_t n_rows, const float *x, int64_t row_stride, int32_t D, int32_t K, void *ids, float *values);
+  /* The same of rows of bf16, D <= 256. */
+  void (*topk_bf16)(int64_t n_rows, const uint16_t *x, int64_t row_stride, int32_t D, int32_t K, uint8_t *ids, float *values);
 
   /* Rows to int8: scale = f16(max|x| / 127) rounded up (so that no |value| exceeds 127), value = x / scale rounded to nearest even.
    * All-zero row: scale 0, values 0. A row with NaN or inf: scale NaN (0x7e00), values 0. Returns 0, or 1 + the first row whose finite

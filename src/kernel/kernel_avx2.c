@@ -20,6 +20,10 @@
 #include "kernel/keys_tmpl.c"
 #include "kernel/value_keys_tmpl.c"
 
+static void topk_bf16(int64_t n_rows, const uint16_t *x, int64_t row_stride, int32_t D, int32_t K, uint8_t *ids, float *values) {
+  topk_converted(n_rows, x, row_stride, D, K, ids, values);
+}
+
 #define SFA_SLOT(name) .name = name,
 const sfa_kernels sfa_kernels_avx2 = {
     .isa = SFA_ISA_AVX2,

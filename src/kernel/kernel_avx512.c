@@ -18,6 +18,8 @@
 
 #include "kernel/lookup_avx512.h"
 
+#include "kernel/topk_avx512.c"
+
 #include "kernel/keys_avx512.c"
 #include "kernel/keys_tmpl.c"
 #include "kernel/value_keys_tmpl.c"

@@ -5,7 +5,6 @@
  * stays in four tiles over all steps of a chunk, and everything that a block reads lies in one piece. */
 #include "kernel/kernel_half.h"
 #include "kernel/simd_amx.h"
-#include "kernel/simd_avx512.h"
 
 #include <string.h>
 
@@ -33,7 +32,7 @@ static uint32_t pack_values(int32_t step, int32_t n, int32_t E, const float *val
       largest = _mm512_max_epu32(largest, _mm512_max_epu32(magnitude_bits(even), magnitude_bits(odd)));
       pairs[p] = _mm512_or_si512(bf16_low(even), _mm512_slli_epi32(bf16_low(odd), 16));
     }
-    transpose(pairs);
+    vi_turn(pairs);
     for (int32_t r = 0; r < 16; r++)
       _mm512_storeu_si512(chunk + sfa_half_value_at(step, e + r, 0), pairs[r]);
   }
@@ -362,7 +361,7 @@ static void output_rows(int32_t first, int32_t n, int32_t E, int32_t W, const fl
       __m512i rows[16];
       for (int32_t r = 0; r < 16; r++)
         rows[r] = _mm512_castps_si512(_mm512_fmadd_ps(_mm512_loadu_ps(tile + 16 * r), times, _mm512_setzero_ps()));
-      transpose(rows);
+      vi_turn(rows);
       for (int32_t r = 0; r < 16 && i + r < n; r++)
         _mm512_mask_storeu_epi32(out[i + r] + e, lanes_of(E - e), rows[r]);
     }

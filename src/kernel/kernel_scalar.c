@@ -52,6 +52,15 @@ static void topk(int64_t n_rows, const float *x, int64_t row_stride, int32_t D, 
   }
 }
 
+static void topk_bf16(int64_t n_rows, const uint16_t *x, int64_t row_stride, int32_t D, int32_t K, uint8_t *ids, float *values) {
+  float row[256];
+  for (; n_rows > 0; n_rows--, x += row_stride, ids += K, values += K) {
+    for (int32_t u = 0; u < D; u++)
+      row[u] = sfa_f32_from_bf16(x[u]);
+    topk(1, row, D, D, K, ids, values);
+  }
+}
+
 static uint32_t largest_magnitude(const float *x, int32_t n) {
   uint32_t largest = 0;
   for (int32_t i = 0; i < n; i++)

@@ -5,6 +5,8 @@
 #ifndef SFA_SIMD_AMX_H
 #define SFA_SIMD_AMX_H
 
+#include "kernel/simd_avx512.h"
+
 #include <immintrin.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -36,33 +38,6 @@ static const tile_config full_tiles = {ROW_BYTES, .rows = {16, 16, 16, 16, 16, 1
     _tile_dpbf16ps(3, 5, 7);                                                                                                               \
   } while (0)
 
-/* r becomes its transpose. */
-ALWAYS void transpose(__m512i r[16]) {
-  __m512i t[16];
-  for (int i = 0; i < 8; i++) {
-    t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
-    t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
-  }
-  for (int i = 0; i < 4; i++) {
-    r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
-    r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
-    r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
-    r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
-  }
-  for (int i = 0; i < 4; i++) {
-    t[i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x88);
-    t[4 + i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xdd);
-    t[8 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x88);
-    t[12 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xdd);
-  }
-  for (int i = 0; i < 4; i++) {
-    r[i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88);
-    r[8 + i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd);
-    r[4 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0x88);
-    r[12 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0xdd);
-  }
-}
-
 /* ---- Patches -------------------------------------------------------------------------------------------------------------------- */
 
 /* Lanes of a vector of 16 that exist among n. */
@@ -83,7 +58,7 @@ ALWAYS void interleave(__m512i x, __m512i y, __m512i *low, __m512i *high) {
 /* A tile of 16 rows as it is, or its 16 columns of 32 bits as rows. */
 ALWAYS void store_tile(uint16_t *to, __m512i rows[16], bool turn) {
   if (turn)
-    transpose(rows);
+    vi_turn(rows);
   for (int r = 0; r < 16; r++)
     _mm512_storeu_si512(to + 32 * r, rows[r]);
 }

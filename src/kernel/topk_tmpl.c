@@ -301,3 +301,13 @@ static void topk(int64_t n_rows, const float *x, int64_t row_stride, int32_t D, 
   else
     topk_wide(n_rows, x, row_stride, D, K, ids, values);
 }
+
+/* topk_bf16 by way of f32, some rows at a time. */
+static void topk_converted(int64_t n_rows, const uint16_t *x, int64_t row_stride, int32_t D, int32_t K, uint8_t *ids, float *values) {
+  float rows[V_LANES * 32 * TOPK_NARROW_WORDS];
+  for (int64_t n; n_rows > 0; n_rows -= n, x += n * row_stride, ids += n * K, values += n * K) {
+    n = n_rows < V_LANES ? n_rows : V_LANES;
+    load_rows(n, D, SFA_BF16, x, row_stride, NULL, rows, D);
+    topk(n, rows, D, D, K, ids, values);
+  }
+}

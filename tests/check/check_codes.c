@@ -1,4 +1,4 @@
-/* Checks of topk, quantize_i8, quantize_i4, load_rows, store_rows, rotate_rows, query_tile and query_tile_codes: all exact. */
+/* Checks of topk, topk_bf16, quantize_i8, quantize_i4, load_rows, store_rows, rotate_rows, query_tile and query_tile_codes: all exact. */
 #include "base/half.h"
 #include "check.h"
 #include "oracle.h"
@@ -31,6 +31,37 @@ static void topk_case(check *c, check_kind kind, int n_rows, int D, int K, int s
     }
   }
   check_end(c);
+}
+
+/* Rows of bf16: those of topk_case, cut. */
+static void topk_bf16_case(check *c, check_kind kind, int n_rows, int D, int K, int stride) {
+  check_begin(c, "topk_bf16", "%s n %d D %d K %d stride %d", check_kind_name(kind), n_rows, D, K, stride);
+  const int64_t n = n_rows ? (int64_t)(n_rows - 1) * stride + D : 0;
+  const size_t n_kept = (size_t)n_rows * (size_t)K;
+  float *x = check_rows(c, kind, n);
+  uint16_t *rows = check_memory(c, (size_t)n * sizeof *rows);
+  for (int64_t i = 0; i < n; i++) {
+    rows[i] = (uint16_t)(sfa_bits_of(x[i]) >> 16);
+    x[i] = sfa_f32_from_bf16(rows[i]);
+  }
+  uint8_t *ids = check_memory(c, n_kept), *plain_ids = check_memory(c, n_kept);
+  float *values = check_floats(c, (int64_t)n_kept), *plain_values = check_floats(c, (int64_t)n_kept);
+  c->kernels->topk_bf16(n_rows, rows, stride, D, K, ids, values);
+  c->plain->topk(n_rows, x, stride, D, K, plain_ids, plain_values);
+  check_bytes(c, "ids", ids, plain_ids, n_kept);
+  check_bytes(c, "values", values, plain_values, n_kept * sizeof *values);
+  check_end(c);
+}
+
+static void check_topk_bf16(check *c) {
+  static const int rows[] = {0, 1, 7, 15, 16, 17, 33};
+  for (int d = 0; head_dims[d] <= 256; d++) {
+    const int D = head_dims[d], kept[] = {1, 2, 7, 8, 9, 15, 16, 17, 32, D / 2, D - 1, D};
+    for (int kind = 0; kind < CHECK_KINDS; kind++)
+      for (size_t k = 0; k < sizeof kept / sizeof *kept; k++)
+        if (kept[k] <= D)
+          topk_bf16_case(c, (check_kind)kind, rows[check_pick(c, 7)], D, kept[k], D + (check_pick(c, 2) ? 3 : 0));
+  }
 }
 
 static void check_topk(check *c) {
@@ -237,6 +268,10 @@ static void check_queries(check *c) {
     }
 }
 
-const check_entry check_codes_entries[] = {{"topk", check_topk},          {"quantize", check_quantize},
-                                           {"rows", check_stored_rows},   {"rotate_rows", check_rotations},
-                                           {"query_tile", check_queries}, {NULL, NULL}};
+const check_entry check_codes_entries[] = {{"topk", check_topk},
+                                           {"topk_bf16", check_topk_bf16},
+                                           {"quantize", check_quantize},
+                                           {"rows", check_stored_rows},
+                                           {"rotate_rows", check_rotations},
+                                           {"query_tile", check_queries},
+                                           {NULL, NULL}};
