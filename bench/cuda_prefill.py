@@ -2,10 +2,15 @@
 
     nvcc -gencode=arch=compute_90a,code=sm_90a -std=c++17 -O3 -Isrc -Iinclude -shared -Xcompiler -fPIC -o prefill.so src/cuda/prefill_sm90*.cu
     python3 bench/cuda_prefill.py prefill.so [--only WORDS] [--repeats N] > bench/results/MACHINE-prefill.csv
+    python3 bench/cuda_prefill.py prefill.so --errors > bench/results/MACHINE-prefill-errors.csv
 
 Every line is one shape: all are fed the same top-k codes written out as rows, and take turns, one call each, so that clocks and heat are
 shared; medians of CUDA event times, the spread is (largest - smallest) / median of the middle half. Rows are made before: top-k is timed
 by itself. "ratio" is the time of cuDNN, in the better of its two layouts, over ours.
+
+With --errors, in place of times, || out - truth || / || truth || with truth in double: of the codes as bf16 rows, which everyone is fed, and
+for int8 also of the numbers that remain of them (as_stored): int8 queries, and int8 keys after a tile has taken one scale t for all its
+keys. "key_bound" is the largest | key - stored key | over t / 2, which docs/NUMERICS.md bounds by 1.
 """
 import argparse, ctypes, math, os
 import torch, torch.nn.functional as F
@@ -59,10 +64,18 @@ def main():
     parser.add_argument("library")
     parser.add_argument("--only", default="")
     parser.add_argument("--repeats", type=int, default=11)
+    parser.add_argument("--errors", action="store_true")
     args = parser.parse_args()
     library = ctypes.CDLL(os.path.abspath(args.library))
     library.sfa_cuda_prefill_run.restype = ctypes.c_char_p
     library.sfa_cuda_prefill_run.argtypes = [P, P]
+    if args.errors:
+        print("machine,d,n,heads,causal,k,sharpness,way,error,over_cudnn,error_as_stored,key_bound", flush=True)
+        for d in (64, 128, 256):
+            for causal in (0, 1):
+                for sharpness in (1, 6):
+                    errors(library, d, causal, sharpness)
+        return
     print("machine,d,n,heads,causal,k,two_of_four,way,ms,spread,tflops,ratio_cudnn,ratio_fa2,difference", flush=True)
     shapes = [(d, n, heads, causal, k) for d, n, heads in ((128, 32768, 8), (256, 32768, 4), (64, 32768, 8), (128, 8192, 32), (256, 8192, 16),
               (128, 131072, 2)) for causal in (0, 1) for k in (8, 16)]
@@ -72,47 +85,93 @@ def main():
         bench(library, d, n, heads, causal, k, args.repeats)
 
 
-def bench(library, d, n, heads, causal, k, repeats):
-    torch.manual_seed(d + n + causal + k)
-    draw = lambda: torch.randn(n, heads, d, device="cuda")
-    q_dense, k_rows, v = draw(), top_k(draw(), k).bfloat16(), draw().bfloat16()
-    queries = {0: top_k(q_dense, k).bfloat16(), 1: top_k(q_dense, k, True).bfloat16()}
-    del q_dense
+def draw(d, n, heads, k, sharpness=1):
+    """Codes of queries (as they are, and 2 of 4 at most) and of keys, values; bf16 rows [n][heads][d]."""
+    random = lambda: torch.randn(n, heads, d, device="cuda")
+    q, k_rows, v = random() * sharpness, top_k(random(), k).bfloat16(), random().bfloat16()
+    return {0: top_k(q, k).bfloat16(), 1: top_k(q, k, True).bfloat16()}, k_rows, v
+
+
+def calls(library, queries, k_rows, v, causal):
+    """{(policy, 2 of 4): a function that runs it}, their outputs, and what int8 ways read: (q, k, their scales)."""
+    n, heads, d = v.shape
     k_int8, k_scale = int8(k_rows.float())
     stream = torch.cuda.current_stream().cuda_stream
-    keep, ways, outs = [], {}, {}
+    ways, outs, stored = {}, {}, {}
     tokens = Tokens(1, n, None, n)
     scores = Scores(1 / math.sqrt(d), 0, causal, -1, -1, 0, None, None)
     for name, policy in POLICIES.items():
         for capped in (0, 1) if name.startswith("sp") else (0,):
-            out = torch.full((n, heads, d), float("nan"), device="cuda", dtype=torch.bfloat16)
+            q, k, scales, dtype = queries[capped], k_rows, (), SFA_BF16
             if "int8" in name:
-                q_rows, q_scale = int8(queries[capped].float())
-                own, own_scale = k_int8.clone(), k_scale.clone()  # a run gives every tile of them one scale
-                call = Prefill(policy, heads, heads, d, d, tokens, tokens, None, rows(q_rows, SFA_I8), rows(own, SFA_I8), q_scale.data_ptr(),
-                               own_scale.data_ptr(), rows(v, SFA_BF16), scores, rows(out, SFA_BF16), None)
-                keep.append((q_rows, q_scale, own, own_scale))
-            else:
-                call = Prefill(policy, heads, heads, d, d, tokens, tokens, None, rows(queries[capped], SFA_BF16), rows(k_rows, SFA_BF16), None, None,
-                               rows(v, SFA_BF16), scores, rows(out, SFA_BF16), None)
+                q, q_scale = int8(q.float())
+                k, scales, dtype = k_int8.clone(), (q_scale, k_scale.clone()), SFA_I8  # a run gives every tile of keys one scale
+                stored[name, capped] = q, k, scales
+            out = torch.full((n, heads, d), float("nan"), device="cuda", dtype=torch.bfloat16)
+            call = Prefill(policy, heads, heads, d, d, tokens, tokens, None, rows(q, dtype), rows(k, dtype),
+                           *([x.data_ptr() for x in scales] or [None, None]), rows(v, SFA_BF16), scores, rows(out, SFA_BF16), None)
 
-            def way(call=call):
+            def way(call=call, alive=(q, k, scales)):
                 refused = library.sfa_cuda_prefill_run(ctypes.byref(call), stream)
                 assert not refused, refused
 
             ways[name, capped], outs[name, capped] = way, out
+    return ways, outs, stored
 
-    def peer(backend, q, kk, vv):
-        def way():
-            with sdpa_kernel([backend]):
-                return F.scaled_dot_product_attention(q, kk, vv, is_causal=bool(causal))
-        return way
 
+def peer(backend, q, k, v, causal):
+    def way():
+        with sdpa_kernel([backend]):
+            return F.scaled_dot_product_attention(q, k, v, is_causal=bool(causal))
+    return way
+
+
+def errors(library, d, causal, sharpness, n=3000, heads=2, k=16):
+    torch.manual_seed(d + causal)
+    queries, k_rows, v = draw(d, n, heads, k, sharpness)
+    ways, outs, stored = calls(library, queries, k_rows, v, causal)
+    by_head = lambda x: x.double().transpose(0, 1)
+
+    def truth(q, k):
+        s = by_head(q) @ by_head(k).transpose(1, 2) / math.sqrt(d)
+        if causal:
+            s.masked_fill_(torch.ones(n, n, device="cuda", dtype=torch.bool).triu(1), -math.inf)
+        return s.softmax(-1) @ by_head(v)
+
+    def show(name, out, exact, bounds=",,"):
+        error = ((by_head(out) - exact).norm() / exact.norm()).item()
+        print(f"h200,{d},{n},{heads},{causal},{k},{sharpness},{name},{error:.3e},{error / dense:.3f}{bounds}", flush=True)
+
+    exact = truth(queries[0], k_rows)
+    turned = [x.transpose(0, 1)[None] for x in (queries[0], k_rows, v)]
+    peers = {name: peer(backend, *turned, causal)()[0].transpose(0, 1)
+             for name, backend in (("cudnn", SDPBackend.CUDNN_ATTENTION), ("fa2", SDPBackend.FLASH_ATTENTION))}
+    dense = ((by_head(peers["cudnn"]) - exact).norm() / exact.norm()).item()
+    for name, out in peers.items():
+        show(name, out, exact)
+    for name in POLICIES:
+        way, out, bounds = ways[name, 0], outs[name, 0], ",,"
+        if (name, 0) in stored:
+            q, k_now, (q_scale, k_scale) = stored[name, 0]
+            before = k_now.double() * k_scale[..., None]
+            way()
+            after, t = k_now.double() * k_scale[..., None], k_scale[..., None]
+            remains = truth(q.double() * q_scale[..., None], after)
+            bounds = f",{((by_head(out) - remains).norm() / remains.norm()).item():.3e},{((after - before).abs() / (t / 2)).max().item():.3f}"
+        else:
+            way()
+        show(name, out, exact, bounds)
+
+
+def bench(library, d, n, heads, causal, k, repeats):
+    torch.manual_seed(d + n + causal + k)
+    queries, k_rows, v = draw(d, n, heads, k)
+    ways, outs, _ = calls(library, queries, k_rows, v, causal)
     turned = [x.transpose(0, 1)[None] for x in (queries[0], k_rows, v)]
     packed = [x.contiguous() for x in turned]
-    ways["cudnn rows", 0] = peer(SDPBackend.CUDNN_ATTENTION, *turned)
-    ways["cudnn heads", 0] = peer(SDPBackend.CUDNN_ATTENTION, *packed)
-    ways["fa2", 0] = peer(SDPBackend.FLASH_ATTENTION, *turned)
+    ways["cudnn rows", 0] = peer(SDPBackend.CUDNN_ATTENTION, *turned, causal)
+    ways["cudnn heads", 0] = peer(SDPBackend.CUDNN_ATTENTION, *packed, causal)
+    ways["fa2", 0] = peer(SDPBackend.FLASH_ATTENTION, *turned, causal)
     times = {way: [] for way in ways}
     for repeat in range(repeats + 2):
         for name, way in ways.items():
