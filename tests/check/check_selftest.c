@@ -1,5 +1,6 @@
 /* Bugs planted in a copy of a table: checks that do not notice them would prove nothing. */
 #include "check.h"
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -42,6 +43,12 @@ static void tie_to_the_higher(int64_t n_rows, const float *x, int64_t row_stride
   real->topk(n_rows, x, row_stride, D, K, ids, values);
   if (n_rows > 0 && D <= 256 && K < D && ((uint8_t *)ids)[K - 1] < D - 1)
     ((uint8_t *)ids)[K - 1]++;
+}
+
+static void sign_lost(int64_t n_rows, const uint16_t *x, int64_t row_stride, int32_t D, int32_t K, uint8_t *ids, float *values) {
+  real->topk_bf16(n_rows, x, row_stride, D, K, ids, values);
+  for (int64_t i = 0; i < n_rows * K; i++)
+    values[i] = fabsf(values[i]);
 }
 
 static void last_posting_lost(int64_t n_words, const uint64_t *words, int64_t n_values, const int8_t *values, int32_t q, int32_t *sums) {
@@ -132,6 +139,7 @@ static const struct bug {
     {"last key forgotten", check_backward_entries, "codes_backward", {.query_codes_backward = last_key_forgotten}},
     {"last key forgotten", check_backward_entries, "backward", {.query_codes_backward = last_key_forgotten}},
     {"tie to the higher feature", check_codes_entries, "topk", {.topk = tie_to_the_higher}},
+    {"sign lost", check_codes_entries, "topk_bf16", {.topk_bf16 = sign_lost}},
 };
 
 void check_selftest(check *c) {
