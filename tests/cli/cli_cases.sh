@@ -536,6 +536,7 @@ case_bench_files() {
   [[ $(sed -n 9p "$work/a.csv") == *"\"sfa bench attention --n 64,128 "* ]] || fault "the command is not in $(sed -n 9p "$work/a.csv")"
   equal "as many fields" "$(sed 's/"[^"]*"//g' "$work/a.csv" | awk -F, '{ print NF }' | sort -u | wc -l)" 1
   bad 1 "holds other columns" bench topk --n 10 --head-dim 16 --k 2 --repeats 1 --csv "$work/a.csv"
+  bad 1 "holds other columns" bench topk --n 10 --head-dim 16 --k 2 --repeats 1 --csv /dev/zero
   bad 1 "cannot write" bench topk --n 10 --head-dim 16 --k 2 --repeats 1 --csv "$work/none/a.csv"
   # shellcheck disable=SC2086
   SFA_PYTHON=$work/no_python run $attention --peers --json
@@ -559,6 +560,39 @@ case_bench_files() {
       equal "picture $picture" "$(head -c 4 "$work/$picture.png" | tail -c 3)" PNG
     done
   fi
+}
+
+# bench/run and bench/run_cuda over a command that writes what it was asked, and fails where it is told to: a part's numbers are replaced
+# when all of its commands have ended well, and only then.
+case_bench_run() {
+  mkdir "$work/bench" "$work/bin"
+  cp "$root/bench/run" "$root/bench/run_cuda" "$work/bench"
+  cat >"$work/bin/sfa" <<'END'
+#!/usr/bin/env bash
+asked=$*
+while [ "$1" != --csv ]; do shift; done
+echo "$MARK $asked" >>"$2"
+[[ $asked != *"${FAIL-nothing of this}"* ]]
+END
+  chmod +x "$work/bin/sfa"
+  # lines PART: how many lines of the part are of each mark
+  lines() { cut -d' ' -f1 "$work/bench/results/$1" 2>/dev/null | sort | uniq -c | tr -s ' \n' ' '; }
+  local script
+  for script in "run x" "run_cuda y"; do
+    local name=${script#* } failing="--v-type bf16,int8" n_decode n_topk
+    [ "$name" = x ] && failing="--eps"
+    # shellcheck disable=SC2086
+    SFA_BIN=bin MARK=first bash "$work/bench/"$script decode topk >"$work/out" 2>"$work/err"
+    equal "$script: all well" "$?" 0
+    n_decode=$(wc -l <"$work/bench/results/$name-decode.csv") n_topk=$(wc -l <"$work/bench/results/$name-topk.csv")
+    holds "$script: commands" "$n_decode >= 1 && $n_topk >= 2"
+    # shellcheck disable=SC2086
+    FAIL=$failing SFA_BIN=bin MARK=second bash "$work/bench/"$script decode topk >"$work/out" 2>"$work/err"
+    equal "$script: one fails" "$?" 1
+    equal "$script: its part stays" "$(lines $name-decode.csv)" " $n_decode first "
+    equal "$script: what was measured" "$(lines $name-decode.failed.csv)" " $n_decode second "
+    equal "$script: the other part" "$(lines $name-topk.csv)" " $n_topk second "
+  done
 }
 
 # Memory of prefill grows as n, not as n^2: four times the tokens, at most 4.3 times the peak.
