@@ -1,5 +1,5 @@
-/* select of bf16 rows as they are (no norm, no rotation), for the codes and rows that attention reads: a thread a row, or two for rows of
- * more than 128 features. cuda/select.cu takes all other calls, and says what is computed; the bytes are the same.
+/* select of bf16 rows as they are (no norm, no rotation), for the codes, rows and supports that attention reads: a thread a row, or two for
+ * rows of more than 128 features. cuda/select.cu takes all other calls, and says what is computed; the bytes are the same.
  *
  *   1. A warp copies its rows to shared memory, 16 bytes a thread and step. Piece p of row r lies at p ^ r % 8 of the row, so that the
  * threads then read their own rows without conflicts. A thread's magnitudes stay in registers, two in a word.
@@ -210,6 +210,14 @@ __global__ void __launch_bounds__(32 * WARPS) select_threads(const __grid_consta
 
     const bool there = row < n_rows;
     const int32_t token = first + min(row, n_rows - 1);
+    if (s.support && there) {
+      const int32_t n_words = (s.dim + 31) / 32;
+      uint32_t *words = s.support + ((int64_t)token * s.n_heads + head) * n_words + lane * MASKS;
+#pragma unroll
+      for (int i = 0; i < MASKS; i++)
+        if (lane * MASKS + i < n_words)
+          words[i] = __brev(mask[i]);
+    }
     const row_rounding r = rounding_of(s.has_store ? s.store.format.dtype : SFA_F32, most << 16);
     int32_t n = 0; /* the thread's, and its first slot */
 #pragma unroll
@@ -323,7 +331,7 @@ static bool slots_aligned(const sfa_cuda_select *s) {
 
 bool sfa_select_bf16_takes(const sfa_cuda_select *s) {
   return s->x.dtype == SFA_BF16 && s->dim <= WIDEST && s->dim % 8 == 0 && s->k > 0 && s->k < s->dim && !s->norm_weight && !s->rope_cos &&
-         !s->two_of_four && !s->rows_f32 && !s->support && (!s->has_store || s->store.format.k) && sfa_cuda_rows_aligned(&s->x) &&
+         !s->two_of_four && !s->rows_f32 && (!s->has_store || s->store.format.k) && sfa_cuda_rows_aligned(&s->x) &&
          (!s->rows.data || (sfa_cuda_rows_aligned(&s->rows) &&
                             (s->rows.dtype == SFA_BF16 || (s->dim % 16 == 0 && sfa_cuda_aligned(s->rows.data, 0, 16) &&
                                                            s->rows.token_stride % 16 == 0 && s->rows.head_stride % 16 == 0))));
