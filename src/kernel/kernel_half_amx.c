@@ -8,9 +8,6 @@
 
 #include <string.h>
 
-/* For sums of weights tiles 0..4 have one row: a product costs as many cycles as the left tile has rows. */
-static const tile_config sum_tiles = {ROW_BYTES, .rows = {1, 1, 1, 1, 1, 16, 16, 16}};
-
 static void begin(void) { _tile_loadconfig(&full_tiles); }
 static void end(void) { _tile_release(); }
 
@@ -297,47 +294,44 @@ static void weights_dense(int32_t first_step, int32_t n_steps, int32_t D, const 
 
 /* ---- Values --------------------------------------------------------------------------------------------------------------------- */
 
-/* l [W] += the weights' sums: a tile row of ones times P. */
-static void add_sums(int32_t first_step, int32_t n_steps, int32_t W, const uint16_t *P, float *l) {
-  uint16_t ones[SFA_HALF_STEP];
-  for (int j = 0; j < SFA_HALF_STEP; j++)
-    ones[j] = 0x3f80;
-  __asm__ volatile("" : : "r"(ones) : "memory"); /* they are in memory now: see TILE_BLOCK */
-  _tile_loadconfig(&sum_tiles);
-  _tile_loadd(4, ones, 64);
-  for (int32_t i = 0; i < W; i += 32) {
-    _tile_loadd(0, l + i, 64);
-    _tile_loadd(1, l + i + 16, 64);
-    for (int32_t step = first_step; step < first_step + n_steps; step++) {
-      const uint16_t *B = P + sfa_half_weight_at(step, i, 0);
-      _tile_loadd(5, B, 64);
-      _tile_dpbf16ps(0, 4, 5);
-      _tile_loadd(6, B + 512, 64);
-      _tile_dpbf16ps(1, 4, 6);
+/* O^T of 32 dimensions and 32 rows += V^T P^T, over the steps of a chunk. sums: l of the rows too, by the vector units, which are idle. */
+ALWAYS void product_block(const bool sums, int32_t n_steps, const uint16_t *A, const uint16_t *B, float *C, float *l) {
+  const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3f80);
+  __m512 low[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()}, high[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+  _tile_loadd(0, C, 64);
+  _tile_loadd(1, C + 256, 64);
+  _tile_loadd(2, C + 512, 64);
+  _tile_loadd(3, C + 768, 64);
+  for (int32_t step = 0; step < n_steps; step++, A += 1024, B += 1024) {
+    TILE_BLOCK(A, 512, B);
+    if (sums) {
+#pragma GCC unroll 16
+      for (int p = 0; p < 16; p++) {
+        low[p % 2] = _mm512_dpbf16_ps(low[p % 2], (__m512bh)_mm512_loadu_si512(B + 32 * p), ones);
+        high[p % 2] = _mm512_dpbf16_ps(high[p % 2], (__m512bh)_mm512_loadu_si512(B + 512 + 32 * p), ones);
+      }
     }
-    _tile_stored(0, l + i, 64);
-    _tile_stored(1, l + i + 16, 64);
   }
-  _tile_loadconfig(&full_tiles);
+  _tile_stored(0, C, 64);
+  _tile_stored(1, C + 256, 64);
+  _tile_stored(2, C + 512, 64);
+  _tile_stored(3, C + 768, 64);
+  if (sums) {
+    _mm512_storeu_ps(l, _mm512_add_ps(_mm512_loadu_ps(l), _mm512_add_ps(low[0], low[1])));
+    _mm512_storeu_ps(l + 16, _mm512_add_ps(_mm512_loadu_ps(l + 16), _mm512_add_ps(high[0], high[1])));
+  }
 }
 
 static void accumulate(int32_t first_step, int32_t n_steps, int32_t E, const uint16_t *V, int32_t W, const uint16_t *P, float *O,
                        float *l) {
-  add_sums(first_step, n_steps, W, P, l);
   for (int32_t e = 0; e < E; e += 32)
     for (int32_t i = 0; i < W; i += 32) {
       const uint16_t *A = V + sfa_half_value_at(first_step, e, 0), *B = P + sfa_half_weight_at(first_step, i, 0);
       float *C = O + sfa_half_output_at(W, e, i);
-      _tile_loadd(0, C, 64);
-      _tile_loadd(1, C + 256, 64);
-      _tile_loadd(2, C + 512, 64);
-      _tile_loadd(3, C + 768, 64);
-      for (int32_t step = 0; step < n_steps; step++, A += 1024, B += 1024)
-        TILE_BLOCK(A, 512, B);
-      _tile_stored(0, C, 64);
-      _tile_stored(1, C + 256, 64);
-      _tile_stored(2, C + 512, 64);
-      _tile_stored(3, C + 768, 64);
+      if (e == 0)
+        product_block(true, n_steps, A, B, C, l + i);
+      else
+        product_block(false, n_steps, A, B, C, NULL);
     }
 }
 
