@@ -201,14 +201,12 @@ static __device__ __forceinline__ float sfa_decode_query_feature(const sfa_cuda_
   return first ? __fsub_rn(__fmul_rn(x, c), __fmul_rn(other, s)) : __fadd_rn(__fmul_rn(x, c), __fmul_rn(other, s));
 }
 
-/* Rows first_row, ... of a kv head to shared memory: out [n][D], turned, else the product's rows as they are (scale comes later), cut to
- * their k_q largest; rows beyond the last are 0. All threads of the block; a barrier follows. (Loops that go round a few times before and
- * behind the keys are not unrolled: a kernel finds its instructions in no cache, and fetching more of them takes longer than running them.)
- */
+/* Rows first_row, ... of a kv head to shared memory: out [n][D], turned, else the product's rows as they are (scale comes later); rows
+ * beyond the last are 0. All threads of the block; a barrier follows. (Loops that go round a few times before and behind the keys are not
+ * unrolled: a kernel finds its instructions in no cache, and fetching more of them takes longer than running them.) */
 static __device__ __forceinline__ void sfa_decode_load_queries(const sfa_decode_call &call, int32_t b, int32_t g, int32_t first_row,
-                                                               int32_t n, float *raw, float *out) {
-  int32_t dim = call.args.head_dim, k = call.args.k_q, shift = __popc(call.id_mask);
-  bool cut = k > 0 && k < dim;
+                                                               int32_t n, float *out) {
+  int32_t dim = call.args.head_dim, shift = __popc(call.id_mask);
 #pragma unroll 1
   for (int32_t i = (int32_t)threadIdx.x; i < n << shift; i += (int32_t)blockDim.x) {
     int32_t r = i >> shift, row = first_row + r, u = i & (int32_t)call.id_mask;
@@ -220,19 +218,54 @@ static __device__ __forceinline__ void sfa_decode_load_queries(const sfa_decode_
       int64_t token = (int64_t)b * call.args.n_queries + line;
       x = sfa_decode_query_feature(call.args, token * call.args.q.token_stride + head * call.args.q.head_stride, line, u);
     }
-    (cut ? raw : out)[r * dim + u] = x;
+    out[r * dim + u] = x;
   }
-  if (cut) { /* an entry stays if fewer than k are larger, or as large with a lower id; magnitudes as whole numbers: NaN is the largest */
-    __syncthreads();
-    for (int32_t i = (int32_t)threadIdx.x; i < n * dim; i += (int32_t)blockDim.x) {
-      const float *row = raw + i / dim * dim;
-      uint32_t own = __float_as_uint(raw[i]) & 0x7fffffffu;
-      int32_t larger = 0, u = i % dim;
-      for (int32_t v = 0; v < dim; v++) {
-        uint32_t other = __float_as_uint(row[v]) & 0x7fffffffu;
-        larger += other > own || (other == own && v < u);
+  __syncthreads();
+}
+
+/* Rows of up to 256 features, cut to their k_q largest, a warp a row; magnitudes as whole numbers: NaN is the largest, and of equal ones
+ * those with the lower ids stay. k or more reach low, n_high < k reach high: down from the maximum in growing steps, then halves. All
+ * threads of the block; a barrier follows. */
+static __device__ __forceinline__ void sfa_decode_cut_queries(const sfa_decode_call &call, int32_t n, float *rows) {
+  enum { EACH = 8 };
+  const int32_t dim = call.args.head_dim, k = call.args.k_q, lane = (int32_t)threadIdx.x & 31;
+  if (k == 0 || k >= dim)
+    return;
+#pragma unroll 1
+  for (int32_t r = (int32_t)threadIdx.x / 32; r < n; r += SFA_DECODE_WARPS) {
+    float *row = rows + r * dim;
+    uint32_t m[EACH], most = 0, low = 0;
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+      m[i] = lane + 32 * i < dim ? __float_as_uint(row[lane + 32 * i]) & 0x7fffffffu : 0;
+      most = max(most, m[i]);
+    }
+    uint32_t high = __reduce_max_sync(~0u, most) + 1;
+    int32_t n_high = 0;
+    for (uint32_t step = 1u << 22; high - low > 1; step = min(2 * step, 1u << 30)) {
+      const uint32_t trial = low == 0 && high > step ? high - step : low + (high - low) / 2;
+      int32_t n_trial = 0;
+#pragma unroll
+      for (int i = 0; i < EACH; i++)
+        n_trial += m[i] >= trial;
+      n_trial = __reduce_add_sync(~0u, n_trial);
+      if (n_trial < k) {
+        high = trial;
+        n_high = n_trial;
+      } else {
+        low = trial;
+        if (n_trial == k)
+          break;
       }
-      out[i] = larger < k ? raw[i] : 0.f;
+    }
+    int32_t n_equal = k - n_high; /* how many of those at low stay, or more than there are */
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+      const bool there = lane + 32 * i < dim;
+      const uint32_t equal = __ballot_sync(~0u, there && m[i] == low);
+      if (there && (m[i] < low || (m[i] == low && __popc(equal & ((1u << lane) - 1)) >= n_equal)))
+        row[lane + 32 * i] = 0;
+      n_equal -= __popc(equal);
     }
   }
   __syncthreads();

@@ -31,7 +31,7 @@ static __device__ __forceinline__ int64_t sfa_drop_pair(const sfa_decode_call &c
 
 template <class KEYS, int ROWS> static __host__ __device__ size_t sfa_drop_weigh_shared(const sfa_decode_call &call) {
   return KEYS::table_bytes(call) + sizeof(int32_t) * ROWS * SFA_DROP_BINS + sizeof(float2) * SFA_DECODE_WARPS * ROWS +
-         2 * (size_t)ROWS * call.args.head_dim * sizeof(float);
+         (size_t)ROWS * call.args.head_dim * sizeof(float);
 }
 
 /* Takes scores of the warp's steps at, at + 1, ...: to m and l, to the counts, to the workspace (scores: of the lane). */
@@ -75,8 +75,8 @@ static __global__ __launch_bounds__(SFA_DECODE_THREADS, 2) void sfa_drop_weigh_k
   float2 *sums = (float2 *)(counts + ROWS * SFA_DROP_BINS);
   float *queries = (float *)(sums + SFA_DECODE_WARPS * ROWS);
   int32_t n_keys = call.args.n_keys[blockIdx.z], row_block = (int32_t)blockIdx.x % call.n_row_blocks;
-  sfa_decode_load_queries(call, (int32_t)blockIdx.z, (int32_t)blockIdx.y, row_block * call.rows_of_block, ROWS,
-                          queries + ROWS * call.args.head_dim, queries);
+  sfa_decode_load_queries(call, (int32_t)blockIdx.z, (int32_t)blockIdx.y, row_block * call.rows_of_block, ROWS, queries);
+  sfa_decode_cut_queries(call, ROWS, queries);
   sfa_decode_span span = sfa_decode_span_of(call, (int32_t)blockIdx.z, (int32_t)blockIdx.y, row_block, n_keys);
   const bool straight = sfa_decode_straight(call);
   const float factor = straight ? call.scale_log2 : 1.f;

@@ -17,6 +17,27 @@ static __device__ __forceinline__ float row_unit(const sfa_decode_rows &scales, 
   return dtype == SFA_I8 || dtype == SFA_I4 ? sfa_decode_half(*(const uint16_t *)(const void *)sfa_decode_row(scales, page, token)) : 1.f;
 }
 
+/* A row of any length, cut to its k_q largest by counting what is larger, or as large with a lower id; magnitudes as whole numbers: NaN is
+ * the largest. room [D]. */
+static __device__ void cut_query(const sfa_decode_call &call, float *room, float *q) {
+  int32_t dim = call.args.head_dim, k = call.args.k_q;
+  if (k == 0 || k >= dim)
+    return;
+  for (int32_t u = (int32_t)threadIdx.x; u < dim; u += SFA_DECODE_THREADS) {
+    uint32_t own = __float_as_uint(q[u]) & 0x7fffffffu;
+    int32_t larger = 0;
+    for (int32_t v = 0; v < dim; v++) {
+      uint32_t other = __float_as_uint(q[v]) & 0x7fffffffu;
+      larger += other > own || (other == own && v < u);
+    }
+    room[u] = larger < k ? q[u] : 0.f;
+  }
+  __syncthreads();
+  for (int32_t u = (int32_t)threadIdx.x; u < dim; u += SFA_DECODE_THREADS)
+    q[u] = room[u];
+  __syncthreads();
+}
+
 static __global__ __launch_bounds__(SFA_DECODE_THREADS) void plain_kernel(const __grid_constant__ sfa_decode_call call) {
   extern __shared__ __align__(16) float floats[];
   __shared__ float weights[SFA_DECODE_THREADS], units[SFA_DECODE_THREADS], warp_values[SFA_DECODE_WARPS];
@@ -35,7 +56,8 @@ static __global__ __launch_bounds__(SFA_DECODE_THREADS) void plain_kernel(const 
                         values = sfa_decode_rows_of(v, v.values, call.value_pitch, span.b, span.g),
                         value_scales = sfa_decode_rows_of(v, v.scales, call.value_scale_pitch, span.b, span.g);
   float m = SFA_DECODE_NOTHING, l = 0; /* l: of the thread's keys */
-  sfa_decode_load_queries(call, span.b, span.g, span.first_row, 1, out, q);
+  sfa_decode_load_queries(call, span.b, span.g, span.first_row, 1, q);
+  cut_query(call, out, q);
   for (int32_t e = self; e < dim_v; e += SFA_DECODE_THREADS)
     out[e] = 0;
   for (; step < end_step; step += SFA_DECODE_WARPS) {

@@ -185,7 +185,7 @@ template <class KEYS, class VALUES, int ROWS, int E> struct sfa_decode_stream_la
     exchanges = rings + SFA_DECODE_WARPS * (size_t)sfa_decode_ring<VALUES, ROWS>::SLOTS * sfa_decode_ring<VALUES, ROWS>::BYTES;
     weights = exchanges + SFA_DECODE_WARPS * KEYS::exchange_bytes();
     queries = weights + SFA_DECODE_WARPS * VALUES::P_ROWS * 64;
-    size_t work = queries + (call.args.k_q ? 2 : 1) * (size_t)ROWS * call.args.head_dim * sizeof(float);
+    size_t work = queries + (size_t)ROWS * call.args.head_dim * sizeof(float);
     size_t join = sizeof(float2) * SFA_DECODE_WARPS * 8 + (size_t)SFA_DECODE_WARPS * ROWS * E * sizeof(float);
     all = work > join ? work : join;
   }
@@ -274,7 +274,8 @@ static __global__ __launch_bounds__(SFA_DECODE_THREADS, 2) void sfa_decode_strea
   }
   for (int i = lane; i < VALUES::P_ROWS * 16; i += 32)
     ((uint32_t *)weights)[i] = 0;
-  sfa_decode_load_queries(call, span.b, span.g, span.first_row, ROWS, queries + ROWS * call.args.head_dim, queries);
+  sfa_decode_load_queries(call, span.b, span.g, span.first_row, ROWS, queries);
+  sfa_decode_cut_queries(call, ROWS, queries);
   KEYS::prepare(call, queries, table);
   values.clear();
   softmax.clear();
