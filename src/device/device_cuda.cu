@@ -225,28 +225,13 @@ static void record_destroy(sfa_context *ctx, void *record) {
 
 /* ---- State ------------------------------------------------------------------------------------------------------------------------ */
 
-void sfa_cuda_note(const sfa_context *ctx, cudaError_t error, const char *what) {
+void sfa_cuda_note(const sfa_context *ctx, const char *refused, const char *what) {
   sfa_device_state *state = ctx->device_state;
-  if (error == cudaSuccess)
+  if (!refused)
     return;
   (void)cudaGetLastError();
   if (!state->failed[0])
-    snprintf(state->failed, sizeof state->failed, "%s: %s", what, cudaGetErrorString(error));
-}
-
-void sfa_cuda_launch_early(const sfa_context *ctx, const void *kernel, unsigned blocks, unsigned threads, size_t shared, void **args,
-                           const char *what) {
-  cudaLaunchAttribute early = {};
-  cudaLaunchConfig_t config = {};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  config.gridDim = dim3(blocks);
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = shared;
-  config.stream = sfa_cuda_stream_of(ctx);
-  config.attrs = &early;
-  config.numAttrs = ctx->device_state->overlaps ? 1 : 0;
-  sfa_cuda_note(ctx, cudaLaunchKernelExC(&config, kernel, args), what);
+    snprintf(state->failed, sizeof state->failed, "%s: %s", what, refused);
 }
 
 void *sfa_cuda_borrow(const sfa_context *ctx, size_t bytes) {
@@ -294,10 +279,6 @@ static cudaError_t open_pool(sfa_device_state *state) {
   props.location.id = device;
   if (error == cudaSuccess)
     error = cudaDeviceGetAttribute(&state->n_processors, cudaDevAttrMultiProcessorCount, device);
-  int major = 0;
-  if (error == cudaSuccess)
-    error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  state->overlaps = major >= 9;
   if (error == cudaSuccess)
     error = cudaMemPoolCreate(&state->pool, &props);
   return error == cudaSuccess ? cudaMemPoolSetAttribute(state->pool, cudaMemPoolAttrReleaseThreshold, &keep) : error;

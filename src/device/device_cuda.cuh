@@ -29,14 +29,16 @@ struct sfa_device_state {
   void *workspace; /* of cuBLASLt */
   cudaMemPool_t pool;
   int n_processors;
-  bool overlaps;               /* the GPU lets a kernel start while the one before ends (compute capability 9.0) */
   char failed[160];            /* the first operation that could not be put on the stream, "" if all could */
   struct sfa_cuda_plan *plans; /* [SFA_CUDA_PLANS] of products */
 };
 
 static inline cudaStream_t sfa_cuda_stream_of(const sfa_context *ctx) { return (cudaStream_t)ctx->backend->stream_of(ctx); }
-/* Keeps the first thing that went wrong. */
-void sfa_cuda_note(const sfa_context *ctx, cudaError_t error, const char *what);
+/* Keeps the first thing that went wrong; NULL, cudaSuccess: nothing did. */
+void sfa_cuda_note(const sfa_context *ctx, const char *refused, const char *what);
+static inline void sfa_cuda_note(const sfa_context *ctx, cudaError_t error, const char *what) {
+  sfa_cuda_note(ctx, error == cudaSuccess ? NULL : cudaGetErrorString(error), what);
+}
 /* Memory in stream order, for what lives within one operation; NULL is noted. */
 void *sfa_cuda_borrow(const sfa_context *ctx, size_t bytes);
 void sfa_cuda_return(const sfa_context *ctx, void *memory);
@@ -58,11 +60,6 @@ void sfa_cuda_norm_to(const sfa_context *ctx, int64_t n_rows, int32_t dim, const
 
 /* Fills in the operations of a file. */
 void sfa_cuda_linear_ops(sfa_device *device);
-
-/* Launches a kernel that may start while the one before it on the stream still runs; it calls sfa_cuda_wait_for_previous before it reads
- * or writes what another kernel does. */
-void sfa_cuda_launch_early(const sfa_context *ctx, const void *kernel, unsigned blocks, unsigned threads, size_t shared, void **args,
-                           const char *what);
 
 #define SFA_CUDA_LAUNCH(ctx, kernel, grid, block, shared, ...)                                                                             \
   do {                                                                                                                                     \

@@ -312,13 +312,12 @@ template <typename W, int ROWS> static void run_few_rows(const sfa_context *ctx,
   int32_t n = 0;
   for (int p = 0; p < (pair ? 1 : j->n_parts); p++)
     n += j->parts[p].n_out;
-  const void *kernel = pair ? (const void *)few_kernel<W, ROWS, true> : (const void *)few_kernel<W, ROWS, false>;
+  void (*kernel)(few_job) = pair ? few_kernel<W, ROWS, true> : few_kernel<W, ROWS, false>;
   if (shared > 32 << 10) /* 48 KB go without asking, all arrays together */
     sfa_cuda_note(ctx, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, MOST_SHARED), "shared memory");
   const int most = ctx->device_state->n_processors * 12, blocks = (n + WARPS - 1) / WARPS;
-  few_job job = *j;
-  void *args[] = {&job};
-  sfa_cuda_launch_early(ctx, kernel, (unsigned)(blocks < most ? blocks : most), THREADS, shared, args, "a linear layer");
+  sfa_cuda_note(ctx, sfa_cuda_launch_after(kernel, dim3(blocks < most ? blocks : most), THREADS, shared, sfa_cuda_stream_of(ctx), *j),
+                "a linear layer");
 }
 
 /* As many rows at a time as fit shared memory. */
