@@ -177,6 +177,8 @@ static __global__ void merge_rows(sfa_cuda_tokens tokens, int32_t n_heads, int32
   const int64_t n_rows = (tokens.cu_seqlens ? tokens.cu_seqlens[tokens.n_sequences] : tokens.n_sequences * tokens.max_seqlen) * n_heads;
   for (int64_t row = first_item() / 32; row < n_rows; row += item_step() / 32) {
     const float a = lse_a[row], b = lse_b[row], m = a > b || a != a ? a : b;
+    if (b == -INFINITY && a != b)
+      continue; /* nothing joins */
     const float weight_a = m == -INFINITY ? 0.0f : expf(a - m), weight_b = m == -INFINITY ? 0.0f : expf(b - m), l = weight_a + weight_b;
     for (int32_t e = lane; e < dim; e += 32) {
       float *to = out_a + row * dim + e;

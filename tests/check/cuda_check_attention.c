@@ -113,6 +113,8 @@ static const struct {
      {.o = {.n_heads = 2, .head_dim = 40, .head_dim_v = 96, .max_seqlen_q = 140, .max_seqlen_k = 166, .k_q = 8, .k_k = 8, .causal = 1}}},
     {"D 96, E 64",
      {.o = {.n_heads = 2, .head_dim = 96, .head_dim_v = 64, .max_seqlen_q = 140, .max_seqlen_k = 166, .k_k = 12}, .bf16 = true}},
+    {"nearly all kept", {.o = {.n_heads = 2, .head_dim = 64, .max_seqlen_q = 150, .max_seqlen_k = 190, .k_q = 60, .k_k = 63, .causal = 1}}},
+    {"all kept", {.o = {.n_heads = 2, .head_dim = 128, .max_seqlen_q = 50, .max_seqlen_k = 90, .k_q = 128, .k_k = 128}, .bf16 = true}},
     {"batch",
      {.o = {.n_heads = 4,
             .n_kv_heads = 2,

@@ -30,7 +30,7 @@ __global__ void reference(sfa_cuda_prefill a, double *scores, double *out, doubl
   if (t >= T)
     return;
   const sfa_cuda_scores *s = &a.scores;
-  const int64_t i = t + S - T;
+  const int64_t i = t + (a.k_ends ? a.k_ends[b] : S) - T;
   double *x = scores + at * a.k_tokens.max_seqlen, most = s->sink_logit ? (double)s->sink_logit[head] : -INFINITY;
   for (int64_t j = 0; j < S; j++) {
     const bool seen = (!s->causal || j <= i) && (s->window_right < 0 || j <= i + s->window_right) &&
@@ -109,11 +109,12 @@ static int64_t n_wrong;
 static void check_case(int n, int D, int E, int H, int G, int B, int T, int S, int options) {
   const int varlen = options & 1, causal = options >> 1 & 1, window = options >> 2 & 1, cap = options >> 3 & 1, alibi = options >> 4 & 1,
             sink = options >> 5 & 1, whole = options >> 6 & 1, bf16_out = options >> 7 & 1, lens = options >> 8 & 1,
-            paper = options >> 9 & 1;
-  int32_t cu_q[9] = {0}, cu_k[9] = {0}, k_lens[8];
+            paper = options >> 9 & 1, ends = lens && !varlen && n % 2;
+  int32_t cu_q[9] = {0}, cu_k[9] = {0}, k_lens[8], k_ends[8];
   for (int b = 0; b < B; b++) {
     cu_q[b + 1] = cu_q[b] + (b == 1 ? 0 : 1 + (int)(next_bits() % T)), cu_k[b + 1] = cu_k[b] + (b == 2 ? 0 : 1 + (int)(next_bits() % S));
     k_lens[b] = (int)(next_bits() % (S + 1));
+    k_ends[b] = k_lens[b] - 40 + (int)(next_bits() % 300);
   }
   const int64_t q_tokens = varlen ? cu_q[B] : B * T, k_tokens = varlen ? cu_k[B] : B * S;
   float logits[64], slopes[64];
@@ -129,6 +130,8 @@ static void check_case(int n, int D, int E, int H, int G, int B, int T, int S, i
     a.k_tokens.cu_seqlens = (int32_t *)device_memory(sizeof cu_k, cu_k);
   else if (lens)
     a.k_lens = (int32_t *)device_memory(sizeof k_lens, k_lens);
+  if (ends)
+    a.k_ends = (int32_t *)device_memory(sizeof k_ends, k_ends);
   a.q = (sfa_cuda_rows){random_rows(q_tokens * H, D, type, 4), type, (int64_t)H * D, D};
   a.k = (sfa_cuda_rows){random_rows(k_tokens * G, D, type, 4), type, (int64_t)G * D, D};
   a.v = (sfa_cuda_rows){random_rows(k_tokens * G, E, SFA_BF16, 1), SFA_BF16, (int64_t)G * E, E};
@@ -213,6 +216,7 @@ static void check_case(int n, int D, int E, int H, int G, int B, int T, int S, i
                     (void *)a.q_tokens.cu_seqlens,
                     (void *)a.k_tokens.cu_seqlens,
                     (void *)a.k_lens,
+                    (void *)a.k_ends,
                     p.workspace,
                     p.q_codes.ids,
                     p.q_codes.values,
