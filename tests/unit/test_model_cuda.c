@@ -2,6 +2,7 @@
  * where there is no GPU. */
 #include "engine/session.h"
 #include "model/learn.h"
+#include "model/model_parts.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -15,6 +16,7 @@
 #include <sfa/train.h>
 
 #include "backend/backend.h"
+#include "base/half.h"
 #include "temp_files.h"
 
 #define MODELS SFA_TEST_DATA "/golden/models/"
@@ -324,6 +326,88 @@ static void features_kept(void **state) {
   free(choices.kept);
 }
 
+/* ---- A model of the reader's ------------------------------------------------------------------------------------------------------- */
+
+/* The CPU with inputs of its products rounded to bf16, as a GPU's are. */
+static struct {
+  const sfa_device *plain;
+  sfa_device device;
+} rounding;
+
+static void linear_rounded(const sfa_context *ctx, int64_t n_rows, const float *x, int64_t x_stride, int32_t n_parts,
+                           const sfa_linear_part *parts, void *scratch) {
+  float *rounded = malloc((size_t)(n_rows * x_stride) * sizeof *rounded);
+  for (int64_t i = 0; i < n_rows * x_stride; i++)
+    rounded[i] = sfa_f32_from_bf16(sfa_bf16_from_f32(x[i]));
+  rounding.plain->linear(ctx, n_rows, rounded, x_stride, n_parts, parts, scratch);
+  free(rounded);
+}
+
+typedef struct own_case {
+  int32_t k, k_q;
+  bool pre_rope, two_of_four;
+} own_case;
+
+static float *own_logits(sfa_context *ctx, const char *path, const own_case *c, bool exact, bool rounds, const int32_t *ids, int32_t n) {
+  const sfa_model_options options = {.struct_size = sizeof options, .weights = exact ? SFA_WEIGHTS_F32 : SFA_WEIGHTS_BF16};
+  const sfa_dtype cache = exact ? SFA_F32 : 0;
+  const sfa_attention_choice choice = {
+      .struct_size = sizeof choice, .sparse = c->k > 0, .k = c->k, .k_q = c->k_q, .cache_k = cache, .cache_v = cache};
+  const sfa_session_options session = {.struct_size = sizeof session, .attention = &choice};
+  side s = {.ctx = ctx};
+  if (sfa_model_open(ctx, path, &options, &s.model) != SFA_OK)
+    fail_msg("%s: %s", path, sfa_context_error(ctx));
+  s.model->config.pre_rope = c->pre_rope;
+  s.model->config.two_of_four = c->two_of_four;
+  if (rounds) {
+    rounding.plain = s.model->device;
+    rounding.device = *rounding.plain;
+    rounding.device.linear = linear_rounded;
+    s.model->device = &rounding.device;
+  }
+  sfa_model_describe(s.model, &s.info);
+  if (sfa_session_create(s.model, &session, &s.session) != SFA_OK)
+    fail_msg("%s: %s", path, sfa_context_error(ctx));
+  float *logits = malloc((size_t)n * (size_t)s.info.vocab_size * sizeof *logits);
+  run(&s, ids, n, logits);
+  close_side(&s);
+  return logits;
+}
+
+/* SFA_TEST_MODEL on text: the GPU's logits are as close to the CPU's in f32 as those of a CPU that rounds weights and the inputs of
+ * products to bf16, but for a factor of 2: both are one draw of the same noise. */
+static void own_model(void **state) {
+  (void)state;
+  const char *path = getenv("SFA_TEST_MODEL");
+  if (!gpu || !path)
+    skip();
+  enum { N = PROMPT + 2 * AGAIN };
+  static const own_case cases[] = {{0, 0, false, false}, {16, 0, false, false}, {32, 0, false, false}, {16, -1, false, false},
+                                   {16, 0, true, false}, {16, 0, false, true},  {16, 0, true, true}};
+  size_t n_bytes, n_ids = 0;
+  int32_t *ids;
+  char *text = read_whole(SFA_TEST_DATA "/golden/bpe_train/corpus.en", &n_bytes);
+  sfa_tokenizer *tokenizer;
+  if (sfa_tokenizer_open(cpu, path, &tokenizer) != SFA_OK || sfa_tokenizer_encode(tokenizer, text, n_bytes, 0, &ids, &n_ids) != SFA_OK)
+    fail_msg("%s: %s", path, sfa_context_error(cpu));
+  assert_true(n_ids >= N);
+  const int64_t vocab = sfa_tokenizer_vocab_size(tokenizer);
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    float *exact = own_logits(cpu, path, &cases[i], true, false, ids, N), *rounded = own_logits(cpu, path, &cases[i], false, true, ids, N),
+          *found = own_logits(gpu, path, &cases[i], false, false, ids, N);
+    const double prompt = error_of(found, exact, PROMPT * vocab), all = error_of(found, exact, N * vocab),
+                 prompt_noise = error_of(rounded, exact, PROMPT * vocab), noise = error_of(rounded, exact, N * vocab);
+    print_message("k %2d, k_q %2d%s%s: the GPU's logits %.2e from the CPU's in f32, %.2e with the steps; rounding there %.2e, %.2e\n",
+                  cases[i].k, cases[i].k_q, cases[i].pre_rope ? ", before RoPE" : "", cases[i].two_of_four ? ", two of four" : "", prompt,
+                  all, prompt_noise, noise);
+    assert_true(prompt <= 2 * prompt_noise && all <= 2 * noise);
+    free(exact), free(rounded), free(found);
+  }
+  sfa_free_ids(cpu, ids);
+  sfa_tokenizer_close(tokenizer);
+  free(text);
+}
+
 /* ---- Learning -------------------------------------------------------------------------------------------------------------------- */
 
 enum { BATCH = 96, LENGTHS = 3 };
@@ -459,8 +543,8 @@ static void noise(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(families),      cmocka_unit_test(sparse), cmocka_unit_test(by_head),
-                                     cmocka_unit_test(features_kept), cmocka_unit_test(looks),  cmocka_unit_test(gradients),
-                                     cmocka_unit_test(curves),        cmocka_unit_test(noise)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(families),      cmocka_unit_test(sparse),    cmocka_unit_test(by_head),
+                                     cmocka_unit_test(features_kept), cmocka_unit_test(own_model), cmocka_unit_test(looks),
+                                     cmocka_unit_test(gradients),     cmocka_unit_test(curves),    cmocka_unit_test(noise)};
   return cmocka_run_group_tests(tests, open_both, close_both);
 }
