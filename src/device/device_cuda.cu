@@ -263,7 +263,7 @@ static void close_state(sfa_context *ctx) {
     (void)cublasLtDestroy(state->products);
   if (state->pool)
     (void)cudaMemPoolDestroy(state->pool);
-  ctx->backend->memory_free(ctx, state->workspace);
+  state->memory->free(ctx, state->workspace);
   sfa_free(ctx, state->plans);
   ctx->device_state = NULL;
   sfa_free(ctx, state);
@@ -288,14 +288,15 @@ static sfa_status fill_state(sfa_context *ctx, sfa_device_state *state) {
   SFA_TRY(device_status(ctx, open_pool(state), "a pool of memory"));
   if (cublasLtCreate(&state->products) != CUBLAS_STATUS_SUCCESS)
     return sfa_fail(ctx, SFA_ERROR_DEVICE, "cuBLASLt could not be started on this GPU");
-  SFA_TRY(ctx->backend->memory_alloc(ctx, SFA_CUDA_WORKSPACE_BYTES, "the workspace of matrix products", &state->workspace));
+  SFA_TRY(state->memory->alloc(ctx, SFA_CUDA_WORKSPACE_BYTES, &state->workspace));
   return sfa_alloc_zero(ctx, SFA_CUDA_PLANS, sfa_cuda_plan_bytes, "plans of matrix products", (void **)&state->plans);
 }
 
-static sfa_status open_state(sfa_context *ctx) {
+static sfa_status open_state(sfa_context *ctx, const sfa_device_cuda_memory *memory) {
   if (ctx->device_state)
     return SFA_OK;
   SFA_TRY(sfa_alloc_zero(ctx, 1, sizeof *ctx->device_state, "the state of a GPU", (void **)&ctx->device_state));
+  ctx->device_state->memory = memory;
   ctx->device_state_close = close_state;
   const sfa_status status = fill_state(ctx, ctx->device_state);
   if (status != SFA_OK)

@@ -15,7 +15,6 @@
 #include "base/cuda_early.cuh"
 
 extern "C" {
-#include "backend/backend.h"
 #include "base/half.h"
 #include "device/device_cuda.h"
 }
@@ -25,6 +24,7 @@ extern const size_t sfa_cuda_plan_bytes;
 
 /* What a context keeps here. */
 struct sfa_device_state {
+  const sfa_device_cuda_memory *memory;
   cublasLtHandle_t products;
   void *workspace; /* of cuBLASLt */
   cudaMemPool_t pool;
@@ -33,7 +33,7 @@ struct sfa_device_state {
   struct sfa_cuda_plan *plans; /* [SFA_CUDA_PLANS] of products */
 };
 
-static inline cudaStream_t sfa_cuda_stream_of(const sfa_context *ctx) { return (cudaStream_t)ctx->backend->stream_of(ctx); }
+static inline cudaStream_t sfa_cuda_stream_of(const sfa_context *ctx) { return (cudaStream_t)ctx->device_state->memory->stream_of(ctx); }
 /* Keeps the first thing that went wrong; NULL, cudaSuccess: nothing did. */
 void sfa_cuda_note(const sfa_context *ctx, const char *refused, const char *what);
 static inline void sfa_cuda_note(const sfa_context *ctx, cudaError_t error, const char *what) {

@@ -56,7 +56,7 @@ static sfa_status fill_weights(sfa_context *ctx, const sfa_linear_source *source
   for (; status == SFA_OK && job.first < l->n_out; job.first += piece) {
     const int64_t n = sfa_min64(piece, l->n_out - job.first);
     sfa_parallel(ctx, n, fill_row, &job);
-    status = ctx->backend->memory_copy(ctx, (uint8_t *)l->weights + (size_t)job.first * row_bytes, job.rows, (size_t)n * row_bytes);
+    status = ctx->device_state->memory->copy(ctx, (uint8_t *)l->weights + (size_t)job.first * row_bytes, job.rows, (size_t)n * row_bytes);
   }
   sfa_free(ctx, job.rows);
   sfa_free(ctx, job.temporary);
@@ -66,8 +66,8 @@ static sfa_status fill_weights(sfa_context *ctx, const sfa_linear_source *source
 static void linear_destroy(sfa_context *ctx, sfa_linear *l) {
   if (!l)
     return;
-  ctx->backend->memory_free(ctx, l->weights);
-  ctx->backend->memory_free(ctx, l->bias);
+  ctx->device_state->memory->free(ctx, l->weights);
+  ctx->device_state->memory->free(ctx, l->bias);
   sfa_free(ctx, l);
 }
 
@@ -79,10 +79,11 @@ static sfa_status fill_linear(sfa_context *ctx, const sfa_linear_source *source,
   if ((size_t)l->ld * sizeof(float) > MOST_SHARED)
     return sfa_fail(ctx, SFA_ERROR_UNSUPPORTED, "a linear layer of %d inputs; on a GPU it may have %d", l->n_in,
                     (int)(MOST_SHARED / sizeof(float)));
-  SFA_TRY(ctx->backend->memory_alloc(ctx, (size_t)l->n_out * (size_t)l->ld * (l->bf16 ? 2 : 4), "a weight matrix", &l->weights));
+  const sfa_device_cuda_memory *memory = ctx->device_state->memory;
+  SFA_TRY(memory->alloc(ctx, (size_t)l->n_out * (size_t)l->ld * (l->bf16 ? 2 : 4), &l->weights));
   if (source->bias) {
-    SFA_TRY(ctx->backend->memory_alloc(ctx, (size_t)l->n_out * sizeof(float), "a bias", (void **)&l->bias));
-    SFA_TRY(ctx->backend->memory_copy(ctx, l->bias, source->bias, (size_t)l->n_out * sizeof(float)));
+    SFA_TRY(memory->alloc(ctx, (size_t)l->n_out * sizeof(float), (void **)&l->bias));
+    SFA_TRY(memory->copy(ctx, l->bias, source->bias, (size_t)l->n_out * sizeof(float)));
   }
   return fill_weights(ctx, source, l);
 }

@@ -1,10 +1,14 @@
 /* The machine of a context: the CPU, or the shared object that knows GPUs, loaded when the first context on one asks for it. */
 #include "device/device_of.h"
 
+#include <sfa/stream.h>
+
 #include "base/dl.h"
 #include "device/device_cuda.h"
 
 #include <string.h>
+
+static const sfa_device_cuda_memory memory = {sfa_memory_alloc, sfa_memory_free, sfa_memory_copy, sfa_stream_of};
 
 sfa_status sfa_device_of(sfa_context *ctx, const sfa_device **device, const sfa_training **training) {
   if (!ctx->cuda) {
@@ -22,5 +26,5 @@ sfa_status sfa_device_of(sfa_context *ctx, const sfa_device **device, const sfa_
                     "libsfa_engine_cuda.so is not of this build (version " SFA_VERSION "): build and install the two together");
   *device = object->device;
   *training = object->training;
-  return object->open(ctx);
+  return object->open(ctx, &memory);
 }

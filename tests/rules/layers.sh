@@ -34,7 +34,7 @@ declare -A outer=(
   [src/api]="base attention backward cache plan postings stream"
   [src/file]="base engine data"
   [src/text]="base engine data"
-  [src/device]="base"
+  [src/device]="base stream"
   [src/model]=any [src/engine]=any [src/eval]=any [src/train]=any [app]=any [examples]=any [tests/cli]=any
   [tests/oracle]=""
   [tests/check]=any [tests/unit]=any [tests/fuzz]=any [tests/fault]=any [tests/golden]=any [tests/rules]="" [bench]=any
@@ -43,6 +43,7 @@ declare -A outer=(
 declare -A library=(
   [dnnl]="src/device/device_onednn" [cjson]="src/file/ src/text/ src/eval/ app/ tests/" [pcre2]="src/text/" [utf8proc]="src/text/" [omp]="src/base/"
   [bzlib]="src/file/" [lzma]="src/file/"
+  [cublas]="src/device/device_cuda" [cuda]="src/cuda/ src/device/device_cuda src/base/cuda_ tests/ bench/"
   [immintrin]="src/kernel/ src/device/ src/base/ tests/check/"
 )
 
@@ -106,5 +107,5 @@ while read -r file; do
     *) [[ $folder == tests/* || $folder == src/kernel || $folder == src/device ]] || fault "$file:$line: #include of a macro" ;;
     esac
   done < <(sed -n 's/^[ \t]*#[ \t]*include[ \t]*\(<[^>]*>\|"[^"]*"\|[A-Za-z_].*\).*/\1/;T;=;p' "$root/$file" | paste -d: - -)
-done < <(tree_files "$root" '*.c' '*.h' '*.inc' '*.def' '*.cpp')
+done < <(tree_files "$root" '*.c' '*.h' '*.inc' '*.def' '*.cpp' '*.cu' '*.cuh')
 rule_end layers $count

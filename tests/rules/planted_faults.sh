@@ -62,6 +62,8 @@ planted layers.sh 'tests/check/oracle.c:1: ' tests/check/oracle.c <<<'#include <
 planted layers.sh 'src/base/dots.c:1: .*dots' src/base/dots.c <<<'#include "../kernel/simd_scalar.h"'
 planted layers.sh 'include/sfa/inner.h:1: ' include/sfa/inner.h <<<'#include "base/ground.h"'
 planted layers.sh 'src/extra/new.c:1: .*table' src/extra/new.c <<<''
+planted layers.sh 'src/cuda/product.cu:1: .*cublas' src/cuda/product.cu <<<'#include <cublasLt.h>'
+planted layers.sh 'src/device/above.cuh:1: .* from backend' src/device/above.cuh <<<'#include "backend/backend.h"'
 planted banned_calls.sh 'src/attn/a.c:2: exit' src/attn/a.c <<<'/* a
 */ void stop(void) { exit(1); }'
 planted banned_calls.sh 'src/attn/b.c:1: printf' src/attn/b.c <<<'void say(void) { printf("%d", 1); }'
