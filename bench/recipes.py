@@ -2,9 +2,9 @@
 """bench/recipes.py OUT [--png FILE]: the table of the runs that bench/recipes made, as Markdown, and their curves.
 
 A row is a recipe: the last held-out loss of each seed, mean and standard deviation (n - 1), the difference to `dense` of the same seed,
-and the bytes that a key takes in the cache. A difference is called separated where its size is above two standard deviations of the
-differences of the seeds, or above two of the seeds' own spread where that is larger. Whether its mean over these seeds differs from 0 is
-what t tells, mean / (sd of the differences / sqrt(n)), against the value that chance passes once in 20 times with so few seeds.
+and the bytes that a key takes in the cache. Runs of a seed begin with the same weights and see the same tokens, so recipes are compared seed by
+seed. A difference is called separated where its mean is above two standard deviations of the differences of the seeds, and t, that is
+mean / (sd / sqrt(n)), above the value that chance passes once in 20 times with so few seeds.
 """
 import argparse
 import json
@@ -44,10 +44,10 @@ def compare(runs, a, b):
     seeds = sorted(set(runs[a]) & set(runs[b]))
     differences = [runs[a][s]["held"][-1][1] - runs[b][s]["held"][-1][1] for s in seeds]
     mean, n = statistics.mean(differences), len(seeds)
-    noise = max(spread(differences), *(spread([runs[x][s]["held"][-1][1] for s in seeds]) for x in (a, b)))
-    verdict = "one seed" if n < 2 else "separated" if abs(mean) > 2 * noise else "not separated"
-    t = f"{mean / (spread(differences) / math.sqrt(n)):+.1f} (limit {T_LIMITS[n - 2]:.2f})" if 1 < n < 11 else ""
-    return f"| {a} - {b} | {mean:+.4f} | {', '.join(f'{d:+.4f}' for d in differences)} | {noise:.4f} | {verdict} | {t} |"
+    sd = spread(differences)
+    t, limit = (mean / (sd / math.sqrt(n)), T_LIMITS[n - 2]) if 1 < n < 11 else (math.nan, math.nan)
+    verdict = "one seed" if n < 2 else "separated" if abs(mean) > 2 * sd and abs(t) > limit else "not separated"
+    return f"| {a} - {b} | {mean:+.4f} | {', '.join(f'{d:+.4f}' for d in differences)} | {sd:.4f} | {t:+.1f} (limit {limit:.2f}) | {verdict} |"
 
 
 def plot(runs, png):
@@ -83,7 +83,7 @@ def main():
         recipe = next(iter(seeds.values()))["recipe"]
         print(f"| {name} | {key_bytes(recipe)} | {tokens:.2f} | {', '.join(f'{x:.4f}' for x in losses)} | {statistics.mean(losses):.4f} | "
               f"{spread(losses):.4f} | {', '.join(f'{x:+.4f}' for x in gaps)} |")
-    print("\n| difference | mean | by seed | sd | | t |\n|---|---|---|---|---|---|")
+    print("\n| difference | mean | by seed | sd | t | |\n|---|---|---|---|---|---|")
     for a, b in PAIRS:
         if a in runs and b in runs:
             print(compare(runs, a, b))
