@@ -104,8 +104,11 @@ static __device__ __forceinline__ int64_t tile_of(const backward_call *call, con
 static __device__ __forceinline__ uint32_t slot_of(int count, int n) { return (uint32_t)(count & (n - 1)); }
 static __device__ __forceinline__ uint32_t parity_of(int count, int n) { return (uint32_t)(count / n & 1); }
 
-/* One warp for its warpgroup of four, of the readers of a buffer. */
-static __device__ __forceinline__ void release(uint32_t barrier) {
+/* By every thread that has read or written a buffer: its own arrival orders what it did. */
+static __device__ __forceinline__ void release(uint32_t barrier) { sfa_barrier_arrive(barrier); }
+
+/* The same where products alone have read it: a lane for its warp. */
+static __device__ __forceinline__ void release_operand(uint32_t barrier) {
   __syncwarp();
   if (threadIdx.x % 32 == 0)
     sfa_barrier_arrive(barrier);
@@ -118,11 +121,11 @@ static __device__ __forceinline__ uint32_t remote_at(uint32_t at, uint32_t rank)
   return remote;
 }
 
-/* release, of what blocks of the cluster write together. Relaxed: products alone have read it, and they are done; ordered arrivals would
- * wait for this thread's additions to memory. */
+/* release_operand, of what blocks of the cluster write together. Relaxed: products alone have read it, and they are done; ordered arrivals
+ * would wait for this thread's additions to memory. */
 template <int CLUSTER> static __device__ __forceinline__ void release_all(uint32_t barrier) {
   if (CLUSTER == 1) {
-    release(barrier);
+    release_operand(barrier);
     return;
   }
   __syncwarp();
@@ -334,13 +337,13 @@ run_scores(const backward_call *call, backward_view view, int n_steps, uint32_t 
       begin_sum(sum[L::UNITS - 1], p, d_out);
     sfa_matrix_wait<1>();
     if (L::SCORES_SUM_FIRST) {
-      release(shared + L::DO_EMPTY + 8 * slot_of(i - 1, L::DO_STAGES));
+      release_operand(shared + L::DO_EMPTY + 8 * slot_of(i - 1, L::DO_STAGES));
       sfa_matrix_wait<0>();
     }
     weigh_unit<DIM, BENT>(call, &view, shared, s, 0, i);
     if (!L::SCORES_SUM_FIRST) {
       sfa_matrix_wait<0>();
-      release(shared + L::DO_EMPTY + 8 * slot_of(i - 1, L::DO_STAGES));
+      release_operand(shared + L::DO_EMPTY + 8 * slot_of(i - 1, L::DO_STAGES));
     }
     round_unit(s, p);
   }
@@ -450,14 +453,14 @@ run_gradients(int n_steps, uint32_t shared, float (&sum)[256 / DIM][backward_lay
       begin_sum(sum[L::UNITS - 1], ds, q);
     sfa_matrix_wait<1>();
     if (L::GRADIENTS_SUM_FIRST) {
-      release(shared + L::Q_EMPTY + 8 * slot_of(i - 1, L::STAGES));
+      release_operand(shared + L::Q_EMPTY + 8 * slot_of(i - 1, L::STAGES));
       sfa_matrix_wait<0>();
     }
     bend_unit<DIM>(shared, x, 0, i);
     hand_unit<DIM>(shared, x, 0, i);
     if (!L::GRADIENTS_SUM_FIRST) {
       sfa_matrix_wait<0>();
-      release(shared + L::Q_EMPTY + 8 * slot_of(i - 1, L::STAGES));
+      release_operand(shared + L::Q_EMPTY + 8 * slot_of(i - 1, L::STAGES));
     }
   }
 }
@@ -642,19 +645,21 @@ static __global__ __cluster_dims__(BACKWARD_CLUSTER(DIM), 1, 1)
   extern __shared__ unsigned char memory[];
   const uint32_t shared = (sfa_shared_at(memory) + 1023) & ~1023u;
   const int role = threadIdx.x / 128;
+  if (L::CLUSTER == 2) /* only then has the other block begun, and may be written to */
+    cluster_sync();
   if (threadIdx.x == 0) {
     sfa_barrier_init(shared + L::KV_FULL, 1);
     for (int i = 0; i < L::STAGES; i++) {
       sfa_barrier_init(shared + L::Q_FULL + 8 * i, 1);
-      sfa_barrier_init(shared + L::Q_EMPTY + 8 * i, 8);
+      sfa_barrier_init(shared + L::Q_EMPTY + 8 * i, 128 + 4); /* threads that read lse, warps whose products read q */
     }
     for (int i = 0; i < L::DO_STAGES; i++) {
       sfa_barrier_init(shared + L::DO_FULL + 8 * i, 1);
-      sfa_barrier_init(shared + L::DO_EMPTY + 8 * i, 8);
+      sfa_barrier_init(shared + L::DO_EMPTY + 8 * i, 128 + 4);
     }
     for (int i = 0; i < L::P_SLOTS; i++) {
-      sfa_barrier_init(shared + L::P_FULL + 8 * i, 4);
-      sfa_barrier_init(shared + L::P_EMPTY + 8 * i, 4);
+      sfa_barrier_init(shared + L::P_FULL + 8 * i, 128);
+      sfa_barrier_init(shared + L::P_EMPTY + 8 * i, 128);
     }
     for (int i = 0; i < L::S_SLOTS; i++) {
       sfa_barrier_init(shared + L::DS_FULL + 8 * i, 1);

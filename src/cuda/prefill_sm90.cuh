@@ -303,6 +303,7 @@ template <class TILE> static __device__ __forceinline__ void sfa_prefill_order_r
       flags[i] = __ballot_sync(~0u, sfa_shared_load(order + 4 * (32 * i + lane)) != 0);
       next_other += __popc(flags[i]);
     }
+    __syncwarp(); /* all have read: what follows writes there */
     sfa_shared_store(shared + TILE::N_FULL_AT, (uint32_t)next_other);
 #pragma unroll
     for (int i = 0; i < TILE::ROWS / 32; i++) {
@@ -562,9 +563,7 @@ static __device__ __forceinline__ void sfa_prefill_consume(const sfa_prefill_job
     const bool masked = first < all_begin || first + KEYS > all_end;
     if constexpr (TILE::INT8) {
       const float unit = __uint_as_float(sfa_shared_load(shared + TILE::SCALES_AT + stage * TILE::SCALE_BYTES));
-      __syncwarp();
-      if (lane == 0)
-        sfa_barrier_arrive(k_used + 8 * stage);
+      sfa_barrier_arrive(k_used + 8 * stage); /* each thread: each has read */
       if (!job.shaped && !masked)
         return sfa_prefill_softmax<TILE>(s, sums, unit, rows);
 #pragma unroll
@@ -685,9 +684,12 @@ static __global__ void __launch_bounds__(sfa_prefill_tile<POLICY, WIDTH>::THREAD
     uint32_t barrier = shared + TILE::BARRIERS_AT;
     for (int i = 0; i < 2; i++, barrier += 8)
       sfa_barrier_init(barrier, 1);
+    /* Keys there, keys used, values there, values used. Of int8 keys a scale comes, too, and every thread reads it; else warps read. */
+    const int n_arrivals[4] = {TILE::INT8 ? 2 : 1, (TILE::INT8 ? 128 : 4) * TILE::CONSUMERS, 1, 4 * TILE::CONSUMERS};
+#pragma unroll
     for (int array = 0; array < 4; array++)
       for (int i = 0; i < TILE::STAGES; i++, barrier += 8)
-        sfa_barrier_init(barrier, array == 0 ? (TILE::INT8 ? 2 : 1) : array == 2 ? 1 : 4 * TILE::CONSUMERS);
+        sfa_barrier_init(barrier, n_arrivals[array]);
     sfa_prefill_note(shared + TILE::SPAN_AT, at);
     sfa_barrier_publish();
   }
