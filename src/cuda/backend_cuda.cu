@@ -102,7 +102,7 @@ static const sfa_cuda_library library = {
     memory_copy_rows,
     memory_zero,
     {sfa_cuda_help_words, sfa_cuda_help_lens, sfa_cuda_help_numbers, sfa_cuda_help_span, sfa_cuda_help_tables, sfa_cuda_help_slots,
-     sfa_cuda_help_spread_out, sfa_cuda_help_pack, sfa_cuda_help_merge, sfa_cuda_help_spread, sfa_cuda_help_unrotate},
+     sfa_cuda_help_unpack, sfa_cuda_help_pack, sfa_cuda_help_merge, sfa_cuda_help_spread, sfa_cuda_help_unrotate},
     {
 #ifdef SFA_CUDA_HAS_SELECT
         sfa_cuda_select_run,

@@ -198,7 +198,7 @@ static sfa_status decode_queries(const sfa_attention_plan *plan, const sfa_atten
     return SFA_OK;
   d->q.data = part(args, parts, SFA_CUDA_PART_Q_APART);
   sfa_cuda_places places = places_of(plan, args, copy.token_stride, copy.data, d->q.data);
-  return sfa_cuda_status(plan->ctx, "queries", sfa_cuda_help_of(plan->ctx)->spread_out(&places, plan->ctx->cuda->stream));
+  return sfa_cuda_status(plan->ctx, "queries", sfa_cuda_help_of(plan->ctx)->unpack(&places, plan->ctx->cuda->stream));
 }
 
 /* Where decode answers: in place, or for sequences of different lengths in the workspace, from where put_back takes it. */
@@ -264,7 +264,7 @@ static sfa_status key_codes(const sfa_attention_plan *plan, const sfa_attention_
                               .row_bytes = (int64_t)arrays[i].row_bytes * o->n_kv_heads,
                               .packed = arrays[i].packed,
                               .apart = (void *)(uintptr_t)arrays[i].apart};
-    SFA_TRY(sfa_cuda_status(plan->ctx, "codes", sfa_cuda_help_of(plan->ctx)->spread_out(&places, plan->ctx->cuda->stream)));
+    SFA_TRY(sfa_cuda_status(plan->ctx, "codes", sfa_cuda_help_of(plan->ctx)->unpack(&places, plan->ctx->cuda->stream)));
   }
   codes->ids = (void *)(uintptr_t)all.ids.base;
   codes->values = (void *)(uintptr_t)all.values.base;

@@ -165,7 +165,7 @@ static const char *moved(const sfa_cuda_places *p, bool pack, sfa_cuda_stream st
   return launched();
 }
 
-const char *sfa_cuda_help_spread_out(const sfa_cuda_places *args, sfa_cuda_stream stream) { return moved(args, false, stream); }
+const char *sfa_cuda_help_unpack(const sfa_cuda_places *args, sfa_cuda_stream stream) { return moved(args, false, stream); }
 const char *sfa_cuda_help_pack(const sfa_cuda_places *args, sfa_cuda_stream stream) { return moved(args, true, stream); }
 
 /* ---- Merge --------------------------------------------------------------------------------------------------------------------------- */

@@ -55,8 +55,8 @@ typedef struct sfa_cuda_places {
   int32_t at_end;
   void *packed, *apart;
 } sfa_cuda_places;
-const char *sfa_cuda_help_spread_out(const sfa_cuda_places *args, sfa_cuda_stream stream); /* packed -> apart, zeros where no token is */
-const char *sfa_cuda_help_pack(const sfa_cuda_places *args, sfa_cuda_stream stream);       /* apart -> packed; apart NULL: zeros */
+const char *sfa_cuda_help_unpack(const sfa_cuda_places *args, sfa_cuda_stream stream); /* packed -> apart, zeros where no token is */
+const char *sfa_cuda_help_pack(const sfa_cuda_places *args, sfa_cuda_stream stream);   /* apart -> packed; apart NULL: zeros */
 
 /* sfa_attention_merge of rows [tokens][n_heads]. */
 const char *sfa_cuda_help_merge(const sfa_cuda_tokens *tokens, int32_t n_heads, int32_t dim, float *out_a, float *lse_a, const float *out_b,

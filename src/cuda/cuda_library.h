@@ -45,7 +45,7 @@ typedef struct sfa_cuda_helpers {
   const char *(*tables)(const sfa_cuda_tables *args, sfa_cuda_stream stream);
   const char *(*slots)(int64_t n, const int64_t *slots, unsigned char *pool, size_t page_bytes, int64_t n_pages, unsigned char *nowhere,
                        unsigned char **pages, int32_t *tokens, sfa_cuda_stream stream);
-  const char *(*spread_out)(const sfa_cuda_places *args, sfa_cuda_stream stream);
+  const char *(*unpack)(const sfa_cuda_places *args, sfa_cuda_stream stream);
   const char *(*pack)(const sfa_cuda_places *args, sfa_cuda_stream stream);
   const char *(*merge)(const sfa_cuda_tokens *tokens, int32_t n_heads, int32_t dim, float *out_a, float *lse_a, const float *out_b,
                        const float *lse_b, sfa_cuda_stream stream);

@@ -403,7 +403,7 @@ static const char *slots(int64_t n, const int64_t *from, unsigned char *pool, si
   return stream_wait(stream);
 }
 
-static const char *spread_out(const sfa_cuda_places *p, sfa_cuda_stream stream) {
+static const char *unpack(const sfa_cuda_places *p, sfa_cuda_stream stream) {
   unsigned char *apart = p->apart;
   size_t width = (size_t)p->row_bytes;
   memset(apart, 0, (size_t)(p->tokens.n_sequences * p->tokens.max_seqlen) * width);
@@ -486,7 +486,7 @@ static const sfa_cuda_library library = {
     .memory_copy = memory_copy,
     .memory_copy_rows = memory_copy_rows,
     .memory_zero = memory_zero,
-    .help = {words, lens, numbers, span, tables, slots, spread_out, pack, merge, spread, unrotate},
+    .help = {words, lens, numbers, span, tables, slots, unpack, pack, merge, spread, unrotate},
     .stages = {.select = select_rows,
                .store = store,
                .gather = gather,
