@@ -214,7 +214,7 @@ static half_scratch scratch_of(const half_call *job, int32_t thread) {
 
 /* ---- Packing ------------------------------------------------------------------------------------------------------------------------- */
 
-/* Finds keys and values of (b, g) for sfa_attn_tile_load. */
+/* Finds keys and values of (b, g) for sfa_attn_tile_keys and _values. */
 static sfa_attn_block reader_of(const half_call *job, int32_t b, int32_t g, int32_t thread) {
   sfa_attn_block reader = {.call = &job->call, .view = &job->call.views[b], .kv_head = g};
   sfa_attn_scratch_of(job->call.plan, job->call.args, thread, 0, &reader.scratch);
@@ -248,16 +248,24 @@ static uint32_t pack_keys(const half_call *job, const sfa_attn_key_tile *tile, i
   return longest;
 }
 
-/* Likewise values. Those with scales lie in `rows`, the reader's scratch. */
-static uint32_t pack_values(const half_call *job, const sfa_attn_key_tile *tile, int32_t step, float *rows, uint16_t *out) {
+/* Likewise values, those of tile `number`: bf16 ones as they are stored. */
+static uint32_t pack_values(const half_call *job, const sfa_attn_block *reader, int64_t number, sfa_attn_key_tile *tile, int32_t step,
+                            uint16_t *out) {
+  const sfa_kv_side *v = &reader->view->v;
+  const uint16_t *stored = NULL;
   int32_t E = job->call.plan->options.head_dim_v;
   uint32_t largest = 0;
-  for (int32_t j = 0; tile->value_scale && j < tile->n_keys; j++)
+  if (tile->n_keys && v->format.dtype == SFA_BF16)
+    stored = (const uint16_t *)(const void *)sfa_kv_at(reader->view, &v->values, reader->kv_head, number);
+  else if (tile->n_keys)
+    sfa_attn_tile_values(reader, number, tile);
+  for (int32_t j = 0; tile->value_scale && j < tile->n_keys; j++) /* those lie in the reader's scratch */
     for (int32_t e = 0; e < E; e++)
-      rows[j * E + e] *= tile->value_scale[j];
+      reader->scratch.v_rows[j * E + e] *= tile->value_scale[j];
   for (int32_t first = 0; first < SFA_KEY_TILE; first += SFA_HALF_STEP, step++) {
     int32_t n = (int32_t)sfa_min64(sfa_max64(tile->n_keys - first, 0), SFA_HALF_STEP);
-    uint32_t size = job->kernels->pack_values(step, n, E, tile->values + (int64_t)first * E, E, out);
+    uint32_t size = stored ? job->kernels->pack_values_bf16(step, n, E, stored + first * v->values.row_stride, v->values.row_stride, out)
+                           : job->kernels->pack_values(step, n, E, tile->values + (int64_t)first * E, E, out);
     largest = size > largest ? size : largest;
   }
   return largest;
@@ -265,10 +273,9 @@ static uint32_t pack_values(const half_call *job, const sfa_attn_key_tile *tile,
 
 enum { CHUNK_TILES = SFA_HALF_CHUNK / SFA_KEY_TILE, TILE_STEPS = SFA_KEY_TILE / SFA_HALF_STEP };
 
-/* Tile number i of a chunk; without keys beyond the sequence's end. */
-static sfa_attn_key_tile load_tile(const sfa_attn_block *reader, int64_t chunk, int32_t i) {
-  int64_t number = chunk * CHUNK_TILES + i;
-  return number * SFA_KEY_TILE < reader->view->n_keys ? sfa_attn_tile_load(reader, number) : (sfa_attn_key_tile){.n_keys = 0};
+/* The keys of a tile; none beyond the sequence's end. */
+static sfa_attn_key_tile load_keys(const sfa_attn_block *reader, int64_t number) {
+  return number * SFA_KEY_TILE < reader->view->n_keys ? sfa_attn_tile_keys(reader, number) : (sfa_attn_key_tile){.n_keys = 0};
 }
 
 static void pack_item(void *arg, int64_t item, int32_t thread) {
@@ -283,9 +290,10 @@ static void pack_item(void *arg, int64_t item, int32_t thread) {
   int64_t start = job->call.args->stage_ns ? sfa_now_ns() : 0;
   uint32_t key = 0, value = 0;
   for (int32_t i = 0; i < CHUNK_TILES; i++) {
-    sfa_attn_key_tile tile = load_tile(&reader, chunk, i);
+    int64_t number = chunk * CHUNK_TILES + i;
+    sfa_attn_key_tile tile = load_keys(&reader, number);
     uint32_t length = pack_keys(job, &tile, i * TILE_STEPS, job->codes, &s, keys_of(job, (size_t)item));
-    uint32_t size = pack_values(job, &tile, i * TILE_STEPS, reader.scratch.v_rows, values_of(job, (size_t)item));
+    uint32_t size = pack_values(job, &reader, number, &tile, i * TILE_STEPS, values_of(job, (size_t)item));
     key = length > key ? length : key;
     value = size > value ? size : value;
   }
@@ -303,7 +311,7 @@ static const uint16_t *dense_keys(const half_block *block, int64_t chunk, int64_
   sfa_attn_block reader = reader_of(job, block->b, block->g, block->thread);
   half_scratch s = scratch_of(job, block->thread);
   for (int32_t i = 0; *packed != chunk && i < CHUNK_TILES; i++) {
-    sfa_attn_key_tile tile = load_tile(&reader, chunk, i);
+    sfa_attn_key_tile tile = load_keys(&reader, chunk * CHUNK_TILES + i);
     pack_keys(job, &tile, i * TILE_STEPS, false, &s, (unsigned char *)s.keys);
   }
   *packed = chunk;
@@ -329,6 +337,12 @@ static void load_part(sfa_attn_block *part, int32_t first, void *arg) {
   int32_t D = plan->options.head_dim;
   for (int32_t i = 0; i < part->n_rows; i++)
     sfa_attn_block_range(part, i, &block->first[first + i], &block->last[first + i]);
+  if (block->kind == CODES && sfa_attn_block_load_codes(part)) {
+    const sfa_attn_scratch *s = &part->scratch;
+    job->kernels->query_sparse(first, part->n_rows, D, plan->options.k_q, s->id_rows, s->value_rows, plan->query_scale * SFA_HALF_OCTAVE,
+                               job->W, block->Q, block->squares + first);
+    return;
+  }
   sfa_attn_block_load(part);
   if (block->kind == CODES) {
     job->kernels->query_codes(first, plan->width, D, part->scratch.q_tile, SFA_HALF_OCTAVE, job->W, block->Q, block->squares + first);

@@ -143,13 +143,25 @@ static void write_out_codes(const sfa_attn_block *block) {
       s->q_rows[(int64_t)i * D + sfa_id_at(s->id_rows[i], D, u)] = s->value_rows[i][u];
 }
 
+static bool has_query_codes(const sfa_attn_block *block) {
+  const sfa_attention_options *o = &block->call->plan->options;
+  return block->call->args->q_codes || (o->k_q && o->k_q < o->head_dim);
+}
+
+bool sfa_attn_block_load_codes(sfa_attn_block *block) {
+  bool wanted = has_query_codes(block) && block->view->k.format.dtype != SFA_I8;
+  if (wanted)
+    load_query_codes(block);
+  return wanted;
+}
+
 void sfa_attn_block_load(sfa_attn_block *block) {
   const sfa_attention_plan *plan = block->call->plan;
   const sfa_kernels *kernels = plan->kernels;
   const sfa_attn_scratch *s = &block->scratch;
   const sfa_row_format *k_format = &block->view->k.format;
   int32_t D = plan->options.head_dim, W = plan->width, K = plan->options.k_q, n_rows = block->n_rows;
-  bool sparse = block->call->args->q_codes || (K && K < D), whole = k_format->dtype == SFA_I8, keys = sfa_attn_lanes_are_keys(plan);
+  bool sparse = has_query_codes(block), whole = k_format->dtype == SFA_I8, keys = sfa_attn_lanes_are_keys(plan);
   if (sparse)
     load_query_codes(block);
   else
@@ -336,20 +348,29 @@ static const float *densify(const sfa_attn_block *block, const sfa_kv_side *keys
   return block->scratch.k_dense;
 }
 
-sfa_attn_key_tile sfa_attn_tile_load(const sfa_attn_block *block, int64_t number) {
-  const sfa_kv_side *k = &block->view->k, *v = &block->view->v;
+sfa_attn_key_tile sfa_attn_tile_keys(const sfa_attn_block *block, int64_t number) {
+  const sfa_kv_side *k = &block->view->k;
   int64_t first_key = number * SFA_KEY_TILE;
   int32_t n_keys = (int32_t)sfa_min64(SFA_KEY_TILE, block->view->n_keys - first_key);
   sfa_attn_key_tile tile = {.first_key = first_key,
                             .n_keys = n_keys,
                             .ids = k->format.k ? load_ids(block, k, number, n_keys) : NULL,
                             .keys = load_rows(block, k, number, n_keys, block->scratch.k_rows),
-                            .scale = scale_rows(block, k, number, n_keys, block->call->plan->query_scale, block->scratch.k_scale),
-                            .values = load_rows(block, v, number, n_keys, block->scratch.v_rows),
-                            .value_scale = scale_rows(block, v, number, n_keys, 1, block->scratch.v_scale)};
+                            .scale = scale_rows(block, k, number, n_keys, block->call->plan->query_scale, block->scratch.k_scale)};
   tile.dense = tile.ids ? densify(block, k, number, &tile) : NULL;
   if (block->call->plan->policy == SFA_POLICY_PAPER)
     sfa_attn_paper_lists(block, n_keys, tile.ids, tile.keys);
+  return tile;
+}
+
+void sfa_attn_tile_values(const sfa_attn_block *block, int64_t number, sfa_attn_key_tile *tile) {
+  tile->values = load_rows(block, &block->view->v, number, tile->n_keys, block->scratch.v_rows);
+  tile->value_scale = scale_rows(block, &block->view->v, number, tile->n_keys, 1, block->scratch.v_scale);
+}
+
+sfa_attn_key_tile sfa_attn_tile_load(const sfa_attn_block *block, int64_t number) {
+  sfa_attn_key_tile tile = sfa_attn_tile_keys(block, number);
+  sfa_attn_tile_values(block, number, &tile);
   return tile;
 }
 

@@ -37,14 +37,20 @@ typedef struct sfa_attn_key_tile {
   const float *values;      /* [n_keys][E] */
   const float *value_scale; /* [n_keys] of int8 and int4 values, which are whole numbers here; else NULL */
 } sfa_attn_key_tile;
-/* Keys 64 number .. of a block's kv head and sequence: in place, or in the block's scratch. */
+/* Keys 64 number .. of a block's kv head and sequence: in place, or in the block's scratch. tile_keys leaves the values out, which
+ * tile_values adds. */
 sfa_attn_key_tile sfa_attn_tile_load(const sfa_attn_block *block, int64_t number);
+sfa_attn_key_tile sfa_attn_tile_keys(const sfa_attn_block *block, int64_t number);
+void sfa_attn_tile_values(const sfa_attn_block *block, int64_t number, sfa_attn_key_tile *tile);
 
 /* Names block `block` of (sequence b, kv head g). False if the sequence has no such block. */
 bool sfa_attn_block_find(const sfa_attn_call *call, int32_t b, int32_t g, int64_t block, int32_t thread, int32_t strip,
                          sfa_attn_block *out);
 /* Codes and lays out its queries: scratch.q_tile, or q_table where lanes are keys. */
 void sfa_attn_block_load(sfa_attn_block *block);
+/* Codes its queries alone: scratch.id_rows and value_rows. False where sfa_attn_block_load is wanted: queries are dense, or int8 keys want
+ * them rounded. */
+bool sfa_attn_block_load_codes(sfa_attn_block *block);
 /* First and last key that row i sees, sink tokens apart; last < first: none. Both rise with i. */
 void sfa_attn_block_range(const sfa_attn_block *block, int32_t i, int64_t *first_key, int64_t *last_key);
 /* Whether any row sees a key of [first, end). */

@@ -98,6 +98,8 @@ typedef struct sfa_half_kernels {
 
   /* Values [n][E], stride elements apart, to bf16. Returns the largest |value| as bits (so NaN > inf > finite). */
   uint32_t (*pack_values)(int32_t step, int32_t n, int32_t E, const float *values, int64_t stride, uint16_t *chunk);
+  /* The same of rows of bf16, which stay as they are. */
+  uint32_t (*pack_values_bf16)(int32_t step, int32_t n, int32_t E, const uint16_t *values, int64_t stride, uint16_t *chunk);
   /* Dense keys [n][D] to bf16. Returns the largest sum of squares of a row, in whatever order, as bits. */
   uint32_t (*pack_keys)(int32_t step, int32_t n, int32_t D, const float *keys, int64_t stride, uint16_t *chunk);
   /* Codes, ids [n][K] (id_bytes 1 or 2) and f32 values [n][K]. Of keys 2 p and 2 p + 1 of the chunk, feature for feature:
@@ -111,6 +113,9 @@ typedef struct sfa_half_kernels {
    * 32 zeros follow. squares [n]: the sum of squares of each row of Qt times factor, before rounding. */
   /* To f16, [D][W] in the order of sfa_half_lane. */
   void (*query_codes)(int32_t first, int32_t n, int32_t D, const float *Qt, float factor, int32_t W, uint16_t *out, float *squares);
+  /* The same from codes, for any n: features ids[i] [K], bytes, and values[i] [K] of row first + i. */
+  void (*query_sparse)(int32_t first, int32_t n, int32_t D, int32_t K, const void *const *ids, const float *const *values, float factor,
+                       int32_t W, uint16_t *out, float *squares);
   /* To bf16, as sfa_half_query_at has it. */
   void (*query_dense)(int32_t first, int32_t n, int32_t D, const float *Qt, float factor, uint16_t *out, float *squares);
 

@@ -36,6 +36,31 @@ static uint32_t pack_values(int32_t step, int32_t n, int32_t E, const float *val
   return (uint32_t)_mm512_reduce_max_epu32(largest);
 }
 
+/* Interleaving 32 dimensions of two keys within 128 bits leaves 0..3, 8..11, ... in one vector of pairs, 4..7, 12..15, ... in the other. */
+static uint32_t pack_values_bf16(int32_t step, int32_t n, int32_t E, const uint16_t *values, int64_t stride, uint16_t *chunk) {
+  __m512i largest = _mm512_setzero_si512(); /* |value|, twice */
+  for (int32_t e = 0; e < sfa_half_padded(E); e += 32) {
+    __mmask32 lanes = E - e >= 32 ? ~(__mmask32)0 : ((__mmask32)1 << (E - e)) - 1;
+    __m512i low[16], high[16];
+    for (int32_t p = 0; p < 16; p++) {
+      __m512i even = _mm512_maskz_loadu_epi16(2 * p < n ? lanes : 0, values + (2 * p < n ? 2 * p * stride : 0) + e);
+      __m512i odd = _mm512_maskz_loadu_epi16(2 * p + 1 < n ? lanes : 0, values + (2 * p + 1 < n ? (2 * p + 1) * stride : 0) + e);
+      largest = _mm512_max_epu16(largest, _mm512_max_epu16(_mm512_add_epi16(even, even), _mm512_add_epi16(odd, odd)));
+      low[p] = _mm512_unpacklo_epi16(even, odd);
+      high[p] = _mm512_unpackhi_epi16(even, odd);
+    }
+    vi_turn(low);
+    vi_turn(high);
+    for (int32_t r = 0; r < 16; r++) {
+      uint16_t *to = chunk + sfa_half_value_at(step, e + r / 4 * 8 + r % 4, 0);
+      _mm512_storeu_si512(to, low[r]);
+      _mm512_storeu_si512(to + 4 * SFA_HALF_STEP, high[r]);
+    }
+  }
+  __m512i most = _mm512_max_epu32(_mm512_slli_epi32(largest, 16), _mm512_and_si512(largest, _mm512_set1_epi32(-65536)));
+  return _mm512_reduce_max_epu32(most) >> 1;
+}
+
 ALWAYS uint32_t larger_bits(uint32_t largest, __m512 squares) {
   float sum = _mm512_reduce_add_ps(squares);
   uint32_t bits;
@@ -119,6 +144,27 @@ static void query_codes(int32_t first, int32_t n, int32_t D, const float *Qt, fl
     }
     _mm512_storeu_ps(squares + i, low_squares);
     _mm512_mask_storeu_ps(squares + i + 16, upper, high_squares);
+  }
+}
+
+static void query_sparse(int32_t first, int32_t n, int32_t D, int32_t K, const void *const *ids, const float *const *values, float factor,
+                         int32_t W, uint16_t *out, float *squares) {
+  const __m512 times = _mm512_set1_ps(factor);
+  for (int32_t u = 0; u < D; u++)
+    for (int32_t i = 0; i < n; i += 32)
+      _mm512_storeu_si512(out + (int64_t)u * W + first + i, _mm512_setzero_si512());
+  for (int32_t i = 0; i < n; i++) {
+    const uint8_t *features = ids[i];
+    uint16_t *lane = out + sfa_half_lane(first + i), halves[16];
+    __m512 sum = _mm512_setzero_ps();
+    for (int32_t u = 0; u < K; u += 16) {
+      __m512 q = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes_of(K - u), values[i] + u), times);
+      sum = _mm512_fmadd_ps(q, q, sum);
+      _mm256_storeu_si256((__m256i *)halves, _mm512_cvtps_ph(q, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+      for (int32_t s = 0; s < 16 && u + s < K; s++)
+        lane[features[u + s] * W] = halves[s];
+    }
+    squares[i] = _mm512_reduce_add_ps(sum);
   }
 }
 
@@ -446,9 +492,11 @@ const sfa_half_kernels sfa_half_kernels_amx = {
     .begin = begin,
     .end = end,
     .pack_values = pack_values,
+    .pack_values_bf16 = pack_values_bf16,
     .pack_keys = pack_keys,
     .pack_codes = pack_codes,
     .query_codes = query_codes,
+    .query_sparse = query_sparse,
     .query_dense = query_dense,
     .weights_codes = weights_codes,
     .weights_dense = weights_dense,

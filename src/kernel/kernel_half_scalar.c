@@ -63,6 +63,17 @@ static uint32_t pack_values(int32_t step, int32_t n, int32_t E, const float *val
   return largest;
 }
 
+static uint32_t pack_values_bf16(int32_t step, int32_t n, int32_t E, const uint16_t *values, int64_t stride, uint16_t *chunk) {
+  uint32_t largest = 0;
+  for (int32_t e = 0; e < sfa_half_padded(E); e++)
+    for (int32_t j = 0; j < SFA_HALF_STEP; j++) {
+      uint16_t v = j < n && e < E ? values[j * stride + e] : 0;
+      chunk[sfa_half_value_at(step, e, j)] = v;
+      largest = largest_bits(largest, sfa_f32_from_bf16(v));
+    }
+  return largest;
+}
+
 static uint32_t pack_keys(int32_t step, int32_t n, int32_t D, const float *keys, int64_t stride, uint16_t *chunk) {
   uint32_t largest = 0;
   int32_t Dp = sfa_half_padded(D);
@@ -113,6 +124,21 @@ static void query_codes(int32_t first, int32_t n, int32_t D, const float *Qt, fl
   for (int32_t u = 0; u < D; u++)
     for (int32_t i = 0; i < sfa_half_padded(n); i++)
       out[(int64_t)u * W + sfa_half_lane(first + i)] = i < n ? sfa_f16_from_f32(Qt[(int64_t)u * n + i] * factor) : 0;
+}
+
+static void query_sparse(int32_t first, int32_t n, int32_t D, int32_t K, const void *const *ids, const float *const *values, float factor,
+                         int32_t W, uint16_t *out, float *squares) {
+  for (int32_t u = 0; u < D; u++)
+    for (int32_t i = 0; i < sfa_half_padded(n); i++)
+      out[(int64_t)u * W + sfa_half_lane(first + i)] = 0;
+  for (int32_t i = 0; i < n; i++) {
+    squares[i] = 0;
+    for (int32_t u = 0; u < K; u++) {
+      float q = values[i][u] * factor;
+      squares[i] = fmaf(q, q, squares[i]);
+      out[(int64_t)((const uint8_t *)ids[i])[u] * W + sfa_half_lane(first + i)] = sfa_f16_from_f32(q);
+    }
+  }
 }
 
 static void query_dense(int32_t first, int32_t n, int32_t D, const float *Qt, float factor, uint16_t *out, float *squares) {
@@ -254,9 +280,11 @@ const sfa_half_kernels sfa_half_kernels_scalar = {
     .begin = begin,
     .end = begin,
     .pack_values = pack_values,
+    .pack_values_bf16 = pack_values_bf16,
     .pack_keys = pack_keys,
     .pack_codes = pack_codes,
     .query_codes = query_codes,
+    .query_sparse = query_sparse,
     .query_dense = query_dense,
     .weights_codes = weights_codes,
     .weights_dense = weights_dense,

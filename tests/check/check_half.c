@@ -76,6 +76,49 @@ static void pack(check *c, const sfa_half_kernels *half, const half_case *from, 
   half->query_dense(0, h->n_rows, h->D, h->q_tile, 0.5f, h->Q, h->squares + h->n_rows);
 }
 
+/* The same values in bf16, and queries as codes: the bytes that f32 rows of these numbers give. */
+static void check_pack_short(check *c, const half_case *in) {
+  const int Ep = sfa_half_padded(in->E), stride = in->E + check_pick(c, 5), n = in->n_keys < SFA_HALF_STEP ? in->n_keys : SFA_HALF_STEP;
+  const size_t chunk_bytes = sizeof(uint16_t) * SFA_HALF_CHUNK * (size_t)Ep, Qt_bytes = sizeof(uint16_t) * (size_t)in->D * (size_t)in->W;
+  const int step = check_pick(c, SFA_HALF_STEPS), K = in->K, n_rows = check_range(c, 1, in->n_rows),
+            first = 32 * check_pick(c, (in->W - n_rows) / 32 + 1);
+  uint16_t *rows = check_halves(c, (int64_t)(n - 1) * stride + in->E);
+  float *same = check_floats(c, (int64_t)n * in->E);
+  for (int j = 0; j < n; j++)
+    for (int e = 0; e < in->E; e++) {
+      rows[j * stride + e] = sfa_bf16_from_f32(in->values[j * in->E + e]);
+      same[j * in->E + e] = sfa_f32_from_bf16(rows[j * stride + e]);
+    }
+  uint16_t *V = check_halves(c, (int64_t)SFA_HALF_CHUNK * Ep), *plain = check_halves(c, (int64_t)SFA_HALF_CHUNK * Ep);
+  memset(V, 0, chunk_bytes);
+  memset(plain, 0, chunk_bytes);
+  uint32_t largest = c->half->pack_values_bf16(step, n, in->E, rows, stride, V);
+  if (largest != sfa_half_kernels_scalar.pack_values(step, n, in->E, same, in->E, plain))
+    check_fail(c, "largest of bf16 values: bits %08x", largest);
+  check_bytes(c, "V of bf16", V, plain, chunk_bytes);
+
+  const void *ids[SFA_HALF_MAX_WIDTH];
+  const float *values[SFA_HALF_MAX_WIDTH];
+  float *tile = check_floats(c, (int64_t)in->D * in->W), *squares = check_floats(c, in->W), *plain_squares = check_floats(c, in->W);
+  uint16_t *Qt = check_halves(c, (int64_t)in->D * in->W), *plain_Qt = check_halves(c, (int64_t)in->D * in->W);
+  const int n_tile = (n_rows + 15) / 16 * 16;
+  memset(tile, 0, sizeof *tile * (size_t)in->D * (size_t)n_tile);
+  memset(Qt, 0x55, Qt_bytes);
+  memset(plain_Qt, 0x55, Qt_bytes);
+  for (int i = 0; i < n_rows; i++) { /* those of keys will do */
+    ids[i] = in->ids + i % in->n_keys * K;
+    values[i] = in->codes + i % in->n_keys * K;
+    for (int u = 0; u < K; u++)
+      tile[((const uint8_t *)ids[i])[u] * n_tile + i] = values[i][u];
+  }
+  c->half->query_sparse(first, n_rows, in->D, K, ids, values, 16, in->W, Qt, squares);
+  sfa_half_kernels_scalar.query_codes(first, n_tile, in->D, tile, 16, in->W, plain_Qt, plain_squares);
+  check_bytes(c, "Qt of codes", Qt, plain_Qt, Qt_bytes);
+  for (int i = 0; i < n_rows; i++)
+    if (!(fabsf(squares[i] - plain_squares[i]) <= 1e-5f * plain_squares[i]))
+      check_fail(c, "length of query %d from its code", i);
+}
+
 static void check_pack(check *c) {
   for (int i = 0; i < (c->quick ? 20 : 100); i++) {
     half_case in, h, plain;
@@ -127,6 +170,7 @@ static void check_pack(check *c) {
     check_bytes(c, "codes", h.twice, plain.twice, sizeof *h.twice * SFA_HALF_CHUNK * (size_t)in.K);
     check_bytes(c, "offsets", h.offsets, plain.offsets, sizeof *h.offsets * SFA_HALF_CHUNK * (size_t)in.K);
     check_bytes(c, "Qt", h.Qt, plain.Qt, sizeof *h.Qt * (size_t)in.D * (size_t)in.W);
+    check_pack_short(c, &in);
     check_bytes(c, "Q", h.Q, plain.Q, sizeof *h.Q * (size_t)sfa_half_padded(in.D) * (size_t)in.W);
     check_end(c);
   }
