@@ -320,22 +320,35 @@ static int compare_floats(const void *a, const void *b) {
   return (x > y) - (x < y);
 }
 
-/* The least share of keys that hold 1 - eps of the mass, mean over the query rows: what a perfect choice would read. Sorts the scores. */
-static double least_kept(decode_bench *b, double eps) {
+/* The least share of keys that hold 1 - eps of the mass, of those that some query of a kv head has to read: what a perfect choice would
+ * read, mean over the kv heads. NaN: out of memory. */
+static double least_kept(const decode_bench *b, double eps) {
   const decode_case *c = &b->c;
-  int64_t rows = c->n_q * c->heads, kept = 0;
-  for (int64_t row = 0; row < rows; row++) {
-    float *s = b->scores + row * c->n;
-    qsort(s, (size_t)c->n, sizeof *s, compare_floats);
-    double total = 0, dropped = 0;
+  int64_t n_kept = 0, rows_of_head = c->heads / c->kv_heads;
+  float *sorted = bench_alloc(c->n, sizeof *sorted);
+  unsigned char *kept = bench_alloc(c->kv_heads * c->n, 1); /* [G][n] */
+  bool memory = sorted && kept;
+  if (memory)
+    memset(kept, 0, (size_t)(c->kv_heads * c->n));
+  for (int64_t row = 0; memory && row < c->n_q * c->heads; row++) {
+    const float *s = b->scores + row * c->n;
+    unsigned char *of_head = kept + row % c->heads / rows_of_head * c->n;
+    memcpy(sorted, s, (size_t)c->n * sizeof *sorted);
+    qsort(sorted, (size_t)c->n, sizeof *sorted, compare_floats);
+    double largest = (double)sorted[c->n - 1], total = 0, dropped = 0;
     for (int64_t j = 0; j < c->n; j++)
-      total += exp((double)(s[j] - s[c->n - 1]));
-    int64_t j = 0;
-    for (; j < c->n && dropped <= eps * total; j++)
-      dropped += exp((double)(s[j] - s[c->n - 1]));
-    kept += c->n - (j ? j - 1 : 0);
+      total += exp((double)sorted[j] - largest);
+    int64_t edge = 0;
+    while (edge < c->n - 1 && (dropped += exp((double)sorted[edge] - largest)) <= eps * total)
+      edge++;
+    for (int64_t j = 0; j < c->n; j++)
+      of_head[j] |= s[j] >= sorted[edge];
   }
-  return (double)kept / (double)(rows * c->n);
+  for (int64_t i = 0; memory && i < c->kv_heads * c->n; i++)
+    n_kept += kept[i];
+  free(sorted);
+  free(kept);
+  return memory ? (double)n_kept / (double)(c->kv_heads * c->n) : NAN;
 }
 
 /* ---- A case, open and closed -------------------------------------------------------------------------------------------- */
