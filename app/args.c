@@ -527,7 +527,8 @@ int options_read(const app_verb *v, int argc, char **argv, int first, app_option
       continue;
     }
     if (arg[0] != '-' || !arg[1])
-      return app_usage("%s takes options only, not \"%s\"; a text is given with -p or -f", v->name, arg);
+      return app_usage("%s takes options only, not \"%s\"; %s, see sfa %s --help", v->name, arg,
+                       find_row(v->bit, "-p", &value) ? "a text is given with -p or -f" : "each value has a name", v->name);
     const row *r = find_row(v->bit, arg, &value);
     if (!r)
       return unknown_option(v, arg);
@@ -587,11 +588,10 @@ void options_help(const app_verb *v) {
     if (!(r->verbs & v->bit) || !r->help)
       continue;
     const char *value = r->value ? r->value : r->words;
-    char left[80], letter[5] = "    ";
+    char letter[5] = "    ";
     if (r->letter)
       snprintf(letter, sizeof letter, "-%c, ", r->letter);
-    int cursor = snprintf(left, sizeof left, "  %s--%s%s%s", letter, r->name, value ? " " : "", value ? value : "");
-    fputs(left, stdout);
+    int cursor = printf("  %s--%s%s%s", letter, r->name, value ? " " : "", value ? value : "");
     if (cursor > HELP_COLUMN - 2)
       putchar('\n');
     print_wrapped(r->help, HELP_COLUMN, cursor > HELP_COLUMN - 2 ? 0 : cursor);

@@ -39,6 +39,9 @@ static void release(sfa_save *save) {
 
 static sfa_status open_part(sfa_save *save, const char *path) {
   size_t bytes = strlen(path) + sizeof suffix;
+  struct stat info;
+  if (stat(path, &info) == 0 && !S_ISREG(info.st_mode)) /* a device or a folder would be gone */
+    return sfa_fail(save->ctx, SFA_ERROR_IO, "cannot replace %s: it is not a regular file; give another name", path);
   SFA_TRY(sfa_strdup(save->ctx, path, &save->path));
   SFA_TRY(sfa_alloc(save->ctx, bytes, "a path", (void **)&save->part));
   SFA_TRY(sfa_alloc(save->ctx, BUFFER_BYTES, "bytes to be written", (void **)&save->buffer));

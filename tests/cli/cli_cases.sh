@@ -64,13 +64,18 @@ case_help() {
   done
   good --version
   equal version "$out" "sfa $(sed -n 's/^project(sfa VERSION \([0-9.]*\).*/\1/p' "$root/CMakeLists.txt")"
-  for verb in generate chat info tokenize "bench attention" "bench decode" "bench topk" "bench model" "eval nll" demo bench eval; do
+  good --help
+  mapfile -t verbs < <(awk -F '  +' '/^  [a-z]/ { print $2 }' <<<"$out")
+  holds "verbs with a help" "${#verbs[@]} >= 30"
+  for verb in "${verbs[@]}" bench eval; do
     # shellcheck disable=SC2086
     good $verb --help
     [[ $out == "usage: sfa ${verb%% *}"* ]] || fault "$verb --help: $out"
     equal "$verb --help on stderr" "$err" ""
     holds "$verb --help: longest line" "$(awk '{ if (length($0) > n) n = length($0) } END { print n + 0 }' "$work/out") <= 100"
   done
+  good bench attention --help
+  [[ $out == *"|sp-int8"$'\n'* ]] || fault "bench attention --help cuts the policies short"
   good generate --help
   for option in model prompt file n-predict context threads temp top-k top-p min-p repeat-penalty seed tokenizer raw attention sfa-k sfa-kq \
     sfa-layers cache-k cache-v weights chunk json; do
@@ -93,7 +98,8 @@ case_usage() {
   bad 2 "wants a value: PATH" generate -m
   bad 2 "wants a value: PATH" generate -m -p hello
   bad 2 "takes no value" generate --json=yes
-  bad 2 "takes options only" generate -m "$story" hello
+  bad 2 "takes options only, not \"hello\"; a text is given with -p" generate -m "$story" hello
+  bad 2 "takes options only, not \"recipe.json\"; each value has a name, see sfa train --help" train recipe.json
   bad 2 "wants a text" generate -m "$story"
   bad 2 "not both" tokenize -m "$story" -p a -f b
   bad 2 "wants a file" index
@@ -862,6 +868,7 @@ END
   bad 2 "wants a folder" train --config "$recipe" --data "$work/shards/train"
   bad 2 "wants a model and a file" export -m "$model"
   bad 1 "nowhere" export -m "$work/nowhere" --gguf "$work/x.gguf"
+  bad 1 "it is not a regular file; give another name" export -m "$model" --gguf "$work"
   # Every recipe that is shipped, through all of its phases, over every model that is.
   local way at=$root/examples/recipes
   for way in "$at"/*.json; do

@@ -4,6 +4,7 @@
 
 #include <signal.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 
 #include "file/save.h"
@@ -148,6 +149,13 @@ static void test_folders(void **state) {
   assert_int_equal(rmdir(in_temp("one/two")), 0);
   assert_int_equal(rmdir(in_temp("one")), 0);
   assert_int_equal(sfa_save_file(ctx, in_temp("nowhere/file"), "", 0), SFA_ERROR_IO);
+  struct stat info; /* what is no regular file is not replaced */
+  assert_int_equal(mkfifo(in_temp("pipe"), 0600), 0);
+  assert_int_equal(sfa_save_file(ctx, in_temp("pipe"), "", 0), SFA_ERROR_IO);
+  assert_non_null(strstr(sfa_context_error(ctx), "not a regular file"));
+  assert_int_equal(stat(in_temp("pipe"), &info), 0);
+  assert_true(S_ISFIFO(info.st_mode));
+  assert_int_equal(unlink(in_temp("pipe")), 0);
   sfa_context_destroy(ctx);
 }
 
