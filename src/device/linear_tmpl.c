@@ -131,7 +131,7 @@ ALWAYS_INLINE void dense_product(const sfa_linear_task *t, sfa_storage storage) 
   int32_t panel = 0;
   for (; panel + DENSE_PANELS <= t->n_panels; panel += DENSE_PANELS)
     dense_panels(t, storage, DENSE_PANELS, panel);
-  for (; panel < t->n_panels; panel++)
+  for (; DENSE_PANELS > 1 && panel < t->n_panels; panel++)
     dense_panels(t, storage, 1, panel);
 }
 
@@ -139,7 +139,7 @@ ALWAYS_INLINE void block_product(const sfa_linear_task *t, int bits, bool has_mi
   int32_t panel = 0;
   for (; panel + BLOCK_PANELS <= t->n_panels; panel += BLOCK_PANELS)
     block_panels(t, bits, has_minimum, BLOCK_PANELS, panel);
-  for (; panel < t->n_panels; panel++)
+  for (; BLOCK_PANELS > 1 && panel < t->n_panels; panel++)
     block_panels(t, bits, has_minimum, 1, panel);
 }
 
