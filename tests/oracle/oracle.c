@@ -14,9 +14,12 @@ void oracle_topk(const float *x, int d, int k, int *ids) {
   char *taken = calloc((size_t)d, 1);
   for (int n = 0; n < k; n++) {
     int best = -1;
+    uint32_t largest = 0;
     for (int u = 0; u < d; u++)
-      if (!taken[u] && (best < 0 || magnitude_bits(x[u]) > magnitude_bits(x[best])))
+      if (!taken[u] && (best < 0 || magnitude_bits(x[u]) > largest)) {
         best = u;
+        largest = magnitude_bits(x[u]);
+      }
     taken[best] = 1;
   }
   for (int u = 0, n = 0; u < d; u++)

@@ -6,13 +6,16 @@ static REAL NAME(oracle_scores)(const oracle_problem *problem, const float *q, c
   const long n = problem->n_keys, i = oracle_position(problem, t);
   const REAL scale = problem->softmax_scale != 0 ? (REAL)problem->softmax_scale : 1 / SQRT((REAL)d), cap = (REAL)problem->softcap;
   REAL most = problem->sink_logit ? (REAL)problem->sink_logit[head] : -(REAL)INFINITY, sum = 0;
+  const float *q_row = q + (t * problem->n_heads + head) * d;
+  const int backwards = problem->features_backwards;
   for (long j = 0; j < n; j++) {
-    score[j] = 0;
+    const float *k_row = k + (j * problem->n_kv_heads + g) * d;
+    REAL dot = 0;
     for (int n_done = 0; n_done < d; n_done++) {
-      const int u = problem->features_backwards ? d - 1 - n_done : n_done;
-      score[j] += (REAL)q[(t * problem->n_heads + head) * d + u] * (REAL)k[(j * problem->n_kv_heads + g) * d + u];
+      const int u = backwards ? d - 1 - n_done : n_done;
+      dot += (REAL)q_row[u] * (REAL)k_row[u];
     }
-    score[j] *= scale;
+    score[j] = dot * scale;
     slope[j] = 1;
     if (problem->softcap != 0) {
       const REAL h = TANH(score[j] / cap);
@@ -47,26 +50,30 @@ static void NAME(oracle_backward_row)(const oracle_problem *problem, const float
     return;
   for (long j = 0; j < problem->n_keys; j++)
     score[j] = EXP(score[j] - lse); /* p from here on */
+  const long n = problem->n_keys, n_kv_heads = problem->n_kv_heads;
+  const float *q_row = q + row * d, *short_row = short_d_out + row * e_dim;
+  REAL *d_q = grad->q + row * d;
   for (int e = 0; e < e_dim; e++) {
     REAL out = 0;
-    for (long j = 0; j < problem->n_keys; j++)
-      out += score[j] * (REAL)v[(j * problem->n_kv_heads + g) * e_dim + e];
+    for (long j = 0; j < n; j++)
+      out += score[j] * (REAL)v[(j * n_kv_heads + g) * e_dim + e];
     delta += (REAL)d_out[row * e_dim + e] * out;
   }
-  for (long j = 0; j < problem->n_keys; j++) {
-    const long key = j * problem->n_kv_heads + g;
-    REAL dp = 0;
+  for (long j = 0; j < n; j++) {
+    const long key = j * n_kv_heads + g;
+    const float *k_row = k + key * d, *v_row = v + key * e_dim;
+    REAL *d_k = grad->k + key * d, *d_v = grad->v + key * e_dim, dp = 0;
     if (score[j] == 0)
       continue;
     for (int e = 0; e < e_dim; e++)
-      dp += (REAL)short_d_out[row * e_dim + e] * (REAL)v[key * e_dim + e];
+      dp += (REAL)short_row[e] * (REAL)v_row[e];
     const REAL exact_ds = score[j] * (dp - delta) * slope[j];
     const REAL p = (REAL)oracle_operand(problem, (double)score[j]), ds = (REAL)oracle_operand(problem, (double)exact_ds) * scale;
     for (int e = 0; e < e_dim; e++)
-      grad->v[key * e_dim + e] += p * (REAL)short_d_out[row * e_dim + e];
+      d_v[e] += p * (REAL)short_row[e];
     for (int u = 0; u < d; u++) {
-      grad->q[row * d + u] += ds * (REAL)k[key * d + u];
-      grad->k[key * d + u] += ds * (REAL)q[row * d + u];
+      d_q[u] += ds * (REAL)k_row[u];
+      d_k[u] += ds * (REAL)q_row[u];
     }
   }
   if (problem->sink_logit)

@@ -6,17 +6,19 @@ static void NAME(oracle_head)(const oracle_problem *problem, const float *q, con
   const long n = problem->n_keys, i = oracle_position(problem, t);
   const int g = head / group;
   REAL scale = problem->softmax_scale != 0 ? (REAL)problem->softmax_scale : 1 / SQRT((REAL)d);
+  const REAL scale_first = problem->scale_first ? scale : 1, scale_last = problem->scale_first ? 1 : scale;
+  const int backwards = problem->features_backwards;
+  const float *q_row = q + (t * problem->n_heads + head) * d;
   REAL most = -(REAL)INFINITY, sum = 0;
   for (long j = 0; j < n; j++) {
-    score[j] = 0;
+    const float *k_row = k + (j * problem->n_kv_heads + g) * d;
+    REAL dot = 0;
     for (int n_done = 0; n_done < d; n_done++) {
-      const int u = problem->features_backwards ? d - 1 - n_done : n_done;
-      float ku = k[(j * problem->n_kv_heads + g) * d + u], qu = q[(t * problem->n_heads + head) * d + u];
-      if (ku != 0 && qu != 0) /* a feature that is in one code only has no product, whatever the other side holds */
-        score[j] += (problem->scale_first ? (REAL)qu * scale : (REAL)qu) * (REAL)ku;
+      const int u = backwards ? d - 1 - n_done : n_done;
+      if (k_row[u] != 0 && q_row[u] != 0) /* a feature that is in one code only has no product, whatever the other side holds */
+        dot += (REAL)q_row[u] * scale_first * (REAL)k_row[u];
     }
-    if (!problem->scale_first)
-      score[j] *= scale;
+    score[j] = dot * scale_last;
     if (problem->softcap != 0)
       score[j] = (REAL)problem->softcap * TANH(score[j] / (REAL)problem->softcap);
     if (problem->alibi_slopes)
@@ -37,10 +39,11 @@ static void NAME(oracle_head)(const oracle_problem *problem, const float *q, con
   for (long j = 0; j < n; j++) {
     if (!oracle_sees(problem, t, j))
       continue;
+    const float *v_row = v + (j * problem->n_kv_heads + g) * e_dim;
     REAL p = EXP(score[j] - most);
     sum += p;
     for (int e = 0; e < e_dim; e++)
-      out[e] += p * (REAL)v[(j * problem->n_kv_heads + g) * e_dim + e];
+      out[e] += p * (REAL)v_row[e];
   }
   for (int e = 0; e < e_dim; e++)
     out[e] /= sum;
