@@ -9,6 +9,10 @@ static REAL NAME(oracle_scores)(const oracle_problem *problem, const float *q, c
   const float *q_row = q + (t * problem->n_heads + head) * d;
   const int backwards = problem->features_backwards;
   for (long j = 0; j < n; j++) {
+    score[j] = -(REAL)INFINITY;
+    slope[j] = 1;
+    if (!oracle_sees(problem, t, j))
+      continue;
     const float *k_row = k + (j * problem->n_kv_heads + g) * d;
     REAL dot = 0;
     for (int n_done = 0; n_done < d; n_done++) {
@@ -16,7 +20,6 @@ static REAL NAME(oracle_scores)(const oracle_problem *problem, const float *q, c
       dot += (REAL)q_row[u] * (REAL)k_row[u];
     }
     score[j] = dot * scale;
-    slope[j] = 1;
     if (problem->softcap != 0) {
       const REAL h = TANH(score[j] / cap);
       score[j] = cap * h;
@@ -24,8 +27,6 @@ static REAL NAME(oracle_scores)(const oracle_problem *problem, const float *q, c
     }
     if (problem->alibi_slopes)
       score[j] += (REAL)problem->alibi_slopes[head] * (REAL)(j - i);
-    if (!oracle_sees(problem, t, j))
-      score[j] = -(REAL)INFINITY;
     most = score[j] > most ? score[j] : most;
   }
   if (most == -(REAL)INFINITY)

@@ -11,6 +11,8 @@ static void NAME(oracle_head)(const oracle_problem *problem, const float *q, con
   const float *q_row = q + (t * problem->n_heads + head) * d;
   REAL most = -(REAL)INFINITY, sum = 0;
   for (long j = 0; j < n; j++) {
+    if (!oracle_sees(problem, t, j))
+      continue;
     const float *k_row = k + (j * problem->n_kv_heads + g) * d;
     REAL dot = 0;
     for (int n_done = 0; n_done < d; n_done++) {
@@ -23,7 +25,7 @@ static void NAME(oracle_head)(const oracle_problem *problem, const float *q, con
       score[j] = (REAL)problem->softcap * TANH(score[j] / (REAL)problem->softcap);
     if (problem->alibi_slopes)
       score[j] += (REAL)problem->alibi_slopes[head] * (REAL)(j - i);
-    if (oracle_sees(problem, t, j) && !(score[j] <= most))
+    if (!(score[j] <= most))
       most = score[j];
   }
   if (problem->sink_logit && problem->sink_logit[head] > most)
