@@ -326,6 +326,73 @@ static void features_kept(void **state) {
   free(choices.kept);
 }
 
+/* ---- Index files ------------------------------------------------------------------------------------------------------------------ */
+
+enum { BEHIND = 40 };
+
+static side load_side(sfa_context *ctx, const char *path, sfa_weight_format format, const sfa_attention_choice *choice, const char *file,
+                      sfa_status *status) {
+  side s = open_side(ctx, path, format, choice, 0);
+  const sfa_session_options session = {.struct_size = sizeof session, .attention = choice};
+  sfa_session_destroy(s.session);
+  *status = sfa_session_load(s.model, &session, file, &s.session);
+  return s;
+}
+
+/* Logits of the steps behind a prompt that `reader` has read, saved to a file, and `stepper` goes on with. */
+static float *steps_behind(sfa_context *reader, sfa_context *stepper, const char *path, const sfa_attention_choice *choice,
+                           const int32_t *ids, const char *file) {
+  sfa_index_writer *writer;
+  sfa_status status;
+  side a = open_side(reader, path, SFA_WEIGHTS_BF16, choice, 0);
+  assert_int_equal(sfa_session_append(a.session, ids, PROMPT, NULL), SFA_OK);
+  assert_int_equal(sfa_index_writer_open(reader, file, &writer), SFA_OK);
+  assert_int_equal(sfa_session_save(a.session, writer, NULL, 0), SFA_OK);
+  sfa_index_writer_close(writer);
+  close_side(&a);
+  if (stepper == cpu) { /* a GPU's are bf16 then, too */
+    side other = load_side(stepper, path, SFA_WEIGHTS_INT8, choice, file, &status);
+    assert_int_equal(status, SFA_ERROR_ARGUMENT);
+    assert_non_null(strstr(sfa_context_error(stepper), "weights"));
+    sfa_model_close(other.model);
+  }
+  side b = load_side(stepper, path, SFA_WEIGHTS_BF16, choice, file, &status);
+  if (status != SFA_OK)
+    fail_msg("%s: %s", path, sfa_context_error(stepper));
+  float *logits = malloc((size_t)BEHIND * (size_t)b.info.vocab_size * sizeof *logits);
+  for (int32_t i = 0; i < BEHIND; i++)
+    assert_int_equal(sfa_session_append(b.session, ids + PROMPT + i, 1, logits + (int64_t)i * b.info.vocab_size), SFA_OK);
+  close_side(&b);
+  remove(file);
+  return logits;
+}
+
+static void index_files(void **state) {
+  (void)state;
+  if (!gpu)
+    skip();
+  char directory[TEMP_DIR_BYTES], file[TEMP_PATH_BYTES];
+  make_temp_dir(directory);
+  snprintf(file, sizeof file, "%s/index", directory);
+  enum { VOCAB = 200 }; /* of all these models */
+  int32_t *ids = make_text(PROMPT + BEHIND, VOCAB);
+  for (int i = 0; i < 3; i++)
+    for (int32_t k = 0; k <= 6; k += 6) {
+      const sfa_attention_choice choice = {.struct_size = sizeof choice, .sparse = k > 0, .k = k};
+      float *here = steps_behind(cpu, cpu, paths[i], &choice, ids, file), *there = steps_behind(gpu, gpu, paths[i], &choice, ids, file),
+            *to_gpu = steps_behind(cpu, gpu, paths[i], &choice, ids, file), *to_cpu = steps_behind(gpu, cpu, paths[i], &choice, ids, file);
+      const double alone = error_of(there, here, BEHIND * VOCAB), onto_gpu = error_of(to_gpu, here, BEHIND * VOCAB),
+                   onto_cpu = error_of(to_cpu, here, BEHIND * VOCAB);
+      print_message("%-8s k %d: read and gone on with on the GPU %.2e of the CPU's logits, read on the CPU %.2e, on the GPU %.2e\n",
+                    name_of(paths[i]), k, alone, onto_gpu, onto_cpu);
+      const double limit = k ? 6e-2 : 3e-2; /* as in families, sparse */
+      assert_true(alone <= limit && onto_gpu <= limit && onto_cpu <= limit);
+      free(here), free(there), free(to_gpu), free(to_cpu);
+    }
+  free(ids);
+  remove_tree(directory);
+}
+
 /* ---- A model of the reader's ------------------------------------------------------------------------------------------------------- */
 
 /* The CPU with inputs of its products rounded to bf16, as a GPU's are. */
@@ -543,8 +610,9 @@ static void noise(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(families),      cmocka_unit_test(sparse),    cmocka_unit_test(by_head),
-                                     cmocka_unit_test(features_kept), cmocka_unit_test(own_model), cmocka_unit_test(looks),
-                                     cmocka_unit_test(gradients),     cmocka_unit_test(curves),    cmocka_unit_test(noise)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(families),      cmocka_unit_test(sparse),      cmocka_unit_test(by_head),
+                                     cmocka_unit_test(features_kept), cmocka_unit_test(index_files), cmocka_unit_test(own_model),
+                                     cmocka_unit_test(looks),         cmocka_unit_test(gradients),   cmocka_unit_test(curves),
+                                     cmocka_unit_test(noise)};
   return cmocka_run_group_tests(tests, open_both, close_both);
 }
