@@ -15,59 +15,73 @@ enum { TARGET_BLOCKS = 264, MAX_SPLITS = 256, JOIN_THREADS = 256 }; /* blocks: t
 
 /* ---- Join ---------------------------------------------------------------------------------------------------------------------------- */
 
+/* A warp takes every eighth split, AT_ONCE of which are on their way while the largest m is looked for. */
 static __global__ __launch_bounds__(JOIN_THREADS) void join_kernel(const __grid_constant__ sfa_decode_call call) {
-  __shared__ float factors[MAX_SPLITS], total[2];
-  __shared__ float4 columns[JOIN_THREADS / 32][32];
+  enum { WARPS = JOIN_THREADS / 32, AT_ONCE = 5 };
+  __shared__ float4 columns[WARPS][32];
   int32_t self = (int32_t)threadIdx.x, lane = self & 31, warp = self / 32, n_splits = call.n_splits, dim_v = call.args.head_dim_v;
   int64_t index = blockIdx.x; /* [B][G][n_rows] */
   int32_t row = (int32_t)(index % call.n_rows), b = (int32_t)(index / call.n_rows / call.args.n_kv_heads);
   int32_t head = (int32_t)(index / call.n_rows % call.args.n_kv_heads) * call.group + row % call.group;
   int64_t to = ((int64_t)b * call.args.n_queries + row / call.group) * call.args.n_heads + head;
   const float2 *sums = call.part_sums + index * n_splits;
+  const float *left = call.drop_left ? call.drop_left + index * n_splits : NULL;
   sfa_cuda_wait_for_previous();
-  if (warp == 0) {
-    float sink = call.args.scores.sink_logit ? call.args.scores.sink_logit[head] * 1.44269504f : -INFINITY;
-    float m = fmaxf(SFA_DECODE_NOTHING, sink), l = 0;
-    for (int32_t s = lane; s < n_splits; s += 32)
-      m = fmaxf(m, sums[s].x);
-    m = sfa_decode_warp_max(m);
-    for (int32_t s = lane; s < n_splits; s += 32) {
-      float2 part = sums[s];
-      factors[s] = part.y == 0 ? 0.f : sfa_decode_exp2(part.x - m); /* 0: nothing was seen, o may not have been written */
-      l += part.y == 0 ? 0.f : part.y * factors[s];
-    }
-    l = sfa_decode_warp_sum(l) + sfa_decode_exp2(sink - m);
-    if (lane == 0) {
-      total[0] = l == 0 ? 0.f : 1 / l;
-      if (call.args.lse)
-        call.args.lse[to] = l == 0 ? -INFINITY : (m + log2f(l)) * 0.693147181f;
-      if (call.args.dropped)
-        call.args.dropped[to] = 0;
-    }
-  }
-  __syncthreads();
+  float sink = call.args.scores.sink_logit ? call.args.scores.sink_logit[head] * 1.44269504f : -INFINITY;
+  float m = fmaxf(SFA_DECODE_NOTHING, sink), l = 0, gone = 0;
   for (int32_t first = 0; first < dim_v; first += 128) {
     int32_t e = first + 4 * lane;
+    const float *parts = call.part_out + index * n_splits * dim_v + e;
     float4 o = make_float4(0, 0, 0, 0);
-    if (e < dim_v) {
-#pragma unroll 4
-      for (int32_t s = warp; s < n_splits; s += JOIN_THREADS / 32) {
-        float factor = factors[s];
-        if (factor == 0)
-          continue;
-        float4 x = *(const float4 *)(call.part_out + (index * n_splits + s) * dim_v + e);
-        o.x = fmaf(x.x, factor, o.x), o.y = fmaf(x.y, factor, o.y), o.z = fmaf(x.z, factor, o.z), o.w = fmaf(x.w, factor, o.w);
+    int32_t from = warp;
+    do {
+      float4 x[AT_ONCE];
+      float2 sum[AT_ONCE];
+#pragma unroll
+      for (int i = 0; i < AT_ONCE; i++) {
+        int32_t s = from + i * WARPS;
+        sum[i] = s < n_splits ? sums[s] : make_float2(0, 0);
+        x[i] = s < n_splits && e < dim_v ? *(const float4 *)(parts + (int64_t)s * dim_v) : make_float4(0, 0, 0, 0);
       }
-    }
+      if (first == 0 && from == warp) { /* each warp for itself */
+#pragma unroll 1
+        for (int32_t s = lane; s < n_splits; s += 32)
+          m = fmaxf(m, sums[s].x);
+        m = sfa_decode_warp_max(m);
+#pragma unroll 1
+        for (int32_t s = lane; s < n_splits; s += 32) {
+          float2 part = sums[s];
+          float factor = part.y == 0 ? 0.f : sfa_decode_exp2(part.x - m);
+          l += part.y * factor;
+          gone += left ? left[s] * factor : 0.f;
+        }
+        l = sfa_decode_warp_sum(l) + sfa_decode_exp2(sink - m);
+        gone = sfa_decode_warp_sum(gone);
+      }
+#pragma unroll
+      for (int i = 0; i < AT_ONCE; i++)
+        if (sum[i].y != 0) { /* 0: nothing was seen, o may not have been written */
+          float factor = sfa_decode_exp2(sum[i].x - m);
+          o.x = fmaf(x[i].x, factor, o.x), o.y = fmaf(x[i].y, factor, o.y), o.z = fmaf(x[i].z, factor, o.z),
+          o.w = fmaf(x[i].w, factor, o.w);
+        }
+      from += AT_ONCE * WARPS;
+    } while (from < n_splits);
     columns[warp][lane] = o;
     __syncthreads();
     if (self < 128 && first + self < dim_v) {
       float x = 0;
-      for (int w = 0; w < JOIN_THREADS / 32; w++)
+      for (int w = 0; w < WARPS; w++)
         x += ((const float *)columns[w])[self];
-      call.args.out[to * dim_v + first + self] = x * total[0];
+      call.args.out[to * dim_v + first + self] = l - gone <= 0 ? 0.f : x / (l - gone);
     }
     __syncthreads();
+  }
+  if (self == 0) {
+    if (call.args.lse)
+      call.args.lse[to] = l == 0 ? -INFINITY : (m + log2f(l)) * 0.693147181f;
+    if (call.args.dropped)
+      call.args.dropped[to] = gone > 0 ? gone / l : 0.f;
   }
 }
 
@@ -187,11 +201,17 @@ static sfa_decode_launch find_drop(const sfa_decode_call *call) {
   return (k == 8 ? sfa_decode_drop_k8 : sfa_decode_drop_k16)(args->v.format.dtype, call->rows_of_block, args->head_dim_v);
 }
 
+/* Keys of a split, at most. */
+static int64_t split_keys(const sfa_decode_call *call) {
+  int64_t steps = (n_steps(&call->args) + call->n_splits - 1) / call->n_splits;
+  return round_up(steps, SFA_DECODE_WARPS) * SFA_DECODE_STEP;
+}
+
 /* Lays what a call needs over the workspace. Returns the bytes. */
 static size_t place(sfa_decode_call *call, bool drops) {
   unsigned char *memory = (unsigned char *)call->args.workspace;
-  size_t pairs = (size_t)call->args.n_sequences * (size_t)call->args.n_kv_heads, at = 0;
-  size_t rows = drops ? (size_t)(n_pairs(call) * call->rows_of_block) : pairs * (size_t)call->n_rows, parts = rows * (size_t)call->n_splits;
+  size_t at = 0, rows = (size_t)(call->args.n_sequences * call->args.n_kv_heads) * (size_t)call->n_rows,
+         parts = rows * (size_t)call->n_splits;
   auto take = [&](size_t bytes) {
     unsigned char *from = memory + at;
     at += (size_t)round_up((int64_t)bytes, 256);
@@ -199,13 +219,17 @@ static size_t place(sfa_decode_call *call, bool drops) {
   };
   call->part_sums = (float2 *)take(parts * sizeof(float2));
   call->part_out = (float *)take(parts * (size_t)call->args.head_dim_v * sizeof(float));
-  if (drops) {
-    call->drop_pitch = n_steps(&call->args) * SFA_DECODE_STEP;
-    call->drop_counts = (uint16_t *)take(parts * SFA_DROP_BINS * sizeof(uint16_t));
-    call->drop_tickets = (int32_t *)take((size_t)n_pairs(call) * sizeof(int32_t));
-    call->drop_left = (float *)take(parts * sizeof(float));
-    call->drop_scores = (float *)take(rows * (size_t)call->drop_pitch * sizeof(float));
-  }
+  if (!drops)
+    return at;
+  call->drop_left = (float *)take(parts * sizeof(float));
+  call->drop_is_short = split_keys(call) * call->rows_of_block <= SFA_DROP_SHORT;
+  if (call->drop_is_short)
+    return at;
+  size_t pairs = (size_t)n_pairs(call), of_pairs = pairs * (size_t)call->rows_of_block;
+  call->drop_pitch = n_steps(&call->args) * SFA_DECODE_STEP;
+  call->drop_counts = (uint16_t *)take(of_pairs * (size_t)call->n_splits * SFA_DROP_BINS * sizeof(uint16_t));
+  call->drop_tickets = (int32_t *)take(pairs * sizeof(int32_t));
+  call->drop_scores = (float *)take(of_pairs * (size_t)call->drop_pitch * sizeof(float));
   return at;
 }
 
@@ -232,7 +256,8 @@ const char *sfa_cuda_decode_run(const sfa_cuda_decode *args, sfa_cuda_stream str
   cut(&drop, std::min(call.rows_of_block, 4));
   if (hopper && find_drop(&drop)) {
     place(&drop, true);
-    return find_drop(&drop)(&drop, stream);
+    const char *refused = find_drop(&drop)(&drop, stream);
+    return refused || !drop.drop_is_short ? refused : join(&drop, stream);
   }
   if (hopper)
     launch = choose_stream(&call);

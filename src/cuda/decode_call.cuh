@@ -32,12 +32,14 @@ typedef struct sfa_decode_call {
   float scale_log2;                                                              /* softmax_scale * log2(e) */
   float2 *part_sums;                                                             /* [B][G][n_rows][n_splits] m, l */
   float *part_out;                                                               /* [B][G][n_rows][n_splits][E] */
-  /* Of calls with eps, with pairs = [B][G][row blocks]: */
+  /* Of calls with eps, with pairs = [B][G][row blocks]; all but the first and the last two of long ones only: */
+  float *drop_left;      /* [B][G][n_rows][n_splits] mass that was left out, in the part's unit; NULL: nothing was */
   uint16_t *drop_counts; /* [pairs][n_splits][rows_of_block][bins] bf16 */
   int32_t *drop_tickets; /* [pairs] */
-  float *drop_left;      /* [pairs][rows_of_block][n_splits] */
   float *drop_scores;    /* [pairs][drop_pitch][rows_of_block] */
   int64_t drop_pitch;
+  int32_t drop_is_short;
+  size_t drop_scores_at; /* in a short one's shared memory */
 } sfa_decode_call;
 
 /* ---- Small things -------------------------------------------------------------------------------------------------------------------- */
@@ -63,6 +65,9 @@ static __device__ __forceinline__ float sfa_decode_warp_sum(float x) {
 }
 
 static __device__ __forceinline__ float sfa_decode_half(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
+
+/* x / n, of which n = 1 is usual and a division is long. */
+static __device__ __forceinline__ int32_t sfa_decode_quotient(int32_t x, int32_t n) { return n == 1 ? x : x / n; }
 
 /* ---- Which keys a block sees --------------------------------------------------------------------------------------------------------- */
 
@@ -95,8 +100,8 @@ static __device__ __forceinline__ sfa_decode_span sfa_decode_span_of(const sfa_d
   span.g = g;
   span.first_row = row_block * call.rows_of_block;
   int32_t last_row = min(span.first_row + call.rows_of_block, call.n_rows) - 1;
-  span.first_token = span.first_row / call.group;
-  span.n_tokens = last_row / call.group - span.first_token + 1;
+  span.first_token = sfa_decode_quotient(span.first_row, call.group);
+  span.n_tokens = sfa_decode_quotient(last_row, call.group) - span.first_token + 1;
   span.n_keys = min(max(n_keys, 0), sfa_decode_small(call.args.max_keys));
   span.first_position = span.n_keys - call.args.n_queries + span.first_token;
   int32_t last_position = span.first_position + span.n_tokens - 1;
@@ -214,7 +219,7 @@ static __device__ __forceinline__ void sfa_decode_load_queries(const sfa_decode_
       continue;
     float x = 0;
     if (row < call.n_rows) {
-      int32_t line = row / call.group, head = g * call.group + row % call.group;
+      int32_t line = sfa_decode_quotient(row, call.group), head = g * call.group + row - line * call.group;
       int64_t token = (int64_t)b * call.args.n_queries + line;
       x = sfa_decode_query_feature(call.args, token * call.args.q.token_stride + head * call.args.q.head_stride, line, u);
     }
@@ -279,7 +284,8 @@ typedef struct sfa_decode_query {
 static __device__ __forceinline__ sfa_decode_query sfa_decode_query_of(const sfa_decode_call &call, const sfa_decode_span &span,
                                                                        int32_t r) {
   int32_t row = min(span.first_row + r, call.n_rows - 1);
-  return {row / call.group - span.first_token, span.g * call.group + row % call.group};
+  int32_t token = sfa_decode_quotient(row, call.group);
+  return {token - span.first_token, span.g * call.group + row - token * call.group};
 }
 
 /* A product is only scaled: no softcap, no slope. */

@@ -18,8 +18,9 @@ sfa_decode_launch sfa_decode_stream_i8(int32_t value_dtype, int32_t rows, int32_
 sfa_decode_launch sfa_decode_stream_bf16(int32_t value_dtype, int32_t rows, int32_t head_dim_v);
 sfa_decode_launch sfa_decode_dense_i8(int32_t value_dtype, int32_t rows, int32_t head_dim);
 sfa_decode_launch sfa_decode_dense_bf16(int32_t value_dtype, int32_t rows, int32_t head_dim);
-/* Whole calls with eps, of int8 codes with K = 8 and 16; blocks of 1 or 4 rows. */
-enum { SFA_DROP_BINS = 256 };
+/* Calls with eps, of int8 codes with K = 8 and 16; blocks of 1 or 4 rows. Short ones, whose splits have at most SFA_DROP_SHORT keys times
+ * rows of a block, leave parts; long ones are done. */
+enum { SFA_DROP_BINS = 256, SFA_DROP_SHORT = 4096 };
 sfa_decode_launch sfa_decode_drop_k8(int32_t value_dtype, int32_t rows, int32_t head_dim_v);
 sfa_decode_launch sfa_decode_drop_k16(int32_t value_dtype, int32_t rows, int32_t head_dim_v);
 

@@ -111,6 +111,7 @@ template <int DTYPE, int K, int ROWS> struct sfa_decode_codes {
   /* Fills the table from rows q [ROWS][D]; features from D on are 0. */
   static __device__ __forceinline__ void prepare(const sfa_decode_call &call, const float *q, unsigned char *table) {
     int32_t dim = call.args.head_dim;
+#pragma unroll 1
     for (int32_t i = (int32_t)threadIdx.x; i < (int32_t)(table_bytes(call) / 16); i += (int32_t)blockDim.x) {
       int32_t u = i >> (FEATURE_SHIFT - 4), row = ROWS == 8 ? (i >> 3 & 1) * 4 : 0;
       const float *from = q + row * dim + u;

@@ -43,8 +43,10 @@ template <class VALUES, int ROWS> struct sfa_decode_ring {
     return row * VALUES::ROW_BYTES + (chunk ^ (2 * (row / 4 % 4) & (CHUNKS - 1))) * 16;
   }
 
+  /* The policy, as createpolicy writes it: evict first. What is read once leaves the L2 to page tables, parts and instructions. */
   static __device__ __forceinline__ void copy(uint32_t to, const unsigned char *from) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "l"(0x12f0000000000000ull)
+                 : "memory");
   }
 
   /* Asks for the rows from `token` on, part number `part` of a step; row n - 1 stands for those from n on. start: of the lane's chunk in
@@ -196,10 +198,16 @@ static __global__ __launch_bounds__(SFA_DECODE_THREADS, 2) void sfa_decode_strea
   extern __shared__ __align__(128) unsigned char shared[];
   __shared__ sfa_decode_query queries_of[ROWS];
   const sfa_cuda_store &k = call.args.k, &v = call.args.v;
-  int32_t lane = (int32_t)threadIdx.x & 31, warp = (int32_t)threadIdx.x / 32, split = (int32_t)blockIdx.x / call.n_row_blocks;
+  int32_t lane = (int32_t)threadIdx.x & 31, warp = (int32_t)threadIdx.x / 32,
+          split = sfa_decode_quotient((int32_t)blockIdx.x, call.n_row_blocks);
+  const sfa_decode_stream_layout<KEYS, VALUES, ROWS, E> layout(call);
+  int32_t row_block = (int32_t)blockIdx.x - split * call.n_row_blocks;
+  float *queries = (float *)(shared + layout.queries);
   sfa_cuda_wait_for_previous();
-  sfa_decode_span span = sfa_decode_span_of(call, (int32_t)blockIdx.z, (int32_t)blockIdx.y, (int32_t)blockIdx.x % call.n_row_blocks,
-                                            call.args.n_keys[blockIdx.z]);
+  /* Before all that keys and values ask of memory: behind it a row takes microseconds. */
+  int32_t n_keys = call.args.n_keys[blockIdx.z];
+  sfa_decode_load_queries(call, (int32_t)blockIdx.z, (int32_t)blockIdx.y, row_block * call.rows_of_block, ROWS, queries);
+  sfa_decode_span span = sfa_decode_span_of(call, (int32_t)blockIdx.z, (int32_t)blockIdx.y, row_block, n_keys);
   int32_t step, end_step;
   sfa_decode_split_steps(span.n_steps, call.n_splits, split, &step, &end_step);
   if (step >= end_step) {
@@ -211,11 +219,9 @@ static __global__ __launch_bounds__(SFA_DECODE_THREADS, 2) void sfa_decode_strea
   }
 
   typedef sfa_decode_ring<VALUES, ROWS> ring;
-  const sfa_decode_stream_layout<KEYS, VALUES, ROWS, E> layout(call);
   unsigned char *table = shared, *slots = shared + layout.rings + warp * ring::SLOTS * ring::BYTES;
   unsigned char *exchange = shared + layout.exchanges + warp * KEYS::exchange_bytes();
   uint16_t *weights = (uint16_t *)(shared + layout.weights) + warp * VALUES::P_ROWS * VALUES::P_PITCH;
-  float *queries = (float *)(shared + layout.queries);
 
   const sfa_decode_rows key_streams[3] = {sfa_decode_rows_of(k, k.ids, call.ids_pitch, span.b, span.g),
                                           sfa_decode_rows_of(k, k.values, call.key_pitch, span.b, span.g),
@@ -274,7 +280,6 @@ static __global__ __launch_bounds__(SFA_DECODE_THREADS, 2) void sfa_decode_strea
   }
   for (int i = lane; i < VALUES::P_ROWS * 16; i += 32)
     ((uint32_t *)weights)[i] = 0;
-  sfa_decode_load_queries(call, span.b, span.g, span.first_row, ROWS, queries);
   sfa_decode_cut_queries(call, ROWS, queries);
   KEYS::prepare(call, queries, table);
   values.clear();
