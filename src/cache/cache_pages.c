@@ -5,19 +5,21 @@
 
 /* ---- Pages ----------------------------------------------------------------------------------------------------------------------- */
 
-/* New pages for a free list: one, or as many as the backend's slabs hold; fewer where memory for these is short. */
+/* New pages for a free list: one, or as many as the backend's slabs hold; fewer where memory for these is short. What follows a page's
+ * header begins at a multiple of 128 bytes, as lines of a GPU do. */
 static sfa_status add_slab(sfa_cache *cache, sfa_cache_layer *pool) {
-  int64_t n = sfa_max64((int64_t)(cache->backend->slab_bytes / pool->page_bytes), 1);
+  const size_t line = 128, step = (pool->page_bytes + line - 1) / line * line, before = line - SFA_PAGE_HEADER;
+  int64_t n = sfa_max64((int64_t)(cache->backend->slab_bytes / step), 1);
   for (;; n /= 2) {
     sfa_slab *slab;
     void *memory;
     SFA_TRY(sfa_alloc_zero(cache->ctx, 1, sizeof *slab + (size_t)n * sizeof *slab->pages, "pages of the cache", (void **)&slab));
-    sfa_status status = cache->backend->memory_alloc(cache->ctx, (size_t)n * pool->page_bytes, "pages of the cache", &memory);
+    sfa_status status = cache->backend->memory_alloc(cache->ctx, before + (size_t)n * step, "pages of the cache", &memory);
     if (status == SFA_OK) {
       *slab = (sfa_slab){.next = pool->slabs, .memory = memory, .n_pages = n};
       pool->slabs = slab;
       for (int64_t i = n; i-- > 0;) {
-        slab->pages[i] = (sfa_page){.memory = slab->memory + (size_t)i * pool->page_bytes, .next = pool->free_pages};
+        slab->pages[i] = (sfa_page){.memory = slab->memory + before + (size_t)i * step, .next = pool->free_pages};
         pool->free_pages = &slab->pages[i];
       }
       return SFA_OK;
