@@ -8,6 +8,7 @@
 #include "file/weights_write.h"
 #include "model/learn.h"
 #include "model/model.h"
+#include "train/optimizer.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -170,8 +171,7 @@ static void follow(const char *name, const char *which) {
   const sfa_learn_options options = {.max_tokens = N_TOKENS};
   sfa_context *ctx = new_context(2, SFA_ISA_DEFAULT);
   sfa_learner *learner = open_learner(ctx, name, "", &options);
-  const sfa_training *ops = sfa_learner_training(learner);
-  int32_t k_keys[64] = {0}, k_queries[64] = {0}, n_parameters = sfa_learner_count(learner);
+  int32_t k_keys[64] = {0}, k_queries[64] = {0};
   double loss, worst = 0;
   snprintf(path, sizeof path, GOLDEN "gradients/%s_%s.txt", name, which);
   FILE *file = fopen(path, "r");
@@ -185,38 +185,30 @@ static void follow(const char *name, const char *which) {
   text t = read_text(name);
   sfa_learn_batch batch = batch_of(&t);
   batch.loss_scale = 1.0f / 67; /* scored tokens */
-  float **m = calloc((size_t)n_parameters, sizeof *m), **v = calloc((size_t)n_parameters, sizeof *v);
-  for (int32_t i = 0; i < n_parameters; i++) {
-    m[i] = calloc((size_t)sfa_learner_parameter(learner, i)->n, sizeof(float));
-    v[i] = calloc((size_t)sfa_learner_parameter(learner, i)->n, sizeof(float));
-  }
+  const sfa_recipe recipe = {.steps = 50,
+                             .learning_rate = 1e-3,
+                             .final_learning_rate = 1e-3,
+                             .beta1 = 0.9,
+                             .beta2 = 0.95,
+                             .epsilon = 1e-8,
+                             .weight_decay = 0.1,
+                             .clip_norm = 1};
+  sfa_optimizer optimizer;
+  assert_int_equal(sfa_optimizer_create(ctx, learner, &optimizer), SFA_OK);
   snprintf(path, sizeof path, GOLDEN "gradients/%s_%s_steps.txt", name, which);
   file = fopen(path, "r");
   assert_non_null(file);
-  for (int step = 1; step <= 50; step++) {
-    double squares = 0;
+  for (int64_t step = 0; step < recipe.steps; step++) {
     sfa_learner_clear(learner);
     sfa_learn_result result = must_run(ctx, learner, &batch);
     assert_int_equal(fscanf(file, "%lf", &loss), 1);
     worst = fmax(worst, fabs(result.loss_sum / (double)result.n_scored - loss));
-    for (int32_t i = 0; i < n_parameters; i++)
-      squares += ops->square_sum(ctx, sfa_learner_parameter(learner, i)->n, sfa_learner_parameter(learner, i)->gradient);
-    sfa_adamw how = {
-        .rate = 1e-3f, .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f, .gradient_scale = (float)fmin(1.0, 1.0 / (sqrt(squares) + 1e-6))};
-    how.correction1 = (float)(1 - pow(0.9, step));
-    how.correction2 = (float)(1 - pow(0.95, step));
-    for (int32_t i = 0; i < n_parameters; i++) {
-      sfa_parameter *p = sfa_learner_parameter(learner, i);
-      how.decay = p->decays ? 0.1f : 0.0f;
-      ops->adamw(ctx, &how, p->n, p->gradient, m[i], v[i], p->value);
-    }
+    sfa_optimizer_step(&optimizer, &recipe, step, sfa_optimizer_norm(&optimizer));
   }
   fclose(file);
   print_message("%s %s: losses %.2g away over 50 steps, the last %.4f\n", name, which, worst, loss);
-  assert_true(worst <= 1e-3);
-  for (int32_t i = 0; i < n_parameters; i++)
-    free(m[i]), free(v[i]);
-  free(m), free(v);
+  assert_true(worst <= 1e-4);
+  sfa_optimizer_free(&optimizer);
   sfa_learner_destroy(learner);
   sfa_context_destroy(ctx);
 }

@@ -123,7 +123,12 @@ static void test_full_disk(void **state) {
     if (sfa_save_write(save, data, sizeof data) != SFA_ERROR_IO || !strstr(sfa_context_error(ctx), "make room"))
       _exit(2);
     sfa_save_abandon(save);
-    _exit(sfa_save_file(ctx, in_temp("kept"), data, (1 << 20) + 1) == SFA_ERROR_IO ? 0 : 3);
+    if (sfa_save_file(ctx, in_temp("kept"), data, (1 << 20) + 1) != SFA_ERROR_IO || access(in_temp("kept.part"), F_OK) == 0)
+      _exit(3);
+    if (sfa_save_begin(ctx, in_temp("kept"), &save) != SFA_OK || sfa_save_write(save, data, 1 << 20) != SFA_OK ||
+        sfa_save_write(save, data, 1) != SFA_OK) /* one byte is left for the end */
+      _exit(4);
+    _exit(sfa_save_commit(save) == SFA_ERROR_IO ? 0 : 5);
   }
   int result;
   assert_int_equal(waitpid(child, &result, 0), child);
