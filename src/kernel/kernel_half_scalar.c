@@ -29,17 +29,23 @@ static uint16_t weight_of(int16_t t) {
   return (uint16_t)(bits < 0 ? 0 : bits > 32767 ? 32767 : bits);
 }
 
+typedef float row16 __attribute__((vector_size(64))); /* 16 floats, on any machine */
+
 /* C [16][16] += A [16][32] B [16 pairs][16][2]: the even and the odd places in chains of their own. Products of bf16 are exact. */
 static void tile_product(const uint16_t *A, const uint16_t *B, float *C, ptrdiff_t c_stride) {
-  for (int i = 0; i < 16; i++) {
-    float even[16] = {0}, odd[16] = {0};
-    for (int p = 0; p < 16; p++)
-      for (int j = 0; j < 16; j++) {
-        even[j] += sfa_f32_from_bf16(A[i * 32 + 2 * p]) * sfa_f32_from_bf16(B[p * 32 + j * 2]);
-        odd[j] += sfa_f32_from_bf16(A[i * 32 + 2 * p + 1]) * sfa_f32_from_bf16(B[p * 32 + j * 2 + 1]);
-      }
+  float b[32][16]; /* B by its places */
+  for (int p = 0; p < 32; p++)
     for (int j = 0; j < 16; j++)
-      C[i * c_stride + j] += even[j] + odd[j];
+      b[p][j] = sfa_f32_from_bf16(B[p / 2 * 32 + j * 2 + p % 2]);
+  for (int i = 0; i < 16; i++) {
+    row16 sum[2] = {{0}}, place, out;
+    for (int p = 0; p < 32; p++) {
+      memcpy(&place, b[p], sizeof place);
+      sum[p % 2] += sfa_f32_from_bf16(A[i * 32 + p]) * place;
+    }
+    memcpy(&out, C + i * c_stride, sizeof out);
+    out += sum[0] + sum[1];
+    memcpy(C + i * c_stride, &out, sizeof out);
   }
 }
 
