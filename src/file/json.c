@@ -25,8 +25,8 @@ sfa_status sfa_json_parse(sfa_context *ctx, const char *path, const char *text, 
   size_t offset = end ? (size_t)(end - copy) : 0;
   sfa_free(ctx, copy);
   if (!root)
-    return sfa_fail(ctx, SFA_ERROR_FORMAT, "%s: not valid JSON at offset %zu of %zu: mend it there, or download it again if it is cut short",
-                    path, offset, bytes);
+    return sfa_fail(ctx, SFA_ERROR_FORMAT,
+                    "%s: not valid JSON at offset %zu of %zu: mend it there, or download it again if it is cut short", path, offset, bytes);
   if (!cJSON_IsObject(root)) {
     cJSON_Delete(root);
     return sfa_fail(ctx, SFA_ERROR_FORMAT, "%s: its JSON is not an object { ... }: mend it, or download it again", path);

@@ -373,6 +373,9 @@ sfa_status sfa_text_reader_next(sfa_text_reader *r, sfa_text_piece *piece) {
       r->line_start = true;
     }
     SFA_TRY(in->rows ? next_of_rows(r, piece) : next_of_text(r, piece));
+    if (piece->text && memchr(piece->text, 0, piece->bytes))
+      return sfa_fail(r->ctx, SFA_ERROR_FORMAT,
+                      "%s is no text: it has a byte 0. Name the texts alone, in UTF-8; what is packed, .bz2 or .xz", in->path);
     if (piece->text)
       return SFA_OK;
     r->done += sfa_text_stream_position(r->stream);

@@ -1,7 +1,7 @@
 /* file/text_read.h: documents from text files of any size: plain, .bz2, .xz, .jsonl, files and folders, in pieces of bounded size.
  *
  * In a text, a line that is the separator ends a document, and so does the end of the file. In .jsonl a row is a document: the text of one
- * field. Documents without a byte are left out.
+ * field. Documents without a byte are left out. A byte 0 is in no text: its file is refused.
  *
  * A document of more than piece_len bytes comes in several pieces, cut before a space between two ASCII letters where there is one: there
  * the patterns of byte-level tokenizers cut too, so that the pieces' tokens are those of the whole.

@@ -175,6 +175,8 @@ static void damaged_files(void **state) {
     write_whole(in_temp("bad.jsonl"), rows[i].row, strlen(rows[i].row));
     assert_error(in_temp("bad.jsonl"), SFA_ERROR_FORMAT, rows[i].error);
   }
+  write_whole(in_temp("zero.txt"), "a text\0no text", 14);
+  assert_error(in_temp("zero.txt"), SFA_ERROR_FORMAT, "no text: it has a byte 0");
   const char *path = TEXTS "docs.txt";
   sfa_text_inputs inputs = inputs_of(&path, 1);
   buffer got;
