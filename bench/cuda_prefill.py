@@ -36,7 +36,7 @@ class Scores(ctypes.Structure):
 
 class Prefill(ctypes.Structure):
     _fields_ = [("policy", I32), ("n_heads", I32), ("n_kv_heads", I32), ("head_dim", I32), ("head_dim_v", I32), ("q_tokens", Tokens),
-                ("k_tokens", Tokens), ("k_lens", P), ("q", Rows), ("k", Rows), ("q_scales", P), ("k_scales", P), ("v", Rows),
+                ("k_tokens", Tokens), ("k_lens", P), ("k_ends", P), ("q", Rows), ("k", Rows), ("q_scales", P), ("k_scales", P), ("v", Rows),
                 ("scores", Scores), ("out", Rows), ("lse", P)]
 
 
@@ -108,7 +108,7 @@ def calls(library, queries, k_rows, v, causal):
                 k, scales, dtype = k_int8.clone(), (q_scale, k_scale.clone()), SFA_I8  # a run gives every tile of keys one scale
                 stored[name, capped] = q, k, scales
             out = torch.full((n, heads, d), float("nan"), device="cuda", dtype=torch.bfloat16)
-            call = Prefill(policy, heads, heads, d, d, tokens, tokens, None, rows(q, dtype), rows(k, dtype),
+            call = Prefill(policy, heads, heads, d, d, tokens, tokens, None, None, rows(q, dtype), rows(k, dtype),
                            *([x.data_ptr() for x in scales] or [None, None]), rows(v, SFA_BF16), scores, rows(out, SFA_BF16), None)
 
             def way(call=call, alive=(q, k, scales)):
