@@ -10,6 +10,10 @@ static sfa_status check(const sfa_attention_plan *plan) {
   const sfa_attention_options *o = &plan->options;
   const sfa_cuda_stages *stages = sfa_cuda_stages_of(plan->ctx);
   enum { MOST_DIM = 256 };
+  if (plan->ctx->cuda->compute != 90)
+    return sfa_fail(plan->ctx, SFA_ERROR_UNSUPPORTED,
+                    "gradients need a GPU of compute capability 9.0, this one has %d.%d: compute them on the CPU",
+                    plan->ctx->cuda->compute / 10, plan->ctx->cuda->compute % 10);
   if (!stages->backward || !stages->select || !stages->gather)
     return sfa_fail(plan->ctx, SFA_ERROR_UNSUPPORTED, "this build of libsfa_cuda.so has no gradients");
   if (o->head_dim > MOST_DIM || o->head_dim_v > MOST_DIM)

@@ -270,10 +270,11 @@ static const struct {
   const char *name;
   void (*run)(cuda_check *t);
 } tests[] = {
-    {"memory", cuda_check_memory}, {"select", cuda_check_select},   {"attention", cuda_check_attention}, {"codes", cuda_check_codes},
-    {"keep", cuda_check_keep},     {"merge", cuda_check_merge},     {"refusals", cuda_check_refusals},   {"needles", cuda_check_needles},
-    {"cache", cuda_check_cache},   {"decode", cuda_check_decode},   {"backward", cuda_check_backward},   {"rope", cuda_check_rope},
-    {"long", cuda_check_long},     {"streams", cuda_check_streams}, {"lost", cuda_check_lost},
+    {"devices", cuda_check_devices},     {"choices", cuda_check_choices}, {"memory", cuda_check_memory}, {"select", cuda_check_select},
+    {"attention", cuda_check_attention}, {"codes", cuda_check_codes},     {"keep", cuda_check_keep},     {"merge", cuda_check_merge},
+    {"refusals", cuda_check_refusals},   {"needles", cuda_check_needles}, {"cache", cuda_check_cache},   {"decode", cuda_check_decode},
+    {"backward", cuda_check_backward},   {"rope", cuda_check_rope},       {"long", cuda_check_long},     {"streams", cuda_check_streams},
+    {"lost", cuda_check_lost},
 #ifdef CUDA_CHECK_GRAPHS
     {"graph", cuda_check_graph},
 #endif

@@ -60,6 +60,8 @@ void cuda_expect_close(cuda_check *t, const char *what, int64_t n, const float *
 
 /* ---- The tests ------------------------------------------------------------------------------------------------------- */
 
+void cuda_check_devices(cuda_check *t);
+void cuda_check_choices(cuda_check *t);
 void cuda_check_memory(cuda_check *t);
 void cuda_check_select(cuda_check *t);
 void cuda_check_attention(cuda_check *t);

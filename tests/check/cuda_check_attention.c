@@ -376,59 +376,7 @@ void cuda_check_codes(cuda_check *t) {
   }
 }
 
-/* ---- Refusals -------------------------------------------------------------------------------------------------------- */
-
-static void refused_plan(cuda_check *t, sfa_attention_options o, sfa_status wanted, const char *text) {
-  sfa_attention_plan *plan = NULL;
-  o.struct_size = sizeof o;
-  sfa_status status = sfa_attention_plan_create(t->gpu, &o, &plan);
-  cuda_expect(t, status == wanted && !plan && strstr(sfa_context_error(t->gpu), text), "%s, \"%s\": wanted %s, \"%s\"",
-              sfa_status_name(status), sfa_context_error(t->gpu), sfa_status_name(wanted), text);
-  sfa_attention_plan_destroy(plan);
-}
-
-/* What is the CPU's alone is refused with a text that says so. */
-void cuda_check_refusals(cuda_check *t) {
-  sfa_attention_options good = {.n_heads = 2, .head_dim = 64, .max_seqlen_q = 100, .max_seqlen_k = 100, .k_q = 8, .k_k = 8}, o;
-  static const sfa_policy of_cpu[] = {SFA_POLICY_TILES, SFA_POLICY_HALF_CODES, SFA_POLICY_HALF_DENSE, SFA_POLICY_POSTINGS};
-  for (size_t i = 0; i < sizeof of_cpu / sizeof *of_cpu; i++) {
-    o = good;
-    o.policy = of_cpu[i];
-    refused_plan(t, o, SFA_ERROR_UNSUPPORTED, "CPU");
-  }
-  o = good;
-  o.head_dim = 264;
-  o.policy = SFA_POLICY_BF16;
-  refused_plan(t, o, SFA_ERROR_UNSUPPORTED, "264");
-  o = good;
-  o.precision = SFA_PRECISION_F32;
-  o.policy = SFA_POLICY_BF16;
-  refused_plan(t, o, SFA_ERROR_UNSUPPORTED, "SFA_PRECISION_F32");
-  o = good;
-  o.policy = SFA_POLICY_PAPER;
-  o.from_cache = 1;
-  refused_plan(t, o, SFA_ERROR_UNSUPPORTED, "from_cache");
-  o = good;
-  o.max_seqlen_k = (int64_t)1 << 40;
-  refused_plan(t, o, SFA_ERROR_ARGUMENT, "max_seqlen_k");
-  void *memory = device_of(t, NULL, 4096);
-  sfa_codes codes;
-  cuda_ok(t, t->gpu, sfa_codes_place(t->gpu, 4, 64, 8, SFA_F32, memory, &codes), "sfa_codes_place");
-  int64_t row_ptr[5];
-  int32_t col[32];
-  float val[32];
-  cuda_expect(t, sfa_codes_to_csr(t->gpu, &codes, row_ptr, col, val) == SFA_ERROR_UNSUPPORTED, "compressed rows of device memory");
-  sfa_keep_options keep = {.struct_size = sizeof keep, .k = 4, .gumbel_scale = 1};
-  cuda_expect(t, sfa_rows_keep(t->gpu, &keep, 2, 1, 64, memory, 0) == SFA_ERROR_UNSUPPORTED, "noise on the device");
-  sfa_cache_options co = {.struct_size = sizeof co, .n_layers = 1, .n_kv_heads = 1, .head_dim = 64, .k = (const int32_t[]){8}};
-  sfa_cache *cache = NULL;
-  sfa_postings *postings = NULL;
-  if (cuda_ok(t, t->gpu, sfa_cache_create(t->gpu, &co, &cache), "sfa_cache_create"))
-    cuda_expect(t, sfa_postings_create(cache, 0, &postings) == SFA_ERROR_UNSUPPORTED, "an index of device memory");
-  cuda_expect(t, cache && sfa_cache_advance(cache, 0, 1) == SFA_ERROR_ARGUMENT, "advancing beyond what was reserved");
-  sfa_cache_destroy(cache);
-  sfa_memory_free(t->gpu, memory);
-}
+/* ---- Rows and partial results ---------------------------------------------------------------------------------------------- */
 
 /* Features kept in dense rows, those of the CPU; of all heads, or of all but the first, with tokens further apart. */
 void cuda_check_keep(cuda_check *t) {

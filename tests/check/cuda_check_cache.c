@@ -7,8 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #ifdef CUDA_CHECK_GRAPHS /* builds with CUDA */
 #include <cuda_runtime_api.h>
@@ -638,48 +636,4 @@ void cuda_check_streams(cuda_check *t) {
   }
   free(together);
   sfa_context_destroy(ctx[1]);
-}
-
-/* ---- A GPU that is lost ---------------------------------------------------------------------------------------------------- */
-
-static void expect_lost(cuda_check *t, sfa_status status, const char *what) {
-  const char *text = sfa_context_error(t->gpu);
-  cuda_expect(t, status == SFA_ERROR_DEVICE && strstr(text, "illegal memory access") && strstr(text, "start it anew"), "%s: %s: %s", what,
-              sfa_status_name(status), text);
-}
-
-/* Kernels read an address that is nobody's: this process gets nothing more from the GPU, and every call says so. */
-int cuda_lose_gpu(cuda_check *t) {
-  t->test = "lost";
-  sfa_attention_options o = {.struct_size = sizeof o, .n_heads = 2, .head_dim = 64, .max_seqlen_q = 70, .max_seqlen_k = 70, .k_k = 8};
-  sfa_attention_plan *plan = NULL;
-  if (!cuda_ok(t, t->gpu, sfa_attention_plan_create(t->gpu, &o, &plan), "plan"))
-    return 1;
-  void *x = device_of(t, NULL, 70 * 2 * 64 * sizeof(float)), *workspace = device_of(t, NULL, sfa_attention_workspace_bytes(plan)), *more;
-  sfa_attention_args args = {.struct_size = sizeof args, .k.data = x, .v.data = x, .out = x, .workspace = workspace};
-  args.q.data = (void *)(uintptr_t)4096;
-  (void)sfa_attention_run(plan, &args); /* whether it is told here depends on how far the GPU is */
-  expect_lost(t, sfa_stream_wait(t->gpu), "sfa_stream_wait");
-  args.q.data = x;
-  expect_lost(t, sfa_attention_run(plan, &args), "sfa_attention_run");
-  expect_lost(t, sfa_memory_alloc(t->gpu, 1000, &more), "sfa_memory_alloc");
-  expect_lost(t, sfa_stream_wait(t->gpu), "sfa_stream_wait, once more");
-  sfa_memory_free(t->gpu, x), sfa_memory_free(t->gpu, workspace);
-  sfa_attention_plan_destroy(plan);
-  sfa_context_destroy(t->gpu);
-  sfa_context_destroy(t->cpu);
-  return t->n_failures > 0;
-}
-
-void cuda_check_lost(cuda_check *t) {
-  fflush(stdout);
-  pid_t child = fork();
-  if (child == 0) {
-    execl("/proc/self/exe", "cuda_check", "--lose", (char *)NULL);
-    _exit(2);
-  }
-  int status = 0;
-  cuda_expect(t, child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0,
-              "the process that loses the GPU ends with status %x", status);
-  cuda_ok(t, t->gpu, sfa_stream_wait(t->gpu), "a wait beside a process that lost the GPU");
 }

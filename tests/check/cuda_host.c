@@ -11,31 +11,46 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- The device ------------------------------------------------------------------------------------------------------ */
+/* ---- The devices ----------------------------------------------------------------------------------------------------- */
+
+/* A GPU of each sort: one that all stages are for, one that has some, one that is too old. */
+static const int32_t computes[] = {90, 80, 75};
+enum { N_DEVICES = sizeof computes / sizeof *computes, NOBODYS = 4096 /* an address whose reading loses the GPU */ };
+static int32_t entered;
+static bool lost;
 
 static const char *find(int32_t capacity, sfa_cuda_found *found, int32_t *n_found) {
-  if (capacity > 0)
-    found[0] = (sfa_cuda_found){.name = "the host, as a GPU",
-                                .compute_major = 9,
+  for (int32_t i = 0; i < N_DEVICES && i < capacity; i++)
+    found[i] = (sfa_cuda_found){.name = "the host, as a GPU",
+                                .compute_major = computes[i] / 10,
+                                .compute_minor = computes[i] % 10,
                                 .n_processors = 1,
                                 .memory_bytes = (int64_t)1 << 40,
                                 .free_bytes = (int64_t)1 << 40};
-  *n_found = 1;
+  *n_found = N_DEVICES;
   return NULL;
 }
 
-static const char *enter(int32_t index) { return index == 0 ? NULL : "there is one device"; }
-static bool is_lost(void) { return false; }
+static const char *enter(int32_t index) {
+  entered = index;
+  return index >= 0 && index < N_DEVICES ? NULL : "there is no such device";
+}
+static bool is_lost(void) { return lost; }
 
 static const char *stream_create(sfa_cuda_stream *stream) {
   *stream = malloc(1);
   return *stream ? NULL : "no memory for a stream";
 }
 static void stream_destroy(sfa_cuda_stream stream) { free(stream); }
-static const char *stream_wait(sfa_cuda_stream stream) { return stream ? NULL : "no stream"; }
+static const char *stream_wait(sfa_cuda_stream stream) {
+  return !stream ? "no stream" : lost ? "an illegal memory access was encountered" : NULL;
+}
 
 static const char *memory_alloc(size_t bytes, void **out, size_t *free_bytes) {
   *free_bytes = (size_t)1 << 40;
+  *out = NULL;
+  if (lost)
+    return "an illegal memory access was encountered";
   *out = bytes > *free_bytes ? NULL : aligned_alloc(256, (bytes + 511) / 256 * 256);
   if (*out)
     memset(*out, 0xff, bytes);
@@ -124,6 +139,9 @@ static void turn(float *x, const float *cosines, const float *sines, int32_t n_p
 /* ---- Stages ---------------------------------------------------------------------------------------------------------- */
 
 static const char *select_rows(const sfa_cuda_select *s, sfa_cuda_stream stream) {
+  lost = lost || s->x.data == (void *)(uintptr_t)NOBODYS;
+  if (lost)
+    return stream_wait(stream);
   int32_t D = s->dim, k = s->k == D ? 0 : s->k;
   float *x = malloc((size_t)D * sizeof *x), *kept = malloc((size_t)D * sizeof *kept);
   int *ids = malloc((size_t)D * sizeof *ids);
@@ -253,6 +271,14 @@ static const char *prefill(const sfa_cuda_prefill *p, sfa_cuda_stream stream) {
   return stream_wait(stream);
 }
 
+/* Code of sm_90a runs on no other GPU; mma.sync has bf16 rows alone. */
+static const char *prefill_sm90(const sfa_cuda_prefill *p, sfa_cuda_stream stream) {
+  return computes[entered] == 90 ? prefill(p, stream) : "no kernel image is available for execution on the device";
+}
+static const char *prefill_portable(const sfa_cuda_prefill *p, sfa_cuda_stream stream) {
+  return p->policy == SFA_POLICY_BF16 && p->q.dtype == SFA_BF16 ? prefill(p, stream) : "rows of bf16 are all that there is here";
+}
+
 static size_t decode_bytes(const sfa_cuda_decode *d) { return (size_t)d->n_sequences * 256; }
 
 static const char *decode(const sfa_cuda_decode *d, sfa_cuda_stream stream) {
@@ -326,6 +352,8 @@ static void put_gradients(const sfa_cuda_rows *rows, const uint32_t *support, in
 
 static const char *backward(const sfa_cuda_backward *p, sfa_cuda_stream stream) {
   int32_t H = p->n_heads, G = p->n_kv_heads, D = p->head_dim, E = p->head_dim_v;
+  if (computes[entered] != 90)
+    return "gradients need a GPU of compute capability 9.0";
   memset(p->workspace, 0xff, backward_bytes(p));
   for (int32_t h = 0; p->d_sink_logit && h < H; h++)
     p->d_sink_logit[h] = 0;
@@ -490,8 +518,8 @@ static const sfa_cuda_library library = {
     .stages = {.select = select_rows,
                .store = store,
                .gather = gather,
-               .prefill_sm90 = prefill,
-               .prefill_portable = prefill,
+               .prefill_sm90 = prefill_sm90,
+               .prefill_portable = prefill_portable,
                .decode_bytes = decode_bytes,
                .decode = decode,
                .backward_bytes = backward_bytes,
