@@ -141,14 +141,14 @@ bool cuda_call_run(cuda_check *t, cuda_call *c) {
                              .sink_logit = sinks,
                              .alibi_slopes = slopes,
                              .out = out,
-                             .lse = lse,
-                             .dropped = dropped,
+                             .lse = c->only_out ? NULL : lse,
+                             .dropped = c->only_out ? NULL : dropped,
                              .workspace = workspace};
   bool good = cuda_ok(t, t->gpu, sfa_attention_run(plan, &args), "run");
   if (good) {
     fetch(t, c->out, out, out_bytes);
-    fetch(t, c->lse, lse, lse_bytes);
-    fetch(t, c->dropped, dropped, lse_bytes);
+    if (!c->only_out)
+      fetch(t, c->lse, lse, lse_bytes), fetch(t, c->dropped, dropped, lse_bytes);
   }
   void *all[] = {q, k, v, out, lse, dropped, workspace, cu_q, cu_k, sinks, slopes};
   for (size_t i = 0; i < sizeof all / sizeof *all; i++)
@@ -270,11 +270,11 @@ static const struct {
   const char *name;
   void (*run)(cuda_check *t);
 } tests[] = {
-    {"devices", cuda_check_devices},     {"choices", cuda_check_choices}, {"memory", cuda_check_memory}, {"select", cuda_check_select},
-    {"attention", cuda_check_attention}, {"codes", cuda_check_codes},     {"keep", cuda_check_keep},     {"merge", cuda_check_merge},
-    {"refusals", cuda_check_refusals},   {"needles", cuda_check_needles}, {"cache", cuda_check_cache},   {"decode", cuda_check_decode},
-    {"backward", cuda_check_backward},   {"rope", cuda_check_rope},       {"long", cuda_check_long},     {"streams", cuda_check_streams},
-    {"lost", cuda_check_lost},
+    {"devices", cuda_check_devices},     {"choices", cuda_check_choices},   {"memory", cuda_check_memory}, {"select", cuda_check_select},
+    {"attention", cuda_check_attention}, {"codes", cuda_check_codes},       {"keep", cuda_check_keep},     {"merge", cuda_check_merge},
+    {"refusals", cuda_check_refusals},   {"needles", cuda_check_needles},   {"cache", cuda_check_cache},   {"slots", cuda_check_slots},
+    {"decode", cuda_check_decode},       {"backward", cuda_check_backward}, {"rope", cuda_check_rope},     {"long", cuda_check_long},
+    {"streams", cuda_check_streams},     {"lost", cuda_check_lost},
 #ifdef CUDA_CHECK_GRAPHS
     {"graph", cuda_check_graph},
 #endif

@@ -37,6 +37,7 @@ typedef struct cuda_call {
   sfa_attention_options o;
   const int32_t *cu_q, *cu_k; /* host, [B + 1]; NULL: all of the largest length */
   bool bf16, sinks, alibi;    /* type of q, k and v; beside the options */
+  bool only_out;              /* lse and dropped are not wanted */
   uint64_t seed;
   int64_t n_q, n_k;
   float *q, *k, *v; /* host */
@@ -73,6 +74,7 @@ void cuda_check_needles(cuda_check *t);
 void cuda_check_rope(cuda_check *t);
 void cuda_check_backward(cuda_check *t);
 void cuda_check_cache(cuda_check *t);
+void cuda_check_slots(cuda_check *t);
 void cuda_check_decode(cuda_check *t);
 void cuda_check_long(cuda_check *t);
 void cuda_check_graph(cuda_check *t);

@@ -114,6 +114,9 @@ static const struct {
     {"D 96, E 64",
      {.o = {.n_heads = 2, .head_dim = 96, .head_dim_v = 64, .max_seqlen_q = 140, .max_seqlen_k = 166, .k_k = 12}, .bf16 = true}},
     {"nearly all kept", {.o = {.n_heads = 2, .head_dim = 64, .max_seqlen_q = 150, .max_seqlen_k = 190, .k_q = 60, .k_k = 63, .causal = 1}}},
+    {"nearly all kept of a large head",
+     {.o = {.n_heads = 2, .n_kv_heads = 1, .head_dim = 256, .max_seqlen_q = 70, .max_seqlen_k = 130, .k_q = 200, .k_k = 255, .causal = 1},
+      .bf16 = true}},
     {"all kept", {.o = {.n_heads = 2, .head_dim = 128, .max_seqlen_q = 50, .max_seqlen_k = 90, .k_q = 128, .k_k = 128}, .bf16 = true}},
     {"batch",
      {.o = {.n_heads = 4,
@@ -283,8 +286,10 @@ void cuda_check_attention(cuda_check *t) {
           left_out += c.dropped[row] != 0;
         cuda_expect(t, !left_out, "%s: %lld rows tell of mass left out without eps", what, (long long)left_out);
         memcpy(first, c.out, out_bytes);
+        c.only_out = true;
         if (cuda_call_run(t, &c))
-          cuda_expect(t, !memcmp(first, c.out, out_bytes), "%s: other bits the second time", what);
+          cuda_expect(t, !memcmp(first, c.out, out_bytes), "%s: other bits the second time, without lse", what);
+        c.only_out = false;
         free(first);
       }
     }
@@ -499,7 +504,16 @@ static void expect_gradient(cuda_check *t, const char *what, const char *name, i
               sqrt(ref_squares), (long long)worst, n ? (double)got[worst] : 0, n ? ref[worst] : 0);
 }
 
-static void gradients(cuda_check *t, const char *what, cuda_call *c) {
+/* Rows of device memory as codes of k features. */
+static void *codes_of(cuda_check *t, const void *rows, int64_t n_rows, int32_t D, int32_t k, sfa_dtype dtype, sfa_codes *codes) {
+  void *memory = device_of(t, NULL, sfa_codes_bytes(n_rows, D, k, dtype));
+  cuda_ok(t, t->gpu, sfa_codes_place(t->gpu, n_rows, D, k, dtype, memory, codes), "sfa_codes_place");
+  cuda_ok(t, t->gpu, sfa_codes_select(t->gpu, rows, SFA_F32, 0, codes), "sfa_codes_select");
+  return memory;
+}
+
+/* coded: queries and keys come as codes. */
+static void gradients(cuda_check *t, const char *what, cuda_call *c, bool coded) {
   const sfa_attention_options *o = &c->o;
   int64_t n_out = c->n_q * o->n_heads * o->head_dim_v, n_lse = c->n_q * o->n_heads, n_dq = c->n_q * o->n_heads * o->head_dim;
   int64_t n_dk = c->n_k * o->n_kv_heads * o->head_dim, n_dv = c->n_k * o->n_kv_heads * o->head_dim_v;
@@ -533,6 +547,14 @@ static void gradients(cuda_check *t, const char *what, cuda_call *c) {
                                .cu_seqlens_k = cu_k,
                                .sink_logit = sinks,
                                .workspace = workspace};
+    sfa_codes q_codes, k_codes;
+    void *q_memory = NULL, *k_memory = NULL;
+    if (coded) {
+      q_memory = codes_of(t, q, c->n_q * o->n_heads, o->head_dim, o->k_q, SFA_F32, &q_codes);
+      k_memory = codes_of(t, k, c->n_k * o->n_kv_heads, o->head_dim, o->k_k, o->k_dtype ? o->k_dtype : SFA_F32, &k_codes);
+      args.q.data = args.k.data = NULL;
+      args.q_codes = &q_codes, args.k_codes = &k_codes;
+    }
     sfa_attention_grad_args grad = {.struct_size = sizeof grad,
                                     .forward = &args,
                                     .d_out = dev_d_out,
@@ -572,7 +594,7 @@ static void gradients(cuda_check *t, const char *what, cuda_call *c) {
         outside += ref[1][i] == 0 && first[1][i] != 0;
       cuda_expect(t, !outside, "%s: %lld gradients outside of the supports are not 0", what, (long long)outside);
     }
-    void *all[] = {q, k, v, out, lse, dev_d_out, dev_d_lse, workspace, sinks, cu_q, cu_k};
+    void *all[] = {q, k, v, out, lse, dev_d_out, dev_d_lse, workspace, sinks, cu_q, cu_k, q_memory, k_memory};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
       sfa_memory_free(t->gpu, all[i]);
     sfa_attention_plan_destroy(plan);
@@ -582,16 +604,16 @@ static void gradients(cuda_check *t, const char *what, cuda_call *c) {
   free(d_out), free(d_lse);
 }
 
-/* Rows that are turned on the way: attention and gradients as the CPU has them. Two sequences, far apart, with odd strides between tokens.
- */
-void cuda_check_rope(cuda_check *t) {
-  enum { B = 2, T = 140, H = 2, D = 64, PAIRS = 16, STRIDE = H * D + 8, BATCH = T * STRIDE + 24 };
-  size_t bytes = (size_t)B * BATCH * sizeof(float), rows_bytes = (size_t)B * T * H * D * sizeof(float),
-         table_bytes = (size_t)T * PAIRS * sizeof(float);
+/* Rows that are turned on the way: attention and gradients as the CPU has them. Two sequences with odd strides between tokens, `gap`
+ * elements apart. */
+static void rope_case(cuda_check *t, int32_t T, int32_t gap) {
+  enum { B = 2, S = 140, H = 2, D = 64, PAIRS = 16, STRIDE = H * D + 8, BATCH = S * STRIDE + 24 };
+  size_t bytes = (size_t)B * BATCH * sizeof(float), rows_bytes = (size_t)B * S * H * D * sizeof(float),
+         table_bytes = (size_t)S * PAIRS * sizeof(float);
   float *x[4], *cos_table = host_memory(table_bytes), *sin_table = host_memory(table_bytes);
   void *there[4], *dev_cos, *dev_sin, *dev_rows[6];
   float *got[6], *want[6]; /* out, lse, d_q, d_k, d_v */
-  for (int i = 0; i < T * PAIRS; i++)
+  for (int i = 0; i < S * PAIRS; i++)
     cos_table[i] = cosf((float)(i / PAIRS) * powf(100, -(float)(i % PAIRS) / PAIRS)),
     sin_table[i] = sinf((float)(i / PAIRS) * powf(100, -(float)(i % PAIRS) / PAIRS));
   dev_cos = device_of(t, cos_table, table_bytes), dev_sin = device_of(t, sin_table, table_bytes);
@@ -607,14 +629,15 @@ void cuda_check_rope(cuda_check *t) {
                                  .head_dim = D,
                                  .n_sequences = B,
                                  .max_seqlen_q = T,
-                                 .max_seqlen_k = T,
+                                 .max_seqlen_k = S,
                                  .k_q = 8,
                                  .k_k = 8,
                                  .causal = 1};
       sfa_rope rope = {side ? cos_table : dev_cos, side ? sin_table : dev_sin, 2 * PAIRS, interleaved};
       void **in = side ? (void **)x : there, **out = side ? (void **)want : dev_rows;
-      sfa_rows q = {.data = in[0], .batch_stride = BATCH, .token_stride = STRIDE, .rope = &rope}, k = q, v = q;
-      k.data = in[1], v.data = in[2], v.rope = NULL;
+      const sfa_rows q = {.data = in[0], .batch_stride = T * STRIDE + gap, .token_stride = STRIDE, .rope = &rope},
+                     k = {.data = in[1], .batch_stride = S * STRIDE + gap, .token_stride = STRIDE, .rope = &rope},
+                     v = {.data = in[2], .batch_stride = S * STRIDE + gap, .token_stride = STRIDE};
       sfa_attention_plan *plan = NULL;
       if (!cuda_ok(t, ctx, sfa_attention_plan_create(ctx, &o, &plan), "plan"))
         continue;
@@ -631,20 +654,21 @@ void cuda_check_rope(cuda_check *t) {
                                       .workspace = workspace};
       cuda_ok(t, ctx, sfa_attention_run(plan, &args), "run with a rope");
       cuda_ok(t, ctx, sfa_attention_backward(plan, &grad), "gradients with a rope");
+      const int64_t counts[] = {B * T * H * D, B * T * H, B * T * H * D, B * S * H * D, B * S * H * D};
       for (int i = 0; !side && i < 5; i++)
-        fetch(t, got[i], dev_rows[i], i == 1 ? (size_t)B * T * H * sizeof(float) : rows_bytes);
+        fetch(t, got[i], dev_rows[i], (size_t)counts[i] * sizeof(float));
       side ? free(workspace) : sfa_memory_free(t->gpu, workspace);
       sfa_attention_plan_destroy(plan);
       static const char *const names[] = {"out", "lse", "d_q", "d_k", "d_v"};
       for (int i = 0; side && i < 5; i++) {
         double most_error = 0, largest = 0;
-        for (int64_t j = 0; j < (i == 1 ? B * T * H : (int64_t)B * T * H * D); j++) {
+        for (int64_t j = 0; j < counts[i]; j++) {
           double error = fabs((double)got[i][j] - (double)want[i][j]);
           most_error = !(error <= most_error) ? error : most_error;
           largest = fabs((double)want[i][j]) > largest ? fabs((double)want[i][j]) : largest;
         }
-        cuda_expect(t, most_error <= 0.02 * largest, "interleaved %d, %s: differs by up to %g of %g from the CPU", interleaved, names[i],
-                    most_error, largest);
+        cuda_expect(t, most_error <= 0.02 * largest, "%d queries, gap %d, interleaved %d, %s: differs by up to %g of %g from the CPU", T,
+                    gap, interleaved, names[i], most_error, largest);
       }
     }
   for (int i = 0; i < 4; i++)
@@ -653,6 +677,12 @@ void cuda_check_rope(cuda_check *t) {
     free(got[i]), free(want[i]), sfa_memory_free(t->gpu, dev_rows[i]);
   sfa_memory_free(t->gpu, dev_cos), sfa_memory_free(t->gpu, dev_sin);
   free(cos_table), free(sin_table);
+}
+
+void cuda_check_rope(cuda_check *t) {
+  rope_case(t, 140, 24);
+  rope_case(t, 3, 0);
+  rope_case(t, 3, 24);
 }
 
 void cuda_check_backward(cuda_check *t) {
@@ -666,6 +696,7 @@ void cuda_check_backward(cuda_check *t) {
             {.n_heads = 4, .n_kv_heads = 2, .head_dim = 128, .max_seqlen_q = 150, .max_seqlen_k = 150, .k_q = 16, .k_k = 16, .causal = 1}}},
       {"D 256", {.o = {.n_heads = 1, .head_dim = 256, .max_seqlen_q = 100, .max_seqlen_k = 140, .k_q = 16, .k_k = 16, .causal = 1}}},
       {"D 40, E 96", {.o = {.n_heads = 2, .head_dim = 40, .head_dim_v = 96, .max_seqlen_q = 130, .max_seqlen_k = 70, .k_k = 8}}},
+      {"int8 keys", {.o = {.n_heads = 2, .head_dim = 64, .max_seqlen_q = 90, .max_seqlen_k = 130, .k_q = 8, .k_k = 8, .k_dtype = SFA_I8}}},
       {"lengths",
        {.o = {.n_heads = 2, .head_dim = 64, .n_sequences = 4, .max_seqlen_q = 271, .max_seqlen_k = 271, .k_q = 8, .k_k = 8, .causal = 1},
         .cu_q = lens_q,
@@ -688,7 +719,9 @@ void cuda_check_backward(cuda_check *t) {
     cuda_call c = cases[i].c;
     c.seed = 1000 + 50 * i;
     cuda_call_fill(&c);
-    gradients(t, cases[i].name, &c);
+    gradients(t, cases[i].name, &c, false);
+    if (c.o.k_q && c.o.k_k)
+      gradients(t, cases[i].name, &c, true);
     cuda_call_free(&c);
   }
 }

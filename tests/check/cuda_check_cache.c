@@ -30,7 +30,19 @@ void cuda_check_memory(cuda_check *t) {
   cuda_expect(t, sfa_memory_alloc(t->gpu, (size_t)1 << 46, &huge) == SFA_ERROR_MEMORY && !huge, "64 TiB are not refused");
   cuda_expect(t, strstr(sfa_context_error(t->gpu), "free") != NULL, "out of memory: \"%s\"", sfa_context_error(t->gpu));
   fetch(t, back, a, N * sizeof *x); /* and all is well after it */
-  cuda_expect(t, sfa_context_device(t->gpu) == SFA_DEVICE_CUDA && sfa_stream_of(t->gpu), "the context has no stream");
+  void *own = sfa_stream_of(t->gpu);
+  sfa_context_options co = {.struct_size = sizeof co, .device = SFA_DEVICE_CUDA};
+  sfa_context *second = NULL;
+  cuda_expect(t, sfa_context_device(t->gpu) == SFA_DEVICE_CUDA && own, "the context has no stream");
+  if (cuda_expect(t, sfa_context_create(&co, &second) == SFA_OK && sfa_stream_of(second) != own, "no second context of its own stream")) {
+    sfa_stream_set(t->gpu, sfa_stream_of(second));
+    cuda_expect(t, sfa_stream_of(t->gpu) == sfa_stream_of(second), "the caller's stream is not in use");
+    cuda_ok(t, t->gpu, sfa_memory_zero(t->gpu, b, sizeof *x), "sfa_memory_zero on it");
+    cuda_ok(t, t->gpu, sfa_stream_wait(t->gpu), "waiting for it");
+    sfa_stream_set(t->gpu, NULL);
+    cuda_expect(t, sfa_stream_of(t->gpu) == own, "the context's own stream is not back");
+  }
+  sfa_context_destroy(second);
   sfa_memory_free(t->gpu, a), sfa_memory_free(t->gpu, b), sfa_memory_free(t->gpu, NULL);
   free(x), free(back);
 }
@@ -125,7 +137,7 @@ typedef struct reading {
   const int32_t *sequences, *cu_q; /* [B], [B + 1]: how many queries each has, at most T; NULL: T */
   float eps;
   sfa_policy policy;
-  bool dense_q, window, sinks, alibi; /* a window of 500 keys with 1300 sink tokens */
+  bool dense_q, q_codes, window, sinks, alibi; /* queries as codes; a window of 500 keys with 1300 sink tokens */
 } reading;
 
 static int64_t first_query(const reading *r, int32_t b) { return r->cu_q ? r->cu_q[b] : (int64_t)b * r->T; }
@@ -183,12 +195,21 @@ static attended attend(cuda_check *t, const pair *p, const reading *r) {
                              .sink_logit = r->sinks ? dev_sinks : NULL,
                              .alibi_slopes = r->alibi ? dev_slopes : NULL,
                              .workspace = workspace};
+  void *code_memory = NULL;
+  sfa_codes codes;
+  if (r->q_codes) {
+    code_memory = device_of(t, NULL, sfa_codes_bytes((int64_t)n, p->D, o.k_q, SFA_F32));
+    cuda_ok(t, t->gpu, sfa_codes_place(t->gpu, (int64_t)n, p->D, o.k_q, SFA_F32, code_memory, &codes), "sfa_codes_place");
+    cuda_ok(t, t->gpu, sfa_codes_select(t->gpu, q, SFA_F32, 0, &codes), "sfa_codes_select");
+    args.q.data = NULL;
+    args.q_codes = &codes;
+  }
   if (cuda_ok(t, t->gpu, sfa_attention_run_cached(plan, &args, p->gpu, r->layer, r->sequences), "sfa_attention_run_cached")) {
     fetch(t, a.out, out, n * (size_t)p->E * 4);
     fetch(t, a.lse, lse, n * 4);
     fetch(t, a.dropped, dropped, n * 4);
   }
-  void *all[] = {q, out, lse, dropped, workspace, cu_q, dev_sinks, dev_slopes};
+  void *all[] = {q, out, lse, dropped, workspace, cu_q, dev_sinks, dev_slopes, code_memory};
   for (size_t i = 0; i < sizeof all / sizeof *all; i++)
     sfa_memory_free(t->gpu, all[i]);
   sfa_attention_plan_destroy(plan);
@@ -312,6 +333,44 @@ void cuda_check_cache(cuda_check *t) {
   }
 }
 
+/* More tokens than are stored at once, turned, some of them nowhere: every byte of the pool as the CPU has it. */
+void cuda_check_slots(cuda_check *t) {
+  enum { TOKENS = 33000, PAGES = TOKENS / 64 + 2, D = 16, PAIRS = 4 };
+  const sfa_page_options page = {.struct_size = sizeof page, .n_kv_heads = 1, .head_dim = D, .k = 3, .v_dtype = SFA_I8};
+  const size_t pool_bytes = PAGES * sfa_page_bytes(&page), row_bytes = TOKENS * D * sizeof(float),
+               table_bytes = TOKENS * PAIRS * sizeof(float);
+  float *x[] = {host_normals(31, TOKENS * D, true), host_normals(32, TOKENS * D, true), host_normals(33, TOKENS * PAIRS, false),
+                host_normals(34, TOKENS * PAIRS, false)};
+  int64_t *slots = host_memory(TOKENS * sizeof *slots);
+  for (int64_t i = 0; i < TOKENS; i++)
+    slots[i] = i % 1000 == 7 ? -1 : (i * 7919 + 5) % (PAGES * 64); /* 7919 divides no number of places */
+  unsigned char *pools[2] = {host_memory(pool_bytes), host_memory(pool_bytes)};
+  void *there[6] = {device_of(t, x[0], row_bytes),
+                    device_of(t, x[1], row_bytes),
+                    device_of(t, x[2], table_bytes),
+                    device_of(t, x[3], table_bytes),
+                    device_of(t, slots, TOKENS * sizeof *slots),
+                    device_of(t, pools[0], pool_bytes)};
+  for (int side = 0; side < 2; side++) {
+    sfa_context *ctx = side ? t->cpu : t->gpu;
+    const sfa_rope rope = {side ? x[2] : there[2], side ? x[3] : there[3], 2 * PAIRS, 0};
+    const sfa_rows k = {.data = side ? x[0] : there[0], .rope = &rope}, v = {.data = side ? x[1] : there[1]};
+    cuda_ok(t, ctx, sfa_pages_store(ctx, &page, side ? pools[1] : there[5], PAGES, TOKENS, side ? slots : there[4], &k, &v),
+            "sfa_pages_store");
+  }
+  fetch(t, pools[0], there[5], pool_bytes);
+  size_t at = 0;
+  while (at < pool_bytes && pools[0][at] == pools[1][at])
+    at++;
+  cuda_expect(t, at == pool_bytes, "byte %zu of a pool of %zu: %d, on the CPU %d", at, pool_bytes, pools[0][at % pool_bytes],
+              pools[1][at % pool_bytes]);
+  for (int i = 0; i < 6; i++)
+    sfa_memory_free(t->gpu, there[i]);
+  for (int i = 0; i < 4; i++)
+    free(x[i]);
+  free(slots), free(pools[0]), free(pools[1]);
+}
+
 /* Pages of the caller's: the same tokens in a pool, in an order of their own; the same bits as the cache. */
 static void paged(cuda_check *t, const pair *p, int32_t T, const int32_t *cu_q, sfa_policy policy) {
   enum { B = 2, POOL = 9, MOST = 6 };
@@ -404,6 +463,13 @@ void cuda_check_decode(cuda_check *t) {
       expect_attended(t, &p, "neighbours", &(reading){.layer = layer, .B = 2, .T = 1, .sequences = following});
       expect_attended(t, &p, "eps 0.05", &(reading){.layer = layer, .B = 3, .T = 1, .sequences = sequences, .eps = 0.05f});
       expect_attended(t, &p, "dense queries", &(reading){.layer = layer, .B = 3, .T = 2, .sequences = sequences, .dense_q = true});
+      for (int j = 0; layer == 0 && j < 2; j++) {
+        sfa_policy policy = j ? SFA_POLICY_BF16 : SFA_POLICY_KEYS;
+        expect_attended(t, &p, "queries as codes",
+                        &(reading){.layer = layer, .B = 3, .T = 2, .sequences = sequences, .q_codes = true, .policy = policy});
+        expect_attended(t, &p, "queries as codes, numbers of them",
+                        &(reading){.layer = layer, .B = 4, .T = 5, .sequences = several, .cu_q = cu_q, .q_codes = true, .policy = policy});
+      }
       expect_attended(t, &p, "eps 0.05, numbers of queries",
                       &(reading){.layer = layer, .B = 4, .T = 5, .sequences = several, .cu_q = cu_q, .eps = 0.05f});
     }

@@ -185,6 +185,32 @@ void cuda_check_refusals(cuda_check *t) {
   if (cuda_ok(t, t->gpu, sfa_cache_create(t->gpu, &co, &cache), "sfa_cache_create"))
     cuda_expect(t, sfa_postings_create(cache, 0, &postings) == SFA_ERROR_UNSUPPORTED, "an index of device memory");
   cuda_expect(t, cache && sfa_cache_advance(cache, 0, 1) == SFA_ERROR_ARGUMENT, "advancing beyond what was reserved");
+  o = good;
+  o.struct_size = sizeof o;
+  o.policy = SFA_POLICY_PAPER;
+  o.n_kv_heads = 1;
+  o.k_dtype = SFA_I8;
+  sfa_attention_plan *plan = NULL;
+  if (cuda_ok(t, t->gpu, sfa_attention_plan_create(t->gpu, &o, &plan), "plan")) {
+    void *workspace = device_of(t, NULL, sfa_attention_workspace_bytes(plan)), *int8_memory = device_of(t, NULL, 4096 * 8);
+    sfa_codes int8_codes;
+    cuda_ok(t, t->gpu, sfa_codes_place(t->gpu, 200, 64, 8, SFA_I8, int8_memory, &int8_codes), "sfa_codes_place");
+    sfa_attention_args args = {.struct_size = sizeof args,
+                               .q.data = workspace,
+                               .v.data = workspace,
+                               .k_codes = &int8_codes,
+                               .out = workspace,
+                               .workspace = workspace};
+    sfa_status status = sfa_attention_run(plan, &args);
+    cuda_expect(t, status == SFA_ERROR_UNSUPPORTED && strstr(sfa_context_error(t->gpu), "SFA_BF16"), "Algorithm 1 over int8 codes: %s: %s",
+                sfa_status_name(status), sfa_context_error(t->gpu));
+    args.k_codes = NULL;
+    status = cache ? sfa_attention_run_cached(plan, &args, cache, 0, &(int32_t){0}) : SFA_OK;
+    cuda_expect(t, status == SFA_ERROR_UNSUPPORTED && strstr(sfa_context_error(t->gpu), "pages"), "Algorithm 1 over a cache: %s: %s",
+                sfa_status_name(status), sfa_context_error(t->gpu));
+    sfa_memory_free(t->gpu, workspace), sfa_memory_free(t->gpu, int8_memory);
+  }
+  sfa_attention_plan_destroy(plan);
   sfa_cache_destroy(cache);
   sfa_memory_free(t->gpu, memory);
 }
