@@ -1,5 +1,8 @@
 /* cuda_select_check: select and gather of the CUDA backend against the CPU's own functions on the same input: every byte must agree.
- * Prints what differs, then the time of a million rows. Exit status 1 if anything differed. Options: --time-only, --check-only. */
+ * Prints what differs, then the time of a million rows. Exit status 1 if anything differed.
+ *
+ *     cuda_select_check [--check-only [FIRST [LAST]] | --time-only]     of 720 cases the FIRST (0) to the LAST
+ */
 extern "C" {
 #include "base/half.h"
 #include "code/code.h"
@@ -336,12 +339,15 @@ static void run_case(const sfa_kernels *kernels, const check_case *c) {
     cudaFree(device[i]);
 }
 
-static void check(const sfa_kernels *kernels) {
+static void check(const sfa_kernels *kernels, const check_wish *wish) {
   static const int32_t dims[] = {8, 16, 40, 64, 72, 128, 136, 192, 256, 264, 520, 4096};
   static const sfa_dtype stores[] = {SFA_I8, SFA_BF16, SFA_F16, SFA_F32, SFA_I4};
-  int32_t n_cases = 0;
+  int32_t n_cases = 0, number = 0;
   for (size_t d = 0; d < sizeof dims / sizeof *dims; d++)
-    for (int32_t variant = 0; variant < 60; variant++) {
+    for (int32_t variant = 0; variant < 60; variant++, number++) {
+      if (number < wish->first || number > wish->last)
+        continue;
+      begin_case(number);
       const int32_t D = dims[d];
       const int32_t ks[] = {0, 1, D / 8, 8, D / 4, D / 2, D, 3, 16 <= D ? 16 : 5, D - 1};
       check_case c = {};
@@ -446,17 +452,17 @@ static void time_rows(int32_t D, int32_t k, sfa_dtype x_type, sfa_dtype store, s
 }
 
 int main(int argc, char **argv) {
-  const bool only_time = argc > 1 && strcmp(argv[1], "--time-only") == 0, only_check = argc > 1 && strcmp(argv[1], "--check-only") == 0;
+  const check_wish wish = wish_of(argc, argv);
   const sfa_kernels *kernels = sfa_kernel_select(SFA_ISA_SCALAR);
   int n_devices = 0;
   if (cudaGetDeviceCount(&n_devices) != cudaSuccess || n_devices == 0) {
     printf("no GPU: skipped\n");
     return 77;
   }
-  if (!only_time)
-    check(kernels);
+  if (wish.cases)
+    check(kernels, &wish);
   fflush(stdout);
-  if (!only_check) {
+  if (wish.times) {
     const sfa_dtype none = SFA_DTYPE_DEFAULT;
     time_rows(64, 8, SFA_BF16, SFA_BF16, none, 1, 0, 0);
     time_rows(128, 8, SFA_BF16, SFA_BF16, none, 1, 0, 0);

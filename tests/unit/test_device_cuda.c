@@ -1,4 +1,7 @@
-/* The CUDA device against the CPU's: every operation on the same random numbers. Skipped where there is no GPU. */
+/* The CUDA device against the CPU's: every operation on the same random numbers. Skipped where there is no GPU.
+ *
+ *     test_device_cuda [PATTERN]     tests whose name matches, as *norm*; none: all
+ */
 #include "base/half.h"
 #include "base/rng.h"
 #include "device/device_of.h"
@@ -539,10 +542,12 @@ static void sums_and_steps(void **state) {
 
 #define ONE(function) cmocka_unit_test_setup_teardown(function, begin, end)
 
-int main(void) {
+int main(int argc, char **argv) {
   const struct CMUnitTest tests[] = {
       ONE(norms),    ONE(elements),          ONE(scores), ONE(projections),    ONE(parts_and_tables), ONE(records),
       ONE(products), ONE(backward_of_norms), ONE(losses), ONE(sums_and_steps),
   };
+  if (argc > 1)
+    cmocka_set_test_filter(argv[1]);
   return cmocka_run_group_tests(tests, open_both, close_both);
 }

@@ -1,5 +1,8 @@
 /* Models on a GPU against the CPU's: every family, prompts and steps of one token, dense and sparse, with the same session calls. Skipped
- * where there is no GPU. */
+ * where there is no GPU.
+ *
+ *     test_model_cuda [PATTERN]     tests whose name matches, as spars*; none: all
+ */
 #include "engine/session.h"
 #include "model/learn.h"
 #include "model/model_parts.h"
@@ -609,10 +612,12 @@ static void noise(void **state) {
   assert_null(train);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(families),      cmocka_unit_test(sparse),      cmocka_unit_test(by_head),
                                      cmocka_unit_test(features_kept), cmocka_unit_test(index_files), cmocka_unit_test(own_model),
                                      cmocka_unit_test(looks),         cmocka_unit_test(gradients),   cmocka_unit_test(curves),
                                      cmocka_unit_test(noise)};
+  if (argc > 1)
+    cmocka_set_test_filter(argv[1]);
   return cmocka_run_group_tests(tests, open_both, close_both);
 }
