@@ -96,6 +96,7 @@ cJSON *stats_json(const app *a) {
   cJSON *stats = cJSON_CreateObject();
   for (size_t i = 0; i < sizeof members / sizeof *members; i++)
     cJSON_AddNumberToObject(stats, members[i].name, members[i].value);
+  cJSON_AddStringToObject(stats, "prefill_policy", sfa_policy_name(s.prefill_policy));
   return stats;
 }
 
@@ -108,8 +109,9 @@ void stats_print(const app *a) {
   if (a->choice.eps > 0)
     snprintf(dropped, sizeof dropped, ", at most %.2e of the softmax left out", (double)s.dropped_most);
   fprintf(stderr,
-          "[prefill %lld tokens, %.1f tokens/s; decode %lld tokens, %.1f tokens/s; attention %.0f %% of the time; KV cache %s%s; %s%s]\n",
+          "[prefill %lld tokens, %.1f tokens/s; decode %lld tokens, %.1f tokens/s; attention %.0f %% of the time, prompts by %s; KV "
+          "cache %s%s; %s%s]\n",
           (long long)s.prefill_tokens, per_second(s.prefill_tokens, s.prefill_ns), (long long)s.decode_tokens,
-          per_second(s.decode_tokens, s.decode_ns), 100 * attention_share(&s), human_bytes((double)s.kv_bytes, bytes), index,
-          app_attention_name(a, name, sizeof name), dropped);
+          per_second(s.decode_tokens, s.decode_ns), 100 * attention_share(&s), sfa_policy_name(s.prefill_policy),
+          human_bytes((double)s.kv_bytes, bytes), index, app_attention_name(a, name, sizeof name), dropped);
 }

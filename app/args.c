@@ -45,6 +45,7 @@ typedef struct row {
 #define CORPUS (VERB_DATA | VERB_TOKENIZER_TRAIN)
 #define MADE_UP (VERB_DATA_LISTOPS | VERB_DATA_KV)
 #define TRAININGS (VERB_TRAIN | VERB_FINETUNE)
+#define POLICIES "auto|tiles|keys|half-codes|half-dense|paper|postings|bf16|sp-bf16|int8|sp-int8"
 #define BIG 1e15
 
 static const row rows[] = {
@@ -62,7 +63,8 @@ static const row rows[] = {
     {'f', "file", 0, TEXT, AT(file), "FILE", 0, 0, 0, VERB_EVAL_NIAH, "a long text, the haystack"},
     {'f', "file", 0, TEXT, AT(file), "FILE", 0, 0, 0, VERB_EVAL_PPL, "the text, or a folder of texts"},
     {0, "compare", 0, TEXT, AT(compare), "LIST", 0, 0, 0, COMPARES,
-     "settings of attention, one after another: dense, K, K/KQ and K/all (dense queries), as in dense,16,16/all"},
+     "settings of attention, one after another: dense, K, K/KQ and K/all (dense queries), as in dense,16,16/all; with @ and a --policy: "
+     "16@int8"},
     {0, "budget", 0, REAL, AT(budget), "MB", 0, 0, BIG, VERB_EVAL_PPL | VERB_EVAL_NIAH,
      "tell what a KV cache of that size holds (default: half of what the first setting takes for the longest context)"},
     {0, "limit", 0, INT, AT(limit), "N", 0, 1, BIG, TASKS, "the first N items (default: all)"},
@@ -150,8 +152,10 @@ static const row rows[] = {
      "dense caches to compare with: f32, bf16, f16, int8 (default: bf16)"},
     {0, "supports", 0, WORD, AT(supports), 0, "uniform|skewed", 0, 0, PREFILLS | VERB_BENCH_DECODE,
      "how evenly features are kept; skewed is as on trained models (default: uniform)"},
-    {0, "policy", 0, WORD, AT(policy), 0, "auto|tiles|keys|half-codes|half-dense|paper|postings|bf16|sp-bf16|int8|sp-int8", 0, 0,
-     VERB_BENCH_ATTENTION, "how SFA computes (default: the planner's choice; on a GPU bf16, sp-bf16, int8, sp-int8 and paper in turn)"},
+    {0, "policy", 0, WORD, AT(policy), 0, POLICIES, 0, 0, VERB_BENCH_ATTENTION,
+     "how SFA computes (default: the planner's choice; on a GPU bf16, sp-bf16, int8, sp-int8 and paper in turn)"},
+    {0, "policy", 0, WORD, AT(policy), 0, POLICIES, 0, 0, RUNS | VERB_BENCH_MODEL,
+     "how prompts are attended to; on a GPU bf16 (default), sp-bf16, int8 or sp-int8, which round scores more (docs/NUMERICS.md)"},
     {0, "isa", 0, WORDS, AT(bench_isa), "LIST", "auto|scalar|avx2|avx512|vbmi|amx", 0, 0, GRIDS,
      "scalar, avx2, avx512, vbmi, amx (default: the best here)"},
     {0, "isa", 0, WORD, AT(isa), 0, "auto|scalar|avx2|avx512|vbmi|amx", 0, 0, RUNS | VERB_DEMO | VERB_BENCH_MODEL,

@@ -151,7 +151,8 @@ static int bench_open(model_bench *b) {
   sparse.sparse = 1;
   char sfa_name[64];
   int32_t k = sparse.k ? sparse.k : b->a.info.sfa_k ? b->a.info.sfa_k : 16;
-  snprintf(sfa_name, sizeof sfa_name, "SFA k %d%s", k < b->a.info.head_dim ? k : b->a.info.head_dim, sparse.k_q < 0 ? ", q dense" : "");
+  snprintf(sfa_name, sizeof sfa_name, "SFA k %d%s%s%s", k < b->a.info.head_dim ? k : b->a.info.head_dim, sparse.k_q < 0 ? ", q dense" : "",
+           sparse.policy ? ", " : "", sparse.policy ? sfa_policy_name(sparse.policy) : "");
   int status = EXIT_OK;
   for (int i = 0; i < b->n_depths && !status; i++) {
     if (o->attention != 0)

@@ -5,13 +5,19 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* "dense", "K", "K/KQ" or "K/all", in the list's words. */
-static bool read_setting(const char *text, size_t n, eval_setting *setting) {
-  char word[32], *end;
-  if (n == 0 || n >= sizeof word)
-    return false;
-  memcpy(word, text, n);
-  word[n] = '\0';
+/* Of a name behind an @. */
+static bool read_policy(const char *name, sfa_policy *policy) {
+  for (int p = SFA_POLICY_AUTO; p <= SFA_POLICY_SP_INT8; p++)
+    if (strcmp(name, sfa_policy_name((sfa_policy)p)) == 0) {
+      *policy = (sfa_policy)p;
+      return true;
+    }
+  return false;
+}
+
+/* "dense", "K", "K/KQ" or "K/all", in the list's words; c->policy is read already. */
+static bool read_features(const char *word, eval_setting *setting) {
+  char *end;
   sfa_attention_choice *c = &setting->choice;
   c->sparse = strcmp(word, "dense") != 0;
   if (!c->sparse) {
@@ -38,6 +44,29 @@ static bool read_setting(const char *text, size_t n, eval_setting *setting) {
   return true;
 }
 
+/* Those, with "@POLICY" or without: then as --policy says, which is meant for codes. */
+static bool read_setting(const char *text, size_t n, eval_setting *setting) {
+  char word[32];
+  if (n == 0 || n >= sizeof word)
+    return false;
+  memcpy(word, text, n);
+  word[n] = '\0';
+  sfa_policy *policy = &setting->choice.policy;
+  char *at = strchr(word, '@');
+  if (at) {
+    *at = '\0';
+    if (!read_policy(at + 1, policy))
+      return false;
+  } else if (strcmp(word, "dense") == 0)
+    *policy = SFA_POLICY_AUTO;
+  if (!read_features(word, setting))
+    return false;
+  const size_t used = strlen(setting->name);
+  if (*policy)
+    snprintf(setting->name + used, sizeof setting->name - used, ", %s", sfa_policy_name(*policy));
+  return true;
+}
+
 int eval_settings_read(const app *a, eval_settings *s) {
   const char *list = a->o->compare;
   *s = (eval_settings){0};
@@ -53,7 +82,9 @@ int eval_settings_read(const app *a, eval_settings *s) {
     eval_setting *setting = &s->all[s->n++];
     setting->choice = a->choice;
     if (!read_setting(at, comma ? (size_t)(comma - at) : strlen(at), setting))
-      return app_usage("--compare cannot be \"%s\"; it takes a list of dense, K, K/KQ and K/all, as in dense,16,16/all", list);
+      return app_usage(
+          "--compare cannot be \"%s\"; it takes a list of dense, K, K/KQ and K/all, as in dense,16,16/all, each with @POLICY or without",
+          list);
     at = comma ? comma + 1 : NULL;
   }
   for (int i = 0; i < s->n; i++)

@@ -63,6 +63,7 @@ static int read_choice(app *a) {
                                      .cache_v = cache_dtype(o->cache_v),
                                      .precision = (sfa_precision)o->precision,
                                      .eps = (float)o->eps,
+                                     .policy = (sfa_policy)o->policy,
                                      .costs = costs_kept(sfa_context_isa(a->ctx), &a->costs)};
   if (sfa_options && !a->choice.sparse)
     return app_usage("--attention dense and the --sfa options exclude each other");
@@ -186,15 +187,16 @@ int app_tokenize(const app *a, const char *text, size_t n_bytes, uint32_t flags,
 }
 
 const char *app_attention_name(const app *a, char *out, size_t capacity) {
+  const char *policy = a->choice.policy ? sfa_policy_name(a->choice.policy) : "", *comma = *policy ? ", " : "";
   if (!a->choice.sparse) {
-    snprintf(out, capacity, "dense");
+    snprintf(out, capacity, "dense%s%s", comma, policy);
     return out;
   }
   int k = a->choice.k ? a->choice.k : a->info.sfa_k ? a->info.sfa_k : 16;
   const char *layers[] = {"", ", layers with global attention", ", some layers"};
   if (k > a->info.head_dim)
     k = a->info.head_dim;
-  snprintf(out, capacity, "SFA k=%d of %d%s%s", k, a->info.head_dim, a->choice.k_q == -1 ? ", dense queries" : "",
-           layers[a->choice.layers]);
+  snprintf(out, capacity, "SFA k=%d of %d%s%s%s%s", k, a->info.head_dim, a->choice.k_q == -1 ? ", dense queries" : "",
+           layers[a->choice.layers], comma, policy);
   return out;
 }

@@ -120,6 +120,9 @@ typedef struct sfa_attention_choice {
   const sfa_costs *costs;  /* of this machine, for the planner (sfa/plan.h); NULL: those in the source */
   sfa_precision precision; /* SFA_PRECISION_F32: the same bits on every machine and however a prompt is cut */
   float eps;               /* softmax mass that a decode step may leave out of each head, 0 to 0.5, with a certificate */
+  sfa_policy policy;       /* how prompts are attended to, in steps of several tokens; a step of one token is the planner's. 0: the
+                            * planner's choice, SFA_POLICY_BF16 on a GPU. SFA_ERROR_UNSUPPORTED where a layer cannot be done so. It
+                            * changes how scores round, not what is stored: an index is read with any */
 } sfa_attention_choice;
 
 /* KV bytes a token under a choice, over all layers. */
@@ -166,6 +169,7 @@ typedef struct sfa_session_stats {
   int64_t kv_bytes;                                  /* the session's own pages in use */
   int64_t index_bytes;                               /* pages in use that lie in an index file */
   float dropped_most;                                /* the largest mass that a head left out in a decode step; 0 without eps */
+  sfa_policy prefill_policy;                         /* how prompts are attended to, in the first sparse layer, else in the first */
 } sfa_session_stats;
 
 SFA_API void sfa_session_stats_read(const sfa_session *session, sfa_session_stats *stats);

@@ -240,6 +240,7 @@ void sfa_session_stats_read(const sfa_session *session, sfa_session_stats *stats
   *stats = session->stats;
   stats->kv_bytes = (int64_t)sfa_forward_kv_bytes(session->forward);
   stats->dropped_most = sfa_forward_dropped(session->forward);
+  stats->prefill_policy = sfa_forward_policy(session->forward);
   stats->index_bytes = sfa_session_index_bytes(session);
 }
 

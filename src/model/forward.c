@@ -1,6 +1,7 @@
 /* Making and keeping a timeline: caches, plans, buffers. What is done with them is in block.c. */
 #include "model/forward.h"
 
+#include <sfa/plan.h>
 #include <sfa/stream.h>
 
 #include <stdio.h>
@@ -13,6 +14,7 @@ typedef struct resolution {
   sfa_dtype k_dtype[SFA_CACHES], v_dtype;
   const sfa_costs *costs;
   sfa_precision precision;
+  sfa_policy policy;
   float eps;
 } resolution;
 
@@ -48,6 +50,7 @@ static sfa_status resolve(const sfa_model *model, const sfa_attention_choice *ch
   if (choice) {
     r->costs = choice->costs;
     r->precision = choice->precision;
+    r->policy = choice->policy;
     r->eps = choice->eps;
   }
   SFA_TRY(sfa_alloc_zero(model->ctx, n_layers, sizeof(int32_t), "kept features by layer", (void **)&r->k_keys));
@@ -114,8 +117,14 @@ sfa_status sfa_model_kv_bytes(const sfa_model *model, const sfa_attention_choice
 
 /* ---- Plans ----------------------------------------------------------------------------------------------------------------------- */
 
+/* Of steps of several tokens. A GPU's own choice for short chunks takes whole ones only. */
+static sfa_policy chunk_policy(const sfa_forward *f, const resolution *r) {
+  const bool on_gpu = sfa_context_device(f->model->ctx) != SFA_DEVICE_CPU;
+  return r->policy || !on_gpu || r->precision == SFA_PRECISION_F32 ? r->policy : SFA_POLICY_BF16;
+}
+
 static sfa_status create_plan(const sfa_forward *f, const resolution *r, const sfa_attention_kind *kind, int64_t n_tokens,
-                              sfa_attention_plan **plan) {
+                              sfa_policy policy, sfa_attention_plan **plan) {
   const sfa_model_config *c = &f->model->config;
   sfa_attention_options options = {
       .struct_size = sizeof options,
@@ -135,13 +144,11 @@ static sfa_status create_plan(const sfa_forward *f, const resolution *r, const s
       .from_cache = 1,
       .k_dtype = r->k_dtype[kind->k_keys ? SFA_CACHE_SPARSE : SFA_CACHE_DENSE],
       .v_dtype = r->v_dtype,
+      .policy = policy,
       .costs = r->costs,
       .precision = r->precision,
       .eps = n_tokens == 1 ? r->eps : 0, /* what is read stays exact */
   };
-  /* A GPU's own choice for short chunks takes whole ones only. */
-  if (n_tokens > 1 && sfa_context_device(f->model->ctx) != SFA_DEVICE_CPU && r->precision != SFA_PRECISION_F32)
-    options.policy = SFA_POLICY_BF16;
   return sfa_attention_plan_create(f->model->ctx, &options, plan);
 }
 
@@ -158,8 +165,8 @@ static sfa_status route_attention(sfa_forward *f, const resolution *r, size_t *w
     if (i == f->n_attention) {
       *kind = wanted;
       f->n_attention++;
-      SFA_TRY(create_plan(f, r, kind, f->chunk_len, &kind->chunk));
-      SFA_TRY(create_plan(f, r, kind, 1, &kind->one));
+      SFA_TRY(create_plan(f, r, kind, f->chunk_len, chunk_policy(f, r), &kind->chunk));
+      SFA_TRY(create_plan(f, r, kind, 1, SFA_POLICY_AUTO, &kind->one));
       size_t chunk_bytes = sfa_attention_workspace_bytes(kind->chunk), one_bytes = sfa_attention_workspace_bytes(kind->one);
       *workspace_bytes = chunk_bytes > *workspace_bytes ? chunk_bytes : *workspace_bytes;
       *workspace_bytes = one_bytes > *workspace_bytes ? one_bytes : *workspace_bytes;
@@ -316,6 +323,15 @@ sfa_status sfa_forward_truncate(sfa_forward *f, int64_t new_len) {
 }
 
 float sfa_forward_dropped(const sfa_forward *f) { return f->dropped_most; }
+
+sfa_policy sfa_forward_policy(const sfa_forward *f) {
+  sfa_attention_report report = {.struct_size = sizeof report};
+  int32_t layer = 0;
+  while (layer < f->model->config.n_layers && !f->routes[layer].attention->k_keys)
+    layer++;
+  const sfa_attention_kind *kind = f->routes[layer < f->model->config.n_layers ? layer : 0].attention;
+  return sfa_attention_plan_report(kind->chunk, &report) == SFA_OK ? report.policy : SFA_POLICY_AUTO;
+}
 
 size_t sfa_forward_kv_bytes(const sfa_forward *f) {
   size_t bytes = 0;

@@ -37,6 +37,8 @@ void sfa_forward_destroy(sfa_forward *forward);
 int64_t sfa_forward_len(const sfa_forward *forward);
 sfa_status sfa_forward_truncate(sfa_forward *forward, int64_t new_len);
 size_t sfa_forward_kv_bytes(const sfa_forward *forward);
+/* How steps of several tokens are attended to, in the first sparse layer, else in the first. */
+sfa_policy sfa_forward_policy(const sfa_forward *forward);
 /* The largest mass that a head left out in a step of one token. */
 float sfa_forward_dropped(const sfa_forward *forward);
 

@@ -1,6 +1,8 @@
 /* Which heads are sparse and how much: what the file asks for (docs/MATH.md 9), and what a user's choice makes of it. */
 #include "model/model_parts.h"
 
+#include <sfa/plan.h>
+
 #include <stdio.h>
 #include <string.h>
 
@@ -148,6 +150,9 @@ static sfa_status check_choice(const sfa_model *model, const sfa_attention_choic
               (int)choice->cache_k);
   SFA_REQUIRE(ctx, choice->cache_v >= SFA_DTYPE_DEFAULT && choice->cache_v <= SFA_I4, "attention choice: cache_v is %d, not an sfa_dtype",
               (int)choice->cache_v);
+  SFA_REQUIRE(ctx, choice->policy >= SFA_POLICY_AUTO && choice->policy <= SFA_POLICY_SP_INT8 && choice->policy != SFA_POLICY_POSTINGS,
+              "attention choice: policy is %d, %s; prompts are attended to by SFA_POLICY_AUTO to PAPER, or on a GPU by BF16 to SP_INT8",
+              (int)choice->policy, sfa_policy_name(choice->policy));
   return SFA_OK;
 }
 

@@ -78,7 +78,7 @@ case_help() {
   [[ $out == *"|sp-int8"$'\n'* ]] || fault "bench attention --help cuts the policies short"
   good generate --help
   for option in model prompt file n-predict context threads temp top-k top-p min-p repeat-penalty seed tokenizer raw attention sfa-k sfa-kq \
-    sfa-layers cache-k cache-v weights chunk json; do
+    sfa-layers cache-k cache-v policy weights chunk json; do
     [[ $out == *"--$option "* || $out == *"--$option"$'\n'* ]] || fault "generate --help does not tell of --$option"
   done
 }
@@ -121,6 +121,9 @@ case_usage() {
   bad 2 "layers are 0 to 4" generate -m "$story" -p a --sfa-layers 2,5
   bad 2 "exclude each other" generate -m "$story" -p a --attention dense --sfa-k 4
   bad 2 "--cache-k cannot be \"int4\"" generate -m "$story" -p a --cache-k int4
+  bad 2 "--policy cannot be \"int4\"; it takes auto\|tiles" generate -m "$story" -p a --policy int4
+  bad 2 "policy is 6, postings" generate -m "$story" -p a --policy postings
+  bad 1 "tensor cores of a GPU" generate -m "$story" -p a --policy sp-int8
   bad 2 "--weights cannot be \"int4\"" generate -m "$story" -p a --weights int4
   bad 2 "chat template" generate -m "$story" -p a --system "be brief"
   bad 2 "more than the 512" generate -m "$story" -p a -c 513
@@ -176,7 +179,7 @@ case_generate() {
   equal "lines on stderr" "$(wc -l <"$work/err")" 1
   [[ $err =~ prefill\ 5\ tokens,.*decode\ 194\ tokens,.*attention.*KV\ cache ]] || fault "the closing line tells: $err"
   # What must not change the text.
-  for change in "-t 1" "-t 2" "--chunk 1" "--chunk 3" "--isa scalar" "--sfa-k 8" "--attention sfa --sfa-k 8 --sfa-kq all --cache-k f32"; do
+  for change in "-t 1" "-t 2" "--chunk 1" "--chunk 3" "--isa scalar" "--sfa-k 8" "--policy tiles" "--policy keys --chunk 4" "--attention sfa --sfa-k 8 --sfa-kq all --cache-k f32"; do
     # shellcheck disable=SC2086
     good generate -m "$story" -p "$prompt" -n 60 --temp 0 $change
     [ "$out" = "${reference:${#prompt}:${#out}}" ] || fault "generate $change: $out"
@@ -437,8 +440,8 @@ case_eval_task() {
     good eval $task -m "$model" -f "$golden/$task.jsonl" --limit 2 -n 4
     [[ $out == *"$task, "* ]] || fault "table of $task: $out"
   done
-  good eval piqa -m "$model" -f "$golden/piqa.jsonl" --json --compare dense,4,4/all,8/2 --plot "$work/piqa.png"
-  equal "settings" "$(get settings.0.name settings.1.name settings.2.name settings.3.name | paste -sd'|')" "dense|SFA k=4|K-only k=4|SFA k=8, k_q=2"
+  good eval piqa -m "$model" -f "$golden/piqa.jsonl" --json --compare dense,4@tiles,4/all,8/2 --plot "$work/piqa.png"
+  equal "settings" "$(get settings.0.name settings.1.name settings.2.name settings.3.name | paste -sd'|')" "dense|SFA k=4, tiles|K-only k=4|SFA k=8, k_q=2"
   equal "scores" "$(get settings.3.scores.keys)" "acc acc_norm"
   equal "items" "$(get settings.2.items.# settings.2.items.3.loglik.# | tr '\n' ' ')" "4 2 "
   equal "all features are dense" "$(get settings.3.items.0.gold)" "0"
@@ -474,6 +477,8 @@ case_eval_task() {
   bad 2 "wants a model" eval piqa -f "$golden/piqa.jsonl"
   bad 2 "takes a list of dense, K" eval piqa -m "$model" -f "$golden/piqa.jsonl" --compare 16,x
   bad 2 "takes a list of dense, K" eval piqa -m "$model" -f "$golden/piqa.jsonl" --compare 16/
+  bad 2 "takes a list of dense, K" eval piqa -m "$model" -f "$golden/piqa.jsonl" --compare 16@
+  bad 2 "takes a list of dense, K" eval piqa -m "$model" -f "$golden/piqa.jsonl" --compare 16@int4
   bad 1 "line 1: \"goal\" is missing" eval piqa -m "$model" -f "$golden/lambada.jsonl"
   bad 1 "wants 5 worked examples" eval gsm8k -m "$model" -f "$golden/gsm8k.jsonl"
   bad 1 "after 0 rows" data listops --rows 1 --max-depth 2

@@ -370,6 +370,9 @@ static void choices(void **state) {
       {.sparse = 1, .layers = 2, .n_layer_list = 1},
       {.cache_k = (sfa_dtype)9},
       {.cache_v = (sfa_dtype)-1},
+      {.policy = (sfa_policy)-1},
+      {.policy = (sfa_policy)(SFA_POLICY_SP_INT8 + 1)},
+      {.policy = SFA_POLICY_POSTINGS}, /* wants an index that no session gives it */
   };
   int32_t k[8], k_q[8]; /* two heads a layer */
   sfa_dtype k_sparse, k_dense, v;

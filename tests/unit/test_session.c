@@ -317,6 +317,43 @@ static void eps_is_kept_and_told(void **state) {
   sfa_context_destroy(ctx);
 }
 
+/* A policy is for prompts: what is asked for is what their steps do, and what the machine cannot do is refused. The f32 ways have the same
+ * bits; a step of one token is the planner's whatever is asked for. */
+static void policy_is_that_of_prompts(void **state) {
+  (void)state;
+  sfa_context *ctx = new_context(2, SFA_ISA_DEFAULT);
+  sfa_model *model = open_model(ctx);
+  static const sfa_policy ways[] = {SFA_POLICY_TILES, SFA_POLICY_KEYS, SFA_POLICY_PAPER};
+  sfa_session_stats stats;
+  sfa_session *session;
+  for (size_t w = 0; w < sizeof ways / sizeof *ways; w++) {
+    const sfa_attention_choice choice = {
+        .struct_size = sizeof choice, .sparse = 1, .k = 4, .policy = ways[w], .precision = SFA_PRECISION_F32};
+    const sfa_session_options options = {.struct_size = sizeof options, .attention = &choice, .chunk_len = w == 1 ? 8 : 0};
+    float *logits = w ? logits_b : logits_a;
+    assert_int_equal(sfa_session_create(model, &options, &session), SFA_OK);
+    assert_int_equal(sfa_session_append(session, tokens, N - 1, NULL), SFA_OK);
+    assert_int_equal(sfa_session_append(session, tokens + N - 1, 1, logits), SFA_OK);
+    sfa_session_stats_read(session, &stats);
+    assert_int_equal(stats.prefill_policy, ways[w]);
+    if (w)
+      assert_memory_equal(logits_a, logits_b, sizeof logits_a);
+    sfa_session_destroy(session);
+  }
+  for (int policy = SFA_POLICY_BF16; policy <= SFA_POLICY_SP_INT8; policy++) {
+    const sfa_attention_choice choice = {.struct_size = sizeof choice, .policy = (sfa_policy)policy};
+    const sfa_session_options options = {.struct_size = sizeof options, .attention = &choice};
+    assert_int_equal(sfa_session_create(model, &options, &session), SFA_ERROR_UNSUPPORTED);
+    assert_non_null(strstr(sfa_context_error(ctx), "GPU"));
+    assert_null(session);
+  }
+  const sfa_attention_choice listed = {.struct_size = sizeof listed, .policy = SFA_POLICY_PAPER}; /* no codes to make lists of */
+  const sfa_session_options options = {.struct_size = sizeof options, .attention = &listed};
+  assert_int_equal(sfa_session_create(model, &options, &session), SFA_ERROR_UNSUPPORTED);
+  sfa_model_close(model);
+  sfa_context_destroy(ctx);
+}
+
 static void opening_tells_what_is_wrong(void **state) {
   (void)state;
   sfa_context *ctx = new_context(1, SFA_ISA_DEFAULT);
@@ -350,6 +387,7 @@ int main(void) {
       cmocka_unit_test(stats_tell_prefill_from_decode),
       cmocka_unit_test(refused_memory_is_an_error),
       cmocka_unit_test(eps_is_kept_and_told),
+      cmocka_unit_test(policy_is_that_of_prompts),
       cmocka_unit_test(opening_tells_what_is_wrong),
   };
   return cmocka_run_group_tests(tests, make_tokens, NULL);
