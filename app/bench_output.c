@@ -157,7 +157,12 @@ static cJSON *json_row(const bench_output *out, const bench_cell *row) {
 
 int bench_output_open(bench_output *out, const app_options *o, const bench_column *columns, int n_columns) {
   sfa_context_options device = {0};
+  app a;
   int wrong = app_device(o, &device);
+  if (!wrong) { /* a GPU that is not there is told before anything is written */
+    wrong = app_open_context(&a, o, 1, SFA_ISA_DEFAULT);
+    app_close(&a);
+  }
   *out = (bench_output){.o = o, .columns = columns, .n_columns = n_columns, .command = command_line(), .machine = machine_name(&device)};
   if (wrong)
     return wrong;

@@ -573,6 +573,71 @@ case_bench_files() {
   fi
 }
 
+# The verbs that run and train models, on a GPU and here: every family, dense and sparse; an index that one makes and the other goes on with.
+case_gpu() {
+  local gpu=(--device cuda) models=$root/tests/golden/models ids model change side here limit recipe train
+  good info --devices --json
+  [[ $(get cuda.devices.#) =~ ^[1-9] ]] || skip "$(get cuda.why)"
+  ids=$(seq 7 13 1200 | awk '{ print $1 % 200 }' | paste -sd,)
+  for model in llama qwen2 qwen3 gpt2 gemma3 llama/model.gguf; do
+    for change in "" "--sfa-k 8" "--sfa-k 8 --sfa-kq all"; do
+      # shellcheck disable=SC2086
+      good eval nll -m "$models/$model" --tokens "$ids" --json --weights bf16 $change
+      here=$(get mean) limit=${change:+0.04}
+      # shellcheck disable=SC2086
+      good eval nll -m "$models/$model" --tokens "$ids" --json --weights bf16 $change "${gpu[@]}"
+      holds "loss of $model $change" "($(get mean) - $here) ^ 2 < (${limit:-0.01} * $here) ^ 2"
+    done
+  done
+  head -c 600 "$book" >"$work/text"
+  local ask=(generate -m "$story" --temp 0 -n 12 --weights bf16 -p "Once upon a time")
+  for change in "" "--sfa-k 4"; do
+    # shellcheck disable=SC2086
+    good "${ask[@]}" $change "${gpu[@]}"
+    holds "a story $change" "${#out} > 20"
+    for side in "${gpu[*]}" ""; do
+      rm -f "$work/index"
+      # shellcheck disable=SC2086
+      good "${ask[@]}" $change $side -f "$work/text" --index "$work/index"
+      # shellcheck disable=SC2086
+      good "${ask[@]}" $change --index "$work/index" --verify "${gpu[@]}"
+      # shellcheck disable=SC2086
+      good "${ask[@]}" $change --index "$work/index" --verify
+    done
+  done
+  good explain -m "$story" -f "$work/text" -p "Once" --sfa-k 4 "${gpu[@]}"
+  good inspect -m "$story" -f "$work/text" --sfa-k 4 "${gpu[@]}"
+  small_recipe
+  good "${train[@]}" -o "$work/here" --json
+  here=$(get loss)
+  good "${train[@]}" -o "$work/there" --json "${gpu[@]}"
+  equal "a training" "$(get finished steps | tr '\n' ' ')" "true 8 "
+  holds "its loss" "($(get loss) - $here) ^ 2 < (0.02 * $here) ^ 2"
+  good generate -m "$work/there/model" -p "The time" -n 4 --temp 0 "${gpu[@]}"
+}
+
+# sfa bench on a GPU whose kernels are the host's: every way and every number of its own.
+case_bench_gpu() {
+  good bench attention --device cuda --n 64 --heads 2 --head-dim 32 --k 4 --causal 0,1 --repeats 1 --json
+  equal "ways" "$(for i in 0 1 2 3 4 5; do get $i.engine; done | tr '\n' ,)" "SFA bf16,SFA sp_bf16,SFA int8,SFA sp_int8,SFA paper,dense twin,"
+  equal "cases" "$(get '#' 6.causal | tr '\n' ' ')" "12 true "
+  holds "times, top-k and rates" "$(get 0.ms) > $(get 0.topk_ms) && $(get 0.topk_ms) > 0 && $(get 11.dense_equivalent_tflops) > 0"
+  good bench backward --device cuda --n 64 --heads 2 --head-dim 32 --k 4 --repeats 1 --json
+  equal "ways of gradients" "$(get 0.engine 1.engine | tr '\n' ,)" "SFA bf16,dense twin,"
+  holds "forward apart" "$(get 0.ms) > $(get 0.forward_ms) && $(get 0.forward_ms) > 0"
+  good bench decode --device cuda --n 200 --kv-heads 2 --head-dim 32 --supports skewed --k 8 --v-type bf16,int8 --against int8 --repeats 1 --json
+  equal "steps" "$(get '#')" 3
+  holds "rates of steps" "$(get 2.bytes_per_s) > 0 && $(get 2.share_of_reads) > 0 && $(get 2.dropped) == 0"
+  good bench topk --device cuda --n 100 --head-dim 32 --k 4 --repeats 1 --json
+  holds "top-k" "$(get 0.share_of_copies) > 0"
+  good info --devices --json
+  equal "GPUs" "$(get cuda.devices.# cuda.devices.0.is_usable cuda.devices.2.is_usable | tr '\n' ' ')" "3 true false "
+  for verb in attention backward decode topk; do
+    bad 1 "8.0 or later" bench $verb --device cuda:2
+    bad 1 "3 GPUs" bench $verb --device cuda:3
+  done
+}
+
 # bench/run and bench/run_cuda over a command that writes what it was asked, and fails where it is told to: a part's numbers are replaced
 # when all of its commands have ended well, and only then.
 case_bench_run() {
@@ -832,8 +897,9 @@ case_inspect() {
 
 # case_data: texts to a tokenizer, to shards, and back; made-up tasks.
 # A tiny model on a book: trained, interrupted, resumed, used, exported; and what a user gets wrong.
-case_train() {
-  local recipe=$work/recipe.json model=$work/run/model
+# small_recipe: tokens of a book, and ${train[@]}, the command that learns them
+small_recipe() {
+  recipe=$work/recipe.json
   cat >"$recipe" <<'END'
 {"model": {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
   "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64, "hidden_act": "silu"},
@@ -843,7 +909,12 @@ END
   head -c 20000 "$book" >"$work/text"
   good tokenizer train "$work/text" --format text --vocab 300 -o "$work/tok"
   good data "$work/text" --format text --tokenizer "$work/tok" -o "$work/shards"
-  local train=(train --config "$recipe,$work/k4.json" --data "$work/shards/train" --validation "$work/shards/train" --tokenizer "$work/tok")
+  train=(train --config "$recipe,$work/k4.json" --data "$work/shards/train" --validation "$work/shards/train" --tokenizer "$work/tok")
+}
+
+case_train() {
+  local recipe train model=$work/run/model
+  small_recipe
   good "${train[@]}" -o "$work/run" --json
   equal "result" "$(get finished steps tokens | tr '\n' ' ')" "true 8 1024 "
   holds "it learns" "$(get loss) < $(get first_loss)"
