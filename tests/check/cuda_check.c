@@ -1,6 +1,6 @@
 /* cuda_check: the public API on a GPU against the oracle and against the CPU. Skipped (exit status 77) where there is no GPU.
  *
- *     cuda_check [NAME...]     tests whose name holds one of the texts; none: all
+ *     cuda_check [--device N] [NAME...]     tests whose name holds one of the texts; none: all
  *
  * With SFA_CUDA_LIBRARY=cuda_host.so the stages are plain loops on the host (cuda_host.c), and what is tested is all that lies before them.
  */
@@ -269,14 +269,16 @@ void cuda_expect_close(cuda_check *t, const char *what, int64_t n, const float *
 static const struct {
   const char *name;
   void (*run)(cuda_check *t);
+  bool of_hopper;
 } tests[] = {
-    {"devices", cuda_check_devices},     {"choices", cuda_check_choices},   {"memory", cuda_check_memory}, {"select", cuda_check_select},
-    {"attention", cuda_check_attention}, {"codes", cuda_check_codes},       {"keep", cuda_check_keep},     {"merge", cuda_check_merge},
-    {"refusals", cuda_check_refusals},   {"needles", cuda_check_needles},   {"cache", cuda_check_cache},   {"slots", cuda_check_slots},
-    {"decode", cuda_check_decode},       {"backward", cuda_check_backward}, {"rope", cuda_check_rope},     {"long", cuda_check_long},
-    {"streams", cuda_check_streams},     {"lost", cuda_check_lost},
+    {"devices", cuda_check_devices, false}, {"choices", cuda_check_choices, false},     {"memory", cuda_check_memory, false},
+    {"select", cuda_check_select, false},   {"attention", cuda_check_attention, false}, {"codes", cuda_check_codes, false},
+    {"keep", cuda_check_keep, false},       {"merge", cuda_check_merge, false},         {"refusals", cuda_check_refusals, false},
+    {"needles", cuda_check_needles, false}, {"cache", cuda_check_cache, false},         {"slots", cuda_check_slots, false},
+    {"decode", cuda_check_decode, false},   {"backward", cuda_check_backward, true},    {"rope", cuda_check_rope, true},
+    {"long", cuda_check_long, false},       {"streams", cuda_check_streams, false},     {"lost", cuda_check_lost, false},
 #ifdef CUDA_CHECK_GRAPHS
-    {"graph", cuda_check_graph},
+    {"graph", cuda_check_graph, false},
 #endif
 };
 
@@ -285,6 +287,10 @@ int main(int argc, char **argv) {
   cuda_check t = {0};
   sfa_context_options o = {.struct_size = sizeof o, .device = SFA_DEVICE_CUDA, .why = why, .why_bytes = sizeof why};
   setvbuf(stdout, NULL, _IOLBF, 0);
+  if (argc > 2 && strcmp(argv[1], "--device") == 0) {
+    o.device_index = atoi(argv[2]);
+    argc -= 2, argv += 2;
+  }
   if (sfa_context_create(NULL, &t.cpu) != SFA_OK)
     return 2;
   if (sfa_context_create(&o, &t.gpu) != SFA_OK) {
@@ -294,12 +300,17 @@ int main(int argc, char **argv) {
   }
   if (argc == 2 && strcmp(argv[1], "--lose") == 0)
     return cuda_lose_gpu(&t);
+  t.of_hopper = cuda_has_hopper(t.gpu);
   for (size_t i = 0; i < sizeof tests / sizeof *tests; i++) {
     bool wanted = argc < 2;
     for (int a = 1; a < argc; a++)
       wanted = wanted || strstr(tests[i].name, argv[a]);
     if (!wanted)
       continue;
+    if (tests[i].of_hopper && !t.of_hopper) {
+      printf("%-10s not on this GPU\n", tests[i].name);
+      continue;
+    }
     int before = t.n_checks, failures = t.n_failures;
     t.test = tests[i].name;
     tests[i].run(&t);

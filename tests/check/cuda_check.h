@@ -12,12 +12,15 @@
 
 typedef struct cuda_check {
   sfa_context *gpu, *cpu;
+  bool of_hopper; /* tensor cores by all policies, and gradients */
   const char *test;
   int n_checks, n_failures;
 } cuda_check;
 
 /* Counts; prints where it is not true, with the test's name. */
 bool cuda_expect(cuda_check *t, bool good, const char *format, ...) __attribute__((format(printf, 3, 4)));
+/* Whether a GPU has the kernels of Hopper. */
+bool cuda_has_hopper(sfa_context *ctx);
 /* A call that must succeed: else its text is printed. */
 bool cuda_ok(cuda_check *t, sfa_context *ctx, sfa_status status, const char *what);
 

@@ -522,6 +522,28 @@ static void bounded(cuda_check *t, sfa_policy policy) {
                 16 + 4 * i);
 }
 
+/* And however many the sequences, 1280 keys of each are written out at once. */
+static void bounded_batch(cuda_check *t) {
+  enum { B = 1000, H = 8, D = 128 };
+  const double keys = 1280.0 * B * H * 2 * D * 2;
+  const sfa_attention_options o = {.struct_size = sizeof o,
+                                   .n_heads = H,
+                                   .head_dim = D,
+                                   .n_sequences = B,
+                                   .max_seqlen_q = 1,
+                                   .max_seqlen_k = (int64_t)1 << 20,
+                                   .from_cache = 1,
+                                   .k_dtype = SFA_BF16,
+                                   .v_dtype = SFA_BF16,
+                                   .policy = SFA_POLICY_BF16};
+  sfa_attention_plan *plan = NULL;
+  if (!cuda_ok(t, t->gpu, sfa_attention_plan_create(t->gpu, &o, &plan), "plan"))
+    return;
+  double bytes = (double)sfa_attention_workspace_bytes(plan);
+  cuda_expect(t, bytes > keys && bytes < 1.1 * keys, "a workspace of %.0f bytes for %d sequences", bytes, B);
+  sfa_attention_plan_destroy(plan);
+}
+
 /* A batch so large that the keys of a sequence are written out in turns: sequences within a turn, at its border and beyond. Most are short.
  */
 void cuda_check_long(cuda_check *t) {
@@ -537,13 +559,17 @@ void cuda_check_long(cuda_check *t) {
                {4, 1, 64, 256, SFA_POLICY_SP_INT8, false, true, false}};
   static const int64_t lens[SLOTS] = {MOST, 1281, 1280, 3};
   bounded(t, SFA_POLICY_BF16);
-  bounded(t, SFA_POLICY_SP_INT8);
+  if (t->of_hopper)
+    bounded(t, SFA_POLICY_SP_INT8);
+  bounded_batch(t);
   int32_t sequences[B], cu_q[B + 1] = {0};
   for (int32_t b = 0; b < B; b++) {
     sequences[b] = b < 3 * SLOTS ? b % SLOTS : SLOTS - 1;
     cu_q[b + 1] = cu_q[b] + (b % 5 ? b % 3 : 3);
   }
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    if (cases[i].policy != SFA_POLICY_BF16 && !t->of_hopper)
+      continue;
     pair p = new_pair(t, MOST, cases[i].H, cases[i].G, cases[i].D, cases[i].E, 8, 0, 0);
     for (int32_t s = 0; s < SLOTS; s++)
       append(t, &p, s, 0, lens[s]);
@@ -567,6 +593,56 @@ void cuda_check_long(cuda_check *t) {
 
 #ifdef CUDA_CHECK_GRAPHS
 /* ---- Graphs ---------------------------------------------------------------------------------------------------------------- */
+
+/* A prefill and its gradients, captured and run on other numbers, give the bits of calls. */
+static void captured_gradients(cuda_check *t, cudaStream_t stream) {
+  enum { H = 2, D = 64, T = 150, N = T * H * D };
+  sfa_attention_options o = {
+      .struct_size = sizeof o, .n_heads = H, .head_dim = D, .max_seqlen_q = T, .max_seqlen_k = T, .k_q = 8, .k_k = 8, .causal = 1};
+  sfa_attention_plan *plan = NULL;
+  if (!t->of_hopper || !cuda_ok(t, t->gpu, sfa_attention_plan_create(t->gpu, &o, &plan), "plan"))
+    return;
+  float *x = device_of(t, NULL, N * sizeof *x), *out[5], *there = host_memory(N * sizeof *x), *expected = host_memory(N * sizeof *x);
+  for (int i = 0; i < 5; i++)
+    out[i] = device_of(t, NULL, N * sizeof *x); /* out, lse, d_q, d_k, d_v */
+  size_t forward = sfa_attention_workspace_bytes(plan), backward = sfa_attention_backward_workspace_bytes(plan);
+  void *workspace = device_of(t, NULL, forward > backward ? forward : backward);
+  sfa_attention_args args = {
+      .struct_size = sizeof args, .q.data = x, .k.data = x, .v.data = x, .out = out[0], .lse = out[1], .workspace = workspace};
+  sfa_attention_grad_args grad = {
+      .struct_size = sizeof grad, .forward = &args, .d_out = x, .d_q = out[2], .d_k = out[3], .d_v = out[4], .workspace = workspace};
+  cudaGraph_t graph;
+  cudaGraphExec_t step = NULL;
+  cuda_expect(t, cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal) == cudaSuccess, "no capture");
+  bool good = cuda_ok(t, t->gpu, sfa_attention_run(plan, &args), "captured prefill") &&
+              cuda_ok(t, t->gpu, sfa_attention_backward(plan, &grad), "captured gradients");
+  cudaError_t error = cudaStreamEndCapture(stream, &graph);
+  good = cuda_expect(t, good && error == cudaSuccess && cudaGraphInstantiate(&step, graph, 0) == cudaSuccess, "the capture is broken: %s",
+                     cudaGetErrorString(error));
+  for (uint64_t round = 0; good && round < 3; round++) {
+    float *normals = host_normals(90 + round, N, true);
+    sfa_memory_copy(t->gpu, x, normals, N * sizeof *x);
+    free(normals);
+    for (int i = 0; i < 5; i++) {
+      sfa_memory_zero(t->gpu, out[i], N * sizeof *x);
+      cuda_expect(t, cudaGraphLaunch(step, stream) == cudaSuccess, "the graph does not run");
+      fetch(t, there, out[i], N * sizeof *x);
+      sfa_memory_zero(t->gpu, out[i], N * sizeof *x);
+      cuda_ok(t, t->gpu, sfa_attention_run(plan, &args), "prefill");
+      cuda_ok(t, t->gpu, sfa_attention_backward(plan, &grad), "gradients");
+      fetch(t, expected, out[i], N * sizeof *x);
+      cuda_expect(t, !memcmp(there, expected, N * sizeof *x), "round %d, result %d: the graph gives other bits than the calls", (int)round,
+                  i);
+    }
+  }
+  if (step)
+    cudaGraphExecDestroy(step), cudaGraphDestroy(graph);
+  for (int i = 0; i < 5; i++)
+    sfa_memory_free(t->gpu, out[i]);
+  sfa_memory_free(t->gpu, x), sfa_memory_free(t->gpu, workspace);
+  free(there), free(expected);
+  sfa_attention_plan_destroy(plan);
+}
 
 /* A step of decoding, captured once and run again and again, gives what calls give: it finds length and pages in device memory. */
 void cuda_check_graph(cuda_check *t) {
@@ -606,6 +682,7 @@ void cuda_check_graph(cuda_check *t) {
   cuda_expect(t, cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) == cudaSuccess, "no stream");
   cuda_ok(t, t->gpu, sfa_stream_wait(t->gpu), "sfa_stream_wait");
   cuda_ok(t, t->gpu, sfa_stream_set(t->gpu, stream), "sfa_stream_set");
+  captured_gradients(t, stream);
   for (int32_t i = 0; i < STEPS; i++) {
     int64_t token = FIRST + i;
     const float *input_q = p.dq + token * H * D, *input_k = p.dkeys + token * G * D, *input_v = p.dv + token * G * D;

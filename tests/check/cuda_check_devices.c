@@ -45,6 +45,12 @@ static void expect_no_gradients(cuda_check *t, const sfa_attention_options *o) {
   sfa_attention_plan_destroy(plan);
 }
 
+bool cuda_has_hopper(sfa_context *ctx) {
+  const sfa_attention_options o = {.n_heads = 1, .head_dim = 64, .max_seqlen_q = 1, .max_seqlen_k = 1, .policy = SFA_POLICY_SP_BF16};
+  sfa_attention_report report;
+  return plan_for(ctx, o, &report) == SFA_OK;
+}
+
 /* On a GPU without Hopper's kernels bf16 is what tensor cores multiply; the other ways of theirs, and gradients, are refused by name. */
 static void check_older(cuda_check *t, sfa_context *ctx, const sfa_device_info *gpu) {
   static const sfa_policy of_hopper[] = {SFA_POLICY_SP_BF16, SFA_POLICY_INT8, SFA_POLICY_SP_INT8};

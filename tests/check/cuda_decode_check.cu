@@ -183,7 +183,7 @@ static const char *dtype_name(sfa_dtype dtype) {
 }
 
 static double worst_out, worst_lse;
-static int n_dropping;
+static int n_dropping, n_flat;
 
 /* One random case; returns whether it is right. */
 static bool run_case(int number) {
@@ -220,7 +220,7 @@ static bool run_case(int number) {
   args.scores.n_sink_tokens = draw(3) ? 0 : (int64_t)draw(70);
   args.scores.softcap = draw(5) ? 0.f : 4.f;
   args.eps = draw(2) ? 0.f : draw(2) ? 1e-3f : 0.05f;
-  bool bf16_q = draw(2), paged = draw(2), alibi = !draw(5), sinks = !draw(4);
+  bool bf16_q = draw(2), paged = draw(2), alibi = !draw(5), sinks = !draw(4), flat = sharp < 0.1f && !alibi && !sinks;
 
   side k, v;
   make_side(&k, kf, n_seq, n_kv, room, lengths, paged, 1);
@@ -362,6 +362,11 @@ static bool run_case(int number) {
       }
     }
     n_dropping += dropped[r] > 0;
+    n_flat += flat && args.eps > 0;
+    if (flat && dropped[r] != 0) { /* nearly all would be kept, so all are */
+      printf("case %d row %zu: dropped %.6g of a flat softmax\n", number, r, dropped[r]);
+      right = false;
+    }
     if (right && !(dropped[r] >= 0 && dropped[r] <= args.eps)) {
       printf("case %d row %zu (b %d t %d h %d): dropped %.6g with eps %.6g\n", number, r, b, t, h, dropped[r], args.eps);
       right = false;
@@ -402,7 +407,11 @@ int main(int argc, char **argv) {
     wrong += !run_case(i);
     fflush(stdout);
   }
-  printf("%d wrong; largest error of out %.2e of the largest value, of lse %.2e; %d rows left keys out\n", wrong, worst_out, worst_lse,
-         n_dropping);
+  printf("%d wrong; largest error of out %.2e of the largest value, of lse %.2e; %d rows left keys out, %d of a flat softmax did not\n",
+         wrong, worst_out, worst_lse, n_dropping, n_flat);
+  if (cases >= 150 && (n_dropping == 0 || n_flat == 0)) {
+    printf("of %d cases none left keys out, or none kept all\n", cases);
+    wrong++;
+  }
   return wrong != 0;
 }
