@@ -4,6 +4,9 @@
     python3 bench/cuda_prefill.py prefill.so [--only WORDS] [--repeats N] > bench/results/MACHINE-prefill.csv
     python3 bench/cuda_prefill.py prefill.so --errors > bench/results/MACHINE-prefill-errors.csv
 
+    nvcc -gencode=arch=compute_80,code=compute_80 -std=c++17 -O3 -Isrc -Iinclude -shared -Xcompiler -fPIC -o portable.so src/cuda/prefill_portable.cu
+    python3 bench/cuda_prefill.py portable.so --portable > bench/results/MACHINE-portable.csv      the same by mma.sync, here as code of sm_80
+
 Every line is one shape: all are fed the same top-k codes written out as rows, and take turns, one call each, so that clocks and heat are
 shared; medians of CUDA event times, the spread is (largest - smallest) / median of the middle half. Rows are made before: top-k is timed
 by itself. "ratio" is the time of cuDNN, in the better of its two layouts, over ours.
@@ -65,10 +68,13 @@ def main():
     parser.add_argument("--only", default="")
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--errors", action="store_true")
+    parser.add_argument("--portable", action="store_true")
     args = parser.parse_args()
     library = ctypes.CDLL(os.path.abspath(args.library))
-    library.sfa_cuda_prefill_run.restype = ctypes.c_char_p
-    library.sfa_cuda_prefill_run.argtypes = [P, P]
+    library.run = library.sfa_cuda_prefill_portable_run if args.portable else library.sfa_cuda_prefill_run
+    library.run.restype = ctypes.c_char_p
+    library.run.argtypes = [P, P]
+    library.policies = ["bf16"] if args.portable else POLICIES
     if args.errors:
         print("machine,d,n,heads,causal,k,sharpness,way,error,over_cudnn,error_as_stored,key_bound", flush=True)
         for d in (64, 128, 256):
@@ -79,6 +85,8 @@ def main():
     print("machine,d,n,heads,causal,k,two_of_four,way,ms,spread,tflops,ratio_cudnn,ratio_fa2,difference", flush=True)
     shapes = [(d, n, heads, causal, k) for d, n, heads in ((128, 32768, 8), (256, 32768, 4), (64, 32768, 8), (128, 8192, 32), (256, 8192, 16),
               (128, 131072, 2)) for causal in (0, 1) for k in (8, 16)]
+    if args.portable:
+        shapes = [(d, n, heads, causal, 16) for d, n, heads in ((64, 8192, 32), (128, 8192, 32), (256, 8192, 32), (128, 32768, 8)) for causal in (0, 1)]
     for d, n, heads, causal, k in shapes:
         if args.only and f"d{d}n{n}c{causal}k{k}" not in args.only.split(","):
             continue
@@ -100,7 +108,7 @@ def calls(library, queries, k_rows, v, causal):
     ways, outs, stored = {}, {}, {}
     tokens = Tokens(1, n, None, n)
     scores = Scores(1 / math.sqrt(d), 0, causal, -1, -1, 0, None, None)
-    for name, policy in POLICIES.items():
+    for name in library.policies:
         for capped in (0, 1) if name.startswith("sp") else (0,):
             q, k, scales, dtype = queries[capped], k_rows, (), SFA_BF16
             if "int8" in name:
@@ -108,11 +116,11 @@ def calls(library, queries, k_rows, v, causal):
                 k, scales, dtype = k_int8.clone(), (q_scale, k_scale.clone()), SFA_I8  # a run gives every tile of keys one scale
                 stored[name, capped] = q, k, scales
             out = torch.full((n, heads, d), float("nan"), device="cuda", dtype=torch.bfloat16)
-            call = Prefill(policy, heads, heads, d, d, tokens, tokens, None, None, rows(q, dtype), rows(k, dtype),
+            call = Prefill(POLICIES[name], heads, heads, d, d, tokens, tokens, None, None, rows(q, dtype), rows(k, dtype),
                            *([x.data_ptr() for x in scales] or [None, None]), rows(v, SFA_BF16), scores, rows(out, SFA_BF16), None)
 
             def way(call=call, alive=(q, k, scales)):
-                refused = library.sfa_cuda_prefill_run(ctypes.byref(call), stream)
+                refused = library.run(ctypes.byref(call), stream)
                 assert not refused, refused
 
             ways[name, capped], outs[name, capped] = way, out
@@ -149,7 +157,7 @@ def errors(library, d, causal, sharpness, n=3000, heads=2, k=16):
     dense = ((by_head(peers["cudnn"]) - exact).norm() / exact.norm()).item()
     for name, out in peers.items():
         show(name, out, exact)
-    for name in POLICIES:
+    for name in library.policies:
         way, out, bounds = ways[name, 0], outs[name, 0], ",,"
         if (name, 0) in stored:
             q, k_now, (q_scale, k_scale) = stored[name, 0]
@@ -175,7 +183,7 @@ def bench(library, d, n, heads, causal, k, repeats):
     times = {way: [] for way in ways}
     for repeat in range(repeats + 2):
         for name, way in ways.items():
-            if name[0] == "fa2" and repeat > 4:
+            if name[0] == "fa2" and repeat > 4 and len(library.policies) > 1:
                 continue
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             begin.record()
