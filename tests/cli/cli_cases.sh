@@ -519,7 +519,7 @@ case_gpu() {
     done
   done
   good explain -m "$story" -f "$work/text" -p "Once" --sfa-k 4 "${gpu[@]}"
-  good inspect -m "$story" -f "$work/text" --sfa-k 4 "${gpu[@]}"
+  good inspect -m "$story" -f "$work/text" --sfa-k 4 -o "$work/look" "${gpu[@]}"
   small_recipe
   good "${train[@]}" -o "$work/here" --json
   here=$(get loss)
