@@ -14,10 +14,14 @@ from cuda_prefill import I32, P, SFA_BF16, Rows, Scores, Tokens, rows, top_k
 from peers_cuda import Graph
 
 
+class Gradient(ctypes.Structure):
+    _fields_ = [("rows", Rows), ("values", P), ("k", I32), ("support", P)]
+
+
 class Backward(ctypes.Structure):
     _fields_ = [("n_heads", I32), ("n_kv_heads", I32), ("head_dim", I32), ("head_dim_v", I32), ("q_tokens", Tokens), ("k_tokens", Tokens),
                 ("q", Rows), ("k", Rows), ("v", Rows), ("out", Rows), ("d_out", Rows), ("lse", P), ("d_lse", P), ("scores", Scores),
-                ("q_support", P), ("k_support", P), ("d_q", Rows), ("d_k", Rows), ("d_v", Rows), ("d_sink_logit", P), ("workspace", P)]
+                ("d_q", Gradient), ("d_k", Gradient), ("d_v", Gradient), ("d_sink_logit", P), ("workspace", P)]
 
 
 def bench(library, handle, d, n, heads, causal, repeats):
@@ -50,7 +54,7 @@ def bench(library, handle, d, n, heads, causal, repeats):
     out, lse, ours = back(to), back(stats).squeeze(-1), [torch.full_like(x, float("nan")) for x in (q, k, v)]
     tokens = Tokens(1, n, None, n)
     call = Backward(heads, heads, d, d, tokens, tokens, *[rows(x, SFA_BF16) for x in (q, k, v, out, d_out)], lse.data_ptr(), None,
-                    Scores(scale, 0, causal, -1, -1, 0, None, None), None, None, *[rows(x, SFA_BF16) for x in ours], None, None)
+                    Scores(scale, 0, causal, -1, -1, 0, None, None), *[Gradient(rows(x, SFA_BF16)) for x in ours], None, None)
     workspace = torch.empty(library.sfa_cuda_backward_workspace_bytes(ctypes.byref(call)), dtype=torch.uint8, device="cuda")
     call.workspace = workspace.data_ptr()
     stream = torch.cuda.current_stream().cuda_stream

@@ -34,13 +34,18 @@ typedef struct sfa_attention_grad_args {
 
   /* Written whole; tokens token_stride elements apart (0: heads * dim), a token's heads one after the other. With cu_seqlens tokens are
    * packed as they are in q, k and v; without, sequence b begins at token b * max_seqlen. */
-  float *d_q; /* [B][T][H][D] zeros outside of the support */
+  float *d_q; /* [B][T][H][D] zeros outside of the support; NULL where d_q_values is wanted alone */
   int64_t d_q_token_stride;
-  float *d_k; /* [B][S][G][D] likewise */
+  float *d_k; /* [B][S][G][D] likewise, and d_k_values */
   int64_t d_k_token_stride;
   float *d_v; /* [B][S][G][E] */
   int64_t d_v_token_stride;
   float *d_sink_logit; /* [H], written; NULL: not wanted */
+
+  /* The same written compact: gradients of the values of codes (sfa_codes), in the order of their ids, contiguous. They are of the rows
+   * that were cut: turned ones where there is a rope, in d_q and d_k it is turned back. NULL: not wanted. */
+  float *d_q_values; /* [B][T][H][k_q] */
+  float *d_k_values; /* [B][S][G][k_k] */
 
   void *workspace; /* 64-byte aligned, sfa_attention_backward_workspace_bytes; may be the memory that the forward worked in */
 

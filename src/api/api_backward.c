@@ -8,14 +8,21 @@ size_t sfa_attention_backward_workspace_bytes(const sfa_attention_plan *plan) {
 
 static bool is_floats(const void *array) { return array && (uintptr_t)array % sizeof(float) == 0; }
 
-/* Rows of gradients to write; *stride gets its default. */
-static sfa_status check_written(sfa_context *ctx, const char *name, const float *rows, int64_t n_tokens, int64_t width, int64_t *stride) {
-  SFA_REQUIRE(ctx, is_floats(rows) || !n_tokens, "%s is NULL or not aligned to its elements", name);
+/* Rows of gradients to write, unless values of the kept entries are enough; *stride gets its default. */
+static sfa_status check_written(sfa_context *ctx, const char *name, const float *rows, const float *values, int64_t n_tokens, int64_t width,
+                                int64_t *stride) {
+  SFA_REQUIRE(ctx, is_floats(rows) || (!rows && values) || !n_tokens, "%s is NULL or not aligned to its elements", name);
   *stride = *stride ? *stride : width;
   int64_t bytes;
   SFA_REQUIRE(ctx, *stride >= width && !__builtin_mul_overflow(*stride, n_tokens, &bytes) && bytes <= INT64_MAX / (int64_t)sizeof(float),
               "%s_token_stride is %lld: it must be at least heads * dim = %lld, and %lld tokens so far apart must fit an address, or 0",
               name, (long long)*stride, (long long)width, (long long)n_tokens);
+  return SFA_OK;
+}
+
+static sfa_status check_values(sfa_context *ctx, const char *name, const float *values, const char *k_name, int32_t k) {
+  SFA_REQUIRE(ctx, !values || is_floats(values), "%s is not aligned to its elements", name);
+  SFA_REQUIRE(ctx, !values || k, "%s are gradients of codes, and options.%s is 0: ask for rows, or keep features", name, k_name);
   return SFA_OK;
 }
 
@@ -44,8 +51,10 @@ sfa_status sfa_attention_backward(const sfa_attention_plan *plan, const sfa_atte
   SFA_REQUIRE(ctx, is_floats(args->d_out) || !n_q, "d_out is NULL or not aligned to its elements");
   SFA_REQUIRE(ctx, !args->d_lse || is_floats(args->d_lse), "d_lse is not aligned to its elements");
   SFA_REQUIRE(ctx, !args->d_sink_logit || is_floats(args->d_sink_logit), "d_sink_logit is not aligned to its elements");
-  SFA_TRY(check_written(ctx, "d_q", args->d_q, n_q, (int64_t)o->n_heads * o->head_dim, &checked.d_q_token_stride));
-  SFA_TRY(check_written(ctx, "d_k", args->d_k, n_k, (int64_t)o->n_kv_heads * o->head_dim, &checked.d_k_token_stride));
-  SFA_TRY(check_written(ctx, "d_v", args->d_v, n_k, (int64_t)o->n_kv_heads * o->head_dim_v, &checked.d_v_token_stride));
+  SFA_TRY(check_values(ctx, "d_q_values", args->d_q_values, "k_q", o->k_q));
+  SFA_TRY(check_values(ctx, "d_k_values", args->d_k_values, "k_k", o->k_k));
+  SFA_TRY(check_written(ctx, "d_q", args->d_q, args->d_q_values, n_q, (int64_t)o->n_heads * o->head_dim, &checked.d_q_token_stride));
+  SFA_TRY(check_written(ctx, "d_k", args->d_k, args->d_k_values, n_k, (int64_t)o->n_kv_heads * o->head_dim, &checked.d_k_token_stride));
+  SFA_TRY(check_written(ctx, "d_v", args->d_v, NULL, n_k, (int64_t)o->n_kv_heads * o->head_dim_v, &checked.d_v_token_stride));
   return sfa_backend_of(ctx)->backward(plan, &checked);
 }

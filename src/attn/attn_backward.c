@@ -293,24 +293,30 @@ static void meet_item(void *arg, int64_t item, int32_t thread) {
 
 /* ---- From sums to gradients of the rows as they were given --------------------------------------------------------------------- */
 
-/* row [D] = factor * sum at its support (ids NULL: everywhere), 0 elsewhere; sum [K] if it is packed, else [D]. Then through the rope. */
+/* row [D] = factor * sum at its support (ids NULL: everywhere), 0 elsewhere; sum [K] if it is packed, else [D]. The kept entries alone go
+ * to values, the row through the rope to out, where they are wanted. */
 static void finish_row(const sfa_backward_call *w, int32_t K, const void *ids, const float *sum, bool packed, float factor,
-                       const sfa_rope *rope, int64_t line, const sfa_backward_scratch *s, float *out) {
+                       const sfa_rope *rope, int64_t line, const sfa_backward_scratch *s, float *values, float *out) {
   int32_t D = w->plan.options.head_dim;
-  float *row = rope ? s->row : out;
+  float *row = rope || !out ? s->row : out;
   if (ids)
     memset(row, 0, (size_t)D * sizeof *row);
   for (int32_t u = 0; u < (ids ? K : D); u++) {
     int32_t feature = !ids ? u : D <= 256 ? ((const uint8_t *)ids)[u] : ((const uint16_t *)ids)[u];
     row[feature] = factor * sum[packed ? u : feature];
+    if (values)
+      values[u] = row[feature];
   }
-  if (!rope)
+  if (!rope || !out)
     return;
   int64_t n_pairs = rope->n_rotated / 2;
   for (int64_t p = 0; p < n_pairs; p++) /* back is the same turn by minus the angle */
     s->line[p] = -rope->sin[line * n_pairs + p];
   w->plan.kernels->rotate_rows(1, D, row, D, rope->cos + line * n_pairs, s->line, n_pairs, rope->n_rotated, rope->interleaved, out, D);
 }
+
+/* Row `row` of rows or values that may not be wanted. */
+static float *row_of(float *rows, int64_t row) { return rows ? rows + row : NULL; }
 
 static void finish_queries_item(void *arg, int64_t item, int32_t thread) {
   const sfa_backward_call *w = arg;
@@ -336,7 +342,8 @@ static void finish_queries_item(void *arg, int64_t item, int32_t thread) {
     int64_t token = block.scratch.row[i] / o->n_heads, line = w->args.cu_seqlens_q ? token : token - block.first_token;
     const void *ids = w->q_is_sparse ? w->q_ids + (size_t)(place * W + i) * id_bytes : NULL;
     finish_row(w, o->k_q, ids, sums + i * sum_stride, false, factor, w->args.q.rope, line, &s,
-               w->grad->d_q + token * stride + (int64_t)block.scratch.head[i] * D);
+               row_of(w->grad->d_q_values, (token * o->n_heads + block.scratch.head[i]) * o->k_q),
+               row_of(w->grad->d_q, token * stride + (int64_t)block.scratch.head[i] * D));
   }
   sfa_attn_clock_stop(&block, start);
 }
@@ -356,7 +363,8 @@ static void finish_keys_item(void *arg, int64_t item, int32_t thread) {
   for (int64_t j = number * SFA_KEY_TILE; j < sfa_min64((number + 1) * SFA_KEY_TILE, n_tokens); j++) {
     int64_t token = first_token + j, key = pair * w->n_tiles * SFA_KEY_TILE + j;
     finish_row(w, k->format.k, ids, w->k_sum + key * w->k_width, w->k_is_packed, factor, rope, w->args.cu_seqlens_k ? token : j, &s,
-               w->grad->d_k + token * w->grad->d_k_token_stride + (int64_t)g * D);
+               row_of(w->grad->d_k_values, (token * o->n_kv_heads + g) * o->k_k),
+               row_of(w->grad->d_k, token * w->grad->d_k_token_stride + (int64_t)g * D));
     memcpy(w->grad->d_v + token * w->grad->d_v_token_stride + (int64_t)g * E, w->v_sum + key * w->v_width, (size_t)E * sizeof(float));
     if (ids)
       ids += (size_t)k->ids.row_stride * sfa_id_bytes(D);

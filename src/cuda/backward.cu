@@ -63,7 +63,6 @@ static size_t plan(const sfa_cuda_backward *a, backward_call *c) {
   c->turns = c->ticket + 1;
   c->d_k = a->d_k;
   c->d_v = a->d_v;
-  c->k_support = a->k_support;
   return used;
 }
 
@@ -180,11 +179,11 @@ template <int DIM> static __global__ void load_keys_kernel(backward_call call, s
 /* ---- Sums to rows ---------------------------------------------------------------------------------------------------- */
 
 /* A block of 128 threads a tile of queries; thread t has what thread t of the product had. */
-template <int DIM> static __global__ void finish_queries_kernel(backward_call call, sfa_cuda_rows d_q, const uint32_t *q_support) {
+template <int DIM> static __global__ void finish_queries_kernel(backward_call call, sfa_cuda_gradient d_q) {
   const int64_t tile = blockIdx.x;
   const int m = (int)(tile % call.q_tiles), h = (int)(tile / call.q_tiles % call.n_heads), b = (int)(tile / call.q_tiles / call.n_heads);
   const backward_range queries = range_of(call.cu_queries, call.max_queries, b);
-  const int t = threadIdx.x, row = 64 * m + t / 32 * 16 + t % 32 / 4, words = (call.dim + 31) / 32;
+  const int t = threadIdx.x, row = 64 * m + t / 32 * 16 + t % 32 / 4;
   if (64 * m >= queries.count)
     return;
   const int tile_log2 = BACKWARD_KEYS_LOG2(DIM);
@@ -192,17 +191,16 @@ template <int DIM> static __global__ void finish_queries_kernel(backward_call ca
   const bool met = count_above(&call, &shape, -1, m) > 0;
   const float factor = call.softmax_scale / BACKWARD_WEIGHT;
   const float4 *sums = call.d_q + tile * (DIM / 8) * 128 + t;
+  const int64_t token = (int64_t)queries.first + row;
+  backward_line lines[2] = {{token * call.n_heads + h, 0}, {(token + 8) * call.n_heads + h, 0}};
 #pragma unroll 4
   for (int c = 0; c < call.dim / 8; c++) {
     const float4 x = met ? sums[128 * c] : make_float4(0, 0, 0, 0);
     const float pairs[2][2] = {{factor * x.x, factor * x.y}, {factor * x.z, factor * x.w}};
 #pragma unroll
     for (int half = 0; half < 2; half++)
-      if (row + 8 * half < queries.count) {
-        const int64_t token = (int64_t)queries.first + row + 8 * half;
-        const uint32_t *kept = q_support ? q_support + (token * call.n_heads + h) * words : NULL;
-        store_pair(&d_q, token, h, 8 * c + t % 4 * 2, kept, pairs[half][0], pairs[half][1]);
-      }
+      if (row + 8 * half < queries.count)
+        store_pair(&d_q, &lines[half], token + 8 * half, h, 8 * c + t % 4 * 2, call.dim, pairs[half][0], pairs[half][1]);
   }
 }
 
@@ -253,7 +251,7 @@ template <int DIM> static const char *launch(const sfa_cuda_backward *a, const b
     kernel<<<k_tiles * BACKWARD_CLUSTER(DIM), 512, backward_layout<DIM>::BYTES, stream>>>(*call);
   }
   if (q_tiles > 0)
-    finish_queries_kernel<DIM><<<q_tiles, 128, 0, stream>>>(*call, a->d_q, a->q_support);
+    finish_queries_kernel<DIM><<<q_tiles, 128, 0, stream>>>(*call, a->d_q);
   if (a->d_sink_logit)
     finish_sinks_kernel<<<call->n_heads, 256, 0, stream>>>(*call, a->scores.sink_logit, a->d_sink_logit);
   return text_of(cudaGetLastError());

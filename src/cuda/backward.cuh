@@ -41,8 +41,7 @@ typedef struct backward_call {
   int *ticket;        /* [1] clusters begun */
   int *turns;         /* [2] a tile, one of each block of a cluster: key tiles that have added to its part of d_q */
 
-  sfa_cuda_rows d_k, d_v;
-  const uint32_t *k_support;
+  sfa_cuda_gradient d_k, d_v;
 } backward_call;
 
 /* ---- Sequences ------------------------------------------------------------------------------------------------------- */
@@ -89,17 +88,33 @@ static __device__ __forceinline__ int count_above(const backward_call *call, con
 
 /* ---- Rows of the caller ---------------------------------------------------------------------------------------------- */
 
-/* x, y to columns `column` and column + 1, 0 where the support [ceil(dim / 32)] has no bit. */
-static __device__ __forceinline__ void store_pair(const sfa_cuda_rows *rows, int64_t token, int head, int column, const uint32_t *support,
-                                                  float x, float y) {
-  const int64_t at = token * rows->token_stride + head * rows->head_stride + column;
-  if (support) {
-    const uint32_t kept = support[column / 32] >> column % 32;
-    x = kept & 1 ? x : 0;
-    y = kept & 2 ? y : 0;
+/* A row of gradients that a thread writes by pairs of columns, one in each 8 columns, from left to right. */
+typedef struct backward_line {
+  int64_t row; /* token * n_heads + head */
+  int before;  /* kept features in the words of the support that it has left behind */
+} backward_line;
+
+/* x, y to columns `column` and column + 1 of the row: 0 where the support has no bit; and to their places among the kept ones. */
+static __device__ __forceinline__ void store_pair(const sfa_cuda_gradient *to, backward_line *line, int64_t token, int head, int column,
+                                                  int dim, float x, float y) {
+  const uint32_t *support = to->support ? to->support + line->row * ((dim + 31) / 32) + column / 32 : NULL;
+  const uint32_t word = support ? *support : ~0u, kept = word >> column % 32;
+  if (to->values) {
+    if (column >= 32 && column % 32 < 8)
+      line->before += support ? __popc(support[-1]) : 32;
+    float *out = to->values + line->row * to->k + line->before + __popc(word & ((1u << column % 32) - 1));
+    if (kept & 1)
+      *out++ = x;
+    if (kept & 2)
+      *out = y;
   }
-  if (rows->dtype == SFA_F32) {
-    float *out = (float *)rows->data + at;
+  if (!to->rows.data)
+    return;
+  x = kept & 1 ? x : 0;
+  y = kept & 2 ? y : 0;
+  const int64_t at = token * to->rows.token_stride + head * to->rows.head_stride + column;
+  if (to->rows.dtype == SFA_F32) {
+    float *out = (float *)to->rows.data + at;
     if (((uintptr_t)out & 7) == 0)
       *(float2 *)out = make_float2(x, y);
     else {
@@ -107,7 +122,7 @@ static __device__ __forceinline__ void store_pair(const sfa_cuda_rows *rows, int
       out[1] = y;
     }
   } else {
-    __nv_bfloat16 *out = (__nv_bfloat16 *)rows->data + at;
+    __nv_bfloat16 *out = (__nv_bfloat16 *)to->rows.data + at;
     if (((uintptr_t)out & 3) == 0)
       *(__nv_bfloat162 *)out = __floats2bfloat162_rn(x, y);
     else {

@@ -614,7 +614,7 @@ template <int DIM> static __device__ __forceinline__ backward_job find_job(const
 /* Sums of the tile's keys, times factor, to the caller's rows. */
 template <int DIM>
 static __device__ __forceinline__ void
-write_sums(const backward_call *call, uint32_t shared, const sfa_cuda_rows *rows, int dim, const uint32_t *support, float factor,
+write_sums(const backward_call *call, uint32_t shared, const sfa_cuda_gradient *to, int dim, float factor,
            const float (&sum)[256 / DIM][backward_layout<DIM>::PIECES][backward_layout<DIM>::COLUMNS / 2]) {
   typedef backward_layout<DIM> L;
   const backward_job job = find_job<DIM>(call, shared); /* once more: nobody kept it in registers */
@@ -628,12 +628,12 @@ write_sums(const backward_call *call, uint32_t shared, const sfa_cuda_rows *rows
       if (key >= job.shape.n_keys)
         continue;
       const int64_t token = first + key;
-      const uint32_t *kept = support ? support + (token * call->n_kv_heads + job.g) * ((dim + 31) / 32) : NULL;
+      backward_line line = {token * call->n_kv_heads + job.g, 0};
 #pragma unroll
       for (int c = 0; c < DIM / 8; c++)
         if (8 * c < dim) {
           const float *x = sum[u][8 * c / L::COLUMNS] + 8 * c % L::COLUMNS / 2 + 2 * half;
-          store_pair(rows, token, job.g, 8 * c + t % 4 * 2, kept, factor * x[0], factor * x[1]);
+          store_pair(to, &line, token, job.g, 8 * c + t % 4 * 2, dim, factor * x[0], factor * x[1]);
         }
     }
 }
@@ -702,13 +702,13 @@ static __global__ __cluster_dims__(BACKWARD_CLUSTER(DIM), 1, 1)
             first, first, key - 64 * job.end - job.shape.shift, job.shape.n_keys - key, call.n_sinks - key, job.g * call.group};
         run_scores<DIM, BENT>(&call, view, job.n_steps, shared, sum);
       }
-      write_sums<DIM>(&call, shared, &call.d_v, call.dim_v, NULL, 1 / BACKWARD_WEIGHT, sum);
+      write_sums<DIM>(&call, shared, &call.d_v, call.dim_v, 1 / BACKWARD_WEIGHT, sum);
     } else {
       sfa_registers_take<200>();
       clear<DIM>(sum);
       if (job.n_steps > 0)
         run_gradients<DIM>(job.n_steps, shared, sum);
-      write_sums<DIM>(&call, shared, &call.d_k, call.dim, call.k_support, call.softmax_scale / BACKWARD_WEIGHT, sum);
+      write_sums<DIM>(&call, shared, &call.d_k, call.dim, call.softmax_scale / BACKWARD_WEIGHT, sum);
     }
   }
   if (L::CLUSTER == 2) { /* nobody leaves while the other may still write here */

@@ -24,15 +24,18 @@ static sfa_status check(const sfa_attention_plan *plan) {
 
 /* d_q, or d_k, of the rows as they were given. */
 static sfa_status turn_back(sfa_context *ctx, const sfa_cuda_operand *p, float *rows, int64_t token_stride) {
-  if (p->codes || !p->x->rope)
+  if (!rows || p->codes || !p->x->rope)
     return SFA_OK;
   return sfa_cuda_status(
       ctx, "the rope's way back",
       sfa_cuda_help_of(ctx)->unrotate(&p->tokens, p->n_heads, p->dim, p->x->rope, rows, token_stride, ctx->cuda->stream));
 }
 
-static sfa_cuda_rows written(float *rows, int64_t token_stride, int32_t dim) {
-  return (sfa_cuda_rows){.data = rows, .dtype = SFA_F32, .token_stride = token_stride, .head_stride = dim};
+static sfa_cuda_gradient written(float *rows, int64_t token_stride, const sfa_cuda_operand *p, float *values, int32_t k) {
+  return (sfa_cuda_gradient){.rows = {.data = rows, .dtype = SFA_F32, .token_stride = token_stride, .head_stride = p->dim},
+                             .values = values,
+                             .k = k,
+                             .support = p->support};
 }
 
 sfa_status sfa_cuda_gradients(const sfa_attention_plan *plan, const sfa_attention_grad_args *args) {
@@ -63,11 +66,9 @@ sfa_status sfa_cuda_gradients(const sfa_attention_plan *plan, const sfa_attentio
   b.d_out = sfa_cuda_rows_in((void *)(uintptr_t)args->d_out, SFA_F32, o->n_heads, o->head_dim_v);
   b.lse = forward->lse;
   b.d_lse = args->d_lse;
-  b.q_support = p.q.support;
-  b.k_support = p.k.support;
-  b.d_q = written(args->d_q, args->d_q_token_stride, o->head_dim);
-  b.d_k = written(args->d_k, args->d_k_token_stride, o->head_dim);
-  b.d_v = written(args->d_v, args->d_v_token_stride, o->head_dim_v);
+  b.d_q = written(args->d_q, args->d_q_token_stride, &p.q, args->d_q_values, o->k_q);
+  b.d_k = written(args->d_k, args->d_k_token_stride, &p.k, args->d_k_values, o->k_k);
+  b.d_v = written(args->d_v, args->d_v_token_stride, &p.v, NULL, 0);
   b.d_sink_logit = args->d_sink_logit;
   b.workspace = workspace + parts[SFA_CUDA_PART_STAGE];
   SFA_TRY(sfa_cuda_status(ctx, "gradients", sfa_cuda_stages_of(ctx)->backward(&b, ctx->cuda->stream)));

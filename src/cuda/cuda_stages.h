@@ -147,6 +147,14 @@ const char *sfa_cuda_decode_run(const sfa_cuda_decode *args, sfa_cuda_stream str
 
 /* ---- backward --------------------------------------------------------------------------------------------------------------------- */
 
+/* Where gradients of rows go: rows, 0 outside of the support, and the kept entries of each row alone; either may be NULL. */
+typedef struct sfa_cuda_gradient {
+  sfa_cuda_rows rows;      /* SFA_F32 or SFA_BF16 */
+  float *values;           /* [tokens][heads][k] in the order of features */
+  int32_t k;               /* bits of the support of a row; dim without a support */
+  const uint32_t *support; /* [tokens][heads][ceil(dim / 32)] bit f: kept; NULL: all */
+} sfa_cuda_gradient;
+
 typedef struct sfa_cuda_backward {
   int32_t n_heads, n_kv_heads, head_dim, head_dim_v;
   sfa_cuda_tokens q_tokens, k_tokens;
@@ -154,9 +162,8 @@ typedef struct sfa_cuda_backward {
   sfa_cuda_rows out, d_out; /* SFA_F32 or SFA_BF16, [tokens][H][E] */
   const float *lse, *d_lse; /* [tokens][H]; d_lse NULL: 0 */
   sfa_cuda_scores scores;
-  const uint32_t *q_support, *k_support; /* [tokens][heads][ceil(D / 32)] bit f: kept; NULL: all */
-  sfa_cuda_rows d_q, d_k, d_v;           /* SFA_F32 or SFA_BF16; 0 outside of the supports */
-  float *d_sink_logit;                   /* [H] or NULL */
+  sfa_cuda_gradient d_q, d_k, d_v;
+  float *d_sink_logit; /* [H] or NULL */
   void *workspace;
 } sfa_cuda_backward;
 size_t sfa_cuda_backward_workspace_bytes(const sfa_cuda_backward *args);

@@ -144,6 +144,27 @@ static int compare(const char *what, const float *got, const double *ref, size_t
   return 1;
 }
 
+/* Whether the kept entries written alone, in f32, are those of the rows [n]. */
+static bool same_values(const char *what, const sfa_cuda_gradient *gradient, const float *rows, size_t n, const uint32_t *support,
+                        int dim) {
+  const size_t n_values = n / (size_t)dim * (size_t)gradient->k, n_words = (size_t)((dim + 31) / 32);
+  float *values = (float *)malloc((n_values + 1) * 4);
+  CUDA_TRY(cudaMemcpy(values, gradient->values, n_values * 4, cudaMemcpyDeviceToHost));
+  size_t at = 0, n_wrong = 0;
+  for (size_t i = 0; i < n; i++) {
+    const int u = (int)(i % (size_t)dim);
+    if (support && !(support[i / (size_t)dim * n_words + (size_t)(u / 32)] >> u % 32 & 1))
+      continue;
+    const float value = gradient->rows.dtype == SFA_F32 ? values[at] : sfa_f32_from_bf16(sfa_bf16_from_f32(values[at]));
+    n_wrong += !(value == rows[i]);
+    at++;
+  }
+  free(values);
+  if (n_wrong || at != n_values)
+    printf(" %s: %zu of %zu kept entries are not those of the rows, of which %zu are kept", what, n_wrong, n_values, at);
+  return !n_wrong && at == n_values;
+}
+
 static int run_case(const check_case *c, int number) {
   const int H = c->heads, G = c->kv_heads, D = c->dim, E = c->dim_v, B = c->B;
   const sfa_dtype dtype = c->bf16 ? SFA_BF16 : SFA_F32;
@@ -199,9 +220,12 @@ static int run_case(const check_case *c, int number) {
   a.scores = (sfa_cuda_scores){scale, c->softcap, c->causal, c->left, c->right, c->sinks, NULL, NULL};
   a.scores.sink_logit = c->sink_logit ? (float *)on_device(sink, 4 * (size_t)H) : NULL;
   a.scores.alibi_slopes = c->alibi ? (float *)on_device(slopes, 4 * (size_t)H) : NULL;
-  a.q_support = c->k ? (uint32_t *)on_device(q_support, (size_t)(T * H) * (size_t)((D + 31) / 32) * 4) : NULL;
-  a.k_support = c->k ? (uint32_t *)on_device(k_support, (size_t)(S * G) * (size_t)((D + 31) / 32) * 4) : NULL;
-  a.d_q = rows_of(NULL, T, H, D, dtype), a.d_k = rows_of(NULL, S, G, D, dtype), a.d_v = rows_of(NULL, S, G, E, dtype);
+  a.d_q.rows = rows_of(NULL, T, H, D, dtype), a.d_k.rows = rows_of(NULL, S, G, D, dtype), a.d_v.rows = rows_of(NULL, S, G, E, dtype);
+  a.d_q.support = c->k ? (uint32_t *)on_device(q_support, (size_t)(T * H) * (size_t)((D + 31) / 32) * 4) : NULL;
+  a.d_k.support = c->k ? (uint32_t *)on_device(k_support, (size_t)(S * G) * (size_t)((D + 31) / 32) * 4) : NULL;
+  a.d_q.k = a.d_k.k = c->k ? c->k : D;
+  const size_t n_q_values = (size_t)(T * H * a.d_q.k), n_k_values = (size_t)(S * G * a.d_k.k);
+  a.d_q.values = (float *)on_device(NULL, 4 * n_q_values), a.d_k.values = (float *)on_device(NULL, 4 * n_k_values);
   a.d_sink_logit = (float *)on_device(NULL, 4 * (size_t)H);
   a.workspace = on_device(NULL, sfa_cuda_backward_workspace_bytes(&a));
 
@@ -216,9 +240,9 @@ static int run_case(const check_case *c, int number) {
       return 1;
     }
     CUDA_TRY(cudaDeviceSynchronize());
-    fetch(&a.d_q, n_q, got);
-    fetch(&a.d_k, n_k, got + n_q);
-    fetch(&a.d_v, n_v, got + n_q + n_k);
+    fetch(&a.d_q.rows, n_q, got);
+    fetch(&a.d_k.rows, n_k, got + n_q);
+    fetch(&a.d_v.rows, n_v, got + n_q + n_k);
     CUDA_TRY(cudaMemcpy(got + n_q + n_k + n_v, a.d_sink_logit, 4 * (size_t)H, cudaMemcpyDeviceToHost));
     if (run == 0)
       memcpy(first, got, n_all * 4);
@@ -232,6 +256,7 @@ static int run_case(const check_case *c, int number) {
   failed |= compare("dk", got + n_q, ref.k, n_k, limit, k_support, D);
   failed |= compare("dv", got + n_q + n_k, ref.v, n_v, limit, NULL, E);
   failed |= compare("dsink", got + n_q + n_k + n_v, sink_sum, (size_t)H, limit, NULL, H);
+  failed |= !same_values("dq", &a.d_q, got, n_q, q_support, D) || !same_values("dk", &a.d_k, got + n_q, n_k, k_support, D);
   printf("  %s\n", failed ? "FAILED" : "ok");
   fflush(stdout);
   void *const on_gpu[] = {(void *)a.q_tokens.cu_seqlens,
@@ -245,11 +270,13 @@ static int run_case(const check_case *c, int number) {
                           (void *)a.d_lse,
                           (void *)a.scores.sink_logit,
                           (void *)a.scores.alibi_slopes,
-                          (void *)a.q_support,
-                          (void *)a.k_support,
-                          a.d_q.data,
-                          a.d_k.data,
-                          a.d_v.data,
+                          (void *)a.d_q.support,
+                          (void *)a.d_k.support,
+                          a.d_q.rows.data,
+                          a.d_k.rows.data,
+                          a.d_v.rows.data,
+                          a.d_q.values,
+                          a.d_k.values,
                           a.d_sink_logit,
                           a.workspace};
   for (size_t i = 0; i < sizeof on_gpu / sizeof *on_gpu; i++)

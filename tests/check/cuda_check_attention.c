@@ -538,6 +538,40 @@ static void *codes_of(cuda_check *t, const void *rows, int64_t n_rows, int32_t D
   return memory;
 }
 
+/* Gradients of the codes' values alone, rows not wanted, against the rows' kept entries. */
+static void compact(cuda_check *t, const char *what, const cuda_call *c, const sfa_attention_plan *plan, sfa_attention_grad_args grad,
+                    const float *d_q, const float *d_k) {
+  const sfa_attention_options *o = &c->o;
+  const struct {
+    const char *name;
+    const float *x, *rows;
+    int64_t n;
+    int32_t k;
+    float **to;
+  } sides[] = {{"d_q_values", c->q, d_q, c->n_q * o->n_heads, o->k_q, &grad.d_q_values},
+               {"d_k_values", c->k, d_k, c->n_k * o->n_kv_heads, o->k_k, &grad.d_k_values}};
+  for (int i = 0; i < 2; i++)
+    *sides[i].to = device_of(t, NULL, (size_t)(sides[i].n * sides[i].k) * sizeof(float));
+  grad.d_q = grad.d_k = NULL;
+  bool good = cuda_ok(t, t->gpu, sfa_attention_backward(plan, &grad), what);
+  for (int i = 0; i < 2; i++) {
+    int32_t D = o->head_dim, k = sides[i].k, *ids = host_memory((size_t)D * sizeof *ids);
+    size_t bytes = (size_t)(sides[i].n * k) * sizeof(float);
+    float *values = host_memory(bytes);
+    int64_t wrong = 0;
+    if (good)
+      fetch(t, values, *sides[i].to, bytes);
+    for (int64_t row = 0; good && row < sides[i].n; row++) {
+      oracle_topk(sides[i].x + row * D, D, k, ids); /* rising */
+      for (int32_t u = 0; u < k; u++)
+        wrong += !(values[row * k + u] == sides[i].rows[row * D + ids[u]]);
+    }
+    cuda_expect(t, !wrong, "%s, %s: %lld of %lld differ from the rows' entries", what, sides[i].name, (long long)wrong,
+                (long long)sides[i].n * k);
+    free(values), free(ids), sfa_memory_free(t->gpu, *sides[i].to);
+  }
+}
+
 /* coded: queries and keys come as codes. */
 static void gradients(cuda_check *t, const char *what, cuda_call *c, bool coded) {
   const sfa_attention_options *o = &c->o;
@@ -598,6 +632,8 @@ static void gradients(cuda_check *t, const char *what, cuda_call *c, bool coded)
       fetch(t, second[i], there[i], (size_t)counts[i] * 4);
       cuda_expect(t, !memcmp(first[i], second[i], (size_t)counts[i] * 4), "%s, %s: other bits the second time", what, names[i]);
     }
+    if (good && o->k_q && o->k_k)
+      compact(t, what, c, plan, grad, first[0], first[1]);
     if (good) {
       memset(ref[3], 0, (size_t)o->n_heads * sizeof(double));
       double *sink = host_memory((size_t)o->n_heads * sizeof *sink);

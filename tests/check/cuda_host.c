@@ -340,14 +340,20 @@ static const char *paper(const sfa_cuda_paper *args, sfa_cuda_stream stream) {
 static size_t backward_bytes(const sfa_cuda_backward *args) { return (size_t)args->q_tokens.n_sequences * 256; }
 
 /* Gradients [n][n_heads][dim] to where they go, 0 outside of the supports. */
-static void put_gradients(const sfa_cuda_rows *rows, const uint32_t *support, int64_t first, int64_t n, int32_t n_heads, int32_t dim,
-                          const double *x) {
+static void put_gradients(const sfa_cuda_gradient *to, int64_t first, int64_t n, int32_t n_heads, int32_t dim, const double *x) {
   int32_t n_words = (dim + 31) / 32;
-  for (int64_t i = 0; i < n * n_heads; i++)
+  for (int64_t i = 0; i < n * n_heads; i++) {
+    int64_t row = first * n_heads + i;
+    float *out = to->rows.data ? row_at(&to->rows, first + i / n_heads, i % n_heads) : NULL;
+    float *values = to->values ? to->values + row * to->k : NULL;
     for (int32_t f = 0; f < dim; f++) {
-      bool kept = !support || (support[(first * n_heads + i) * n_words + f / 32] >> f % 32 & 1);
-      ((float *)row_at(rows, first + i / n_heads, i % n_heads))[f] = kept ? (float)x[i * dim + f] : 0;
+      bool kept = !to->support || (to->support[row * n_words + f / 32] >> f % 32 & 1);
+      if (out)
+        out[f] = kept ? (float)x[i * dim + f] : 0;
+      if (values && kept)
+        *values++ = (float)x[i * dim + f];
     }
+  }
 }
 
 static const char *backward(const sfa_cuda_backward *p, sfa_cuda_stream stream) {
@@ -365,9 +371,9 @@ static const char *backward(const sfa_cuda_backward *p, sfa_cuda_stream stream) 
                             malloc((size_t)(S * G * E + 1) * sizeof(double)), malloc((size_t)H * sizeof(double))};
     oracle_problem problem = problem_of(T, S, H, G, D, E, &p->scores, q, k, v);
     oracle_backward_f64(&problem, d_out, p->d_lse ? p->d_lse + q0 * H : NULL, &grad);
-    put_gradients(&p->d_q, p->q_support, q0, T, H, D, grad.q);
-    put_gradients(&p->d_k, p->k_support, k0, S, G, D, grad.k);
-    put_gradients(&p->d_v, NULL, k0, S, G, E, grad.v);
+    put_gradients(&p->d_q, q0, T, H, D, grad.q);
+    put_gradients(&p->d_k, k0, S, G, D, grad.k);
+    put_gradients(&p->d_v, k0, S, G, E, grad.v);
     for (int32_t h = 0; p->d_sink_logit && h < H; h++)
       p->d_sink_logit[h] += (float)grad.sink_logit[h];
     free(q), free(k), free(v), free(d_out), free(grad.q), free(grad.k), free(grad.v), free(grad.sink_logit);

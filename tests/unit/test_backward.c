@@ -381,6 +381,47 @@ static void given_codes(void **state) {
   sfa_context_destroy(ctx);
 }
 
+/* Values alone: what rows have at the supports, in the order of ids, whether rows are wanted too or not; of codes and of rows. */
+static void compact_gradients(void **state) {
+  (void)state;
+  sfa_context *ctx = new_context(2, SFA_ISA_DEFAULT);
+  static const sfa_dtype types[] = {SFA_F32, SFA_I8};
+  static const int32_t dims[] = {64, 264}, kept[] = {9, 0}; /* 0: all of them */
+  for (int n = 0; n < 8; n++) {
+    int32_t D = dims[n & 1], k = kept[n >> 1 & 1] ? kept[n >> 1 & 1] : D, ids[264];
+    sfa_attention_options o = {.n_heads = 4, .n_kv_heads = 2, .head_dim = D, .n_sequences = 2, .max_seqlen_q = 50, .max_seqlen_k = 80};
+    o.k_q = o.k_k = k;
+    o.k_dtype = types[n >> 2];
+    o.causal = 1;
+    grad_call rows, both, alone;
+    grad_call *calls[] = {&rows, &both, &alone};
+    float *values[3][2] = {{0}};
+    for (int i = 0; i < 3; i++) {
+      new_grad_call(calls[i], o, 41);
+      for (int side = 0; i && side < 2; side++)
+        values[i][side] = memory((size_t)((side ? 320 : 400) * k) * sizeof(float));
+      calls[i]->a.d_q_values = values[i][0];
+      calls[i]->a.d_k_values = values[i][1];
+    }
+    alone.a.d_q = alone.a.d_k = NULL;
+    for (int i = 0; i < 3; i++)
+      run_grad_ok(ctx, calls[i]);
+    expect_same_gradients("rows beside values", &rows, &both);
+    for (int side = 0; side < 2; side++)
+      for (int row = 0; row < (side ? 320 : 400); row++) {
+        oracle_topk((side ? rows.c.k : rows.c.q) + row * D, D, k, ids);
+        for (int u = 0; u < k; u++) {
+          float want = (side ? rows.d_k : rows.d_q)[row * D + ids[u]];
+          assert_memory_equal(&values[1][side][row * k + u], &want, sizeof want);
+          assert_memory_equal(&values[2][side][row * k + u], &want, sizeof want);
+        }
+      }
+    for (int i = 0; i < 3; i++)
+      free(values[i][0]), free(values[i][1]), free_grad_call(calls[i]);
+  }
+  sfa_context_destroy(ctx);
+}
+
 /* ---- Ropes, types, strides ----------------------------------------------------------------------------------------------------- */
 
 /* Rows turned before, and the gradient turned back by hand, against rows turned as they are read. */
@@ -498,7 +539,7 @@ static void arguments(void **state) {
   g.a.stage_ns = stages;
   assert_int_equal(sfa_attention_backward(plan, &g.a), SFA_OK);
   assert_true(stages[SFA_STAGE_TOPK] > 0 && stages[SFA_STAGE_ATTEND] > 0);
-  for (int wrong = 0; wrong < 12; wrong++) {
+  for (int wrong = 0; wrong < 15; wrong++) {
     sfa_attention_grad_args a = g.a;
     sfa_attention_args forward = g.c.a;
     a.forward = &forward;
@@ -514,6 +555,9 @@ static void arguments(void **state) {
     case 8: a.d_v_token_stride = INT64_MAX / 4; break;
     case 9: forward.lse = NULL; break;
     case 10: forward.out = NULL; break;
+    case 11: a.d_q_values = g.d_q; break; /* of dense queries */
+    case 12: a.d_k_values = (float *)(void *)((char *)g.d_k + 1); break;
+    case 13: a.d_q = NULL, a.d_k_values = g.d_k; break;
     default: forward.v.data = NULL;
     }
     assert_int_equal(sfa_attention_backward(plan, &a), SFA_ERROR_ARGUMENT);
@@ -535,6 +579,7 @@ int main(void) {
       cmocka_unit_test(given_codes),         cmocka_unit_test(ropes),
       cmocka_unit_test(types_and_strides),   cmocka_unit_test(arguments),
       cmocka_unit_test(sixteen_bits),        cmocka_unit_test(sixteen_bits_of_many),
+      cmocka_unit_test(compact_gradients),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
