@@ -29,6 +29,15 @@ def ratio(ours, theirs):
     return theirs["ms"] / ours["ms"] if ours and theirs else None
 
 
+def spread(lines):
+    """How far the rounds of an engine lie apart, as a sentence."""
+    shares = sorted((line["max_ms"] - line["min_ms"]) / line["ms"] for line in lines if line["ms"] and line["rounds"] > 1)
+    if not shares:
+        return ""
+    half, most = (100 * shares[int(part * (len(shares) - 1))] for part in (0.5, 0.9))
+    return f"Slowest less fastest round over the median: up to {half:.1f} % for half of all engines and cases, up to {most:.1f} % for nine in ten.\n\n"
+
+
 # ---- Attention of many queries --------------------------------------------------------------------------------------------------------
 
 # Times as fast as cuDNN: (full, causal) by width.
@@ -63,7 +72,7 @@ def attention(lines):
         return ""
     text += "TFLOP/s, counted as those of a dense attention, top-k in the time, and in brackets the share of what large bf16 products of cuBLAS reach in the same rounds"
     text += " (of random numbers; operands that are mostly zeros take less power, and clocks stay higher):\n\n"
-    return text + table(head + list(WAYS) + list(PEERS), rates) + "\n" + command(lines)
+    return text + table(head + list(WAYS) + list(PEERS), rates) + "\n" + spread(lines) + command(lines)
 
 
 # ---- Gradients -------------------------------------------------------------------------------------------------------------------------
@@ -86,7 +95,7 @@ def backward(lines):
     text = "### Forward and backward together, k = 16, deterministic, with top-k once on either way: time of others over ours\n\n"
     head = ["tokens", "heads", "d", "mask", "ms", "of it top-k, twice", "of it forward", "TFLOP/s (of products)", "cuDNN, deterministic", "cuDNN", "FlashAttention-2",
             "FlashAttention-2, deterministic", "dense twin"]
-    return text + table(head, body) + "\n" + command(lines)
+    return text + table(head, body) + "\n" + spread(lines) + command(lines)
 
 
 # ---- Decode ----------------------------------------------------------------------------------------------------------------------------
@@ -131,7 +140,7 @@ def decode(lines):
     if dropping:
         text += "\n### With eps = 0.001, scores spread so that that share of the rows holds all but eps\n\n"
         text += table(["tokens", "group", "", "least rows to keep", "us", "times as fast", "mass left out"], dropping)
-    return text + "\n" + command(lines) if text else ""
+    return text + "\n" + spread(lines) + command(lines) if text else ""
 
 
 # ---- Top-k -----------------------------------------------------------------------------------------------------------------------------
