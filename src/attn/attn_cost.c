@@ -60,6 +60,7 @@ static double topk_row(const sfa_costs *c, int32_t dim, int32_t k) {
 
 typedef struct units {
   double q_rows, keys; /* rows of the call, all heads and sequences */
+  double seen_keys;    /* of these keys, those behind a window's left edge, and sink tokens */
   double blocks;
   double tiles;      /* met by a block */
   double lane_pairs; /* (lane, key) of those tiles, padding lanes included */
@@ -98,6 +99,7 @@ static units count_units(const sfa_attention_plan *plan, int64_t W, int64_t tile
   double n_heads = (double)o->n_sequences * o->n_kv_heads;
   u.q_rows = n_heads * (double)n_rows;
   u.keys = n_heads * (double)S;
+  u.seen_keys = n_heads * (double)(o->has_window && o->window_size[0] >= 0 ? sfa_min64(S, o->window_size[0] + T + o->n_sink_tokens) : S);
   u.blocks *= n_heads;
   u.tiles *= n_heads;
   u.block_keys *= n_heads;
@@ -163,7 +165,7 @@ static void half_times(const sfa_attention_plan *plan, const units *u, bool code
   const sfa_costs *c = &plan->costs;
   int32_t D = o->head_dim, E = o->head_dim_v, K = plan->k_format.k;
   codes = codes && K;
-  t->pack += (u->keys * ((codes ? K : D) + E) + u->q_rows * D) * c->half_pack_value;
+  t->pack += (u->seen_keys * ((codes ? K : D) + E) + u->q_rows * D) * c->half_pack_value;
   t->score = u->lane_pairs * (codes ? K * by_dim(c->half_code_step, D) : D * by_dim(c->half_dense_step, D));
   t->softmax = u->lane_pairs * c->half_exp_pair;
   t->value = u->lane_pairs * E * by_dim(c->half_value_step, E);

@@ -278,12 +278,21 @@ static sfa_attn_key_tile load_keys(const sfa_attn_block *reader, int64_t number)
   return number * SFA_KEY_TILE < reader->view->n_keys ? sfa_attn_tile_keys(reader, number) : (sfa_attn_key_tile){.n_keys = 0};
 }
 
+/* Whether a query of sequence b may see a key of the chunk: the first one sees furthest back. */
+static bool is_seen(const half_call *job, int32_t b, int64_t chunk) {
+  const sfa_attention_options *o = &job->call.plan->options;
+  int64_t n_keys = job->call.views[b].n_keys, first_key = chunk * SFA_HALF_CHUNK, first_token, n_tokens;
+  sfa_attn_token_range(job->call.args->cu_seqlens_q, o->max_seqlen_q, b, &first_token, &n_tokens);
+  int64_t leftmost = o->has_window && o->window_size[0] >= 0 ? n_keys - n_tokens - o->window_size[0] : 0;
+  return first_key < n_keys && (first_key + SFA_HALF_CHUNK > leftmost || first_key < o->n_sink_tokens);
+}
+
 static void pack_item(void *arg, int64_t item, int32_t thread) {
   const half_call *job = arg;
   int32_t n_kv_heads = job->call.plan->options.n_kv_heads;
   int64_t chunk = item % job->n_chunks, pair = item / job->n_chunks;
   int32_t b = (int32_t)(pair / n_kv_heads), g = (int32_t)(pair % n_kv_heads);
-  if (chunk * SFA_HALF_CHUNK >= job->call.views[b].n_keys)
+  if (!is_seen(job, b, chunk))
     return;
   sfa_attn_block reader = reader_of(job, b, g, thread);
   half_scratch s = scratch_of(job, thread);

@@ -256,6 +256,45 @@ static void test_masks(void **state) {
                   1, ORACLE_F32, 100 + (uint64_t)i, i % 2 ? sink_logit : NULL, "masks");
 }
 
+/* Chunks that nobody sees are not packed: the bits are those of a call without their keys (and 16-bit ones, which attention that met what
+ * was not packed would not have). The first query sees key 1025 and those behind, 1024, 1023, 1022; a chunk has 256. */
+static void test_far_window(void **state) {
+  (void)state;
+  enum { G = 2, D = 64, S = 1280 };
+  for (int i = 0; i < 8; i++)
+    for (int n = 0; n < N_ISAS; n++) {
+      if (!has(isas[n]))
+        continue;
+      call c = new_call((sfa_attention_options){.n_heads = 4,
+                                                .n_kv_heads = G,
+                                                .head_dim = D,
+                                                .max_seqlen_q = 9,
+                                                .max_seqlen_k = S,
+                                                .causal = 1,
+                                                .has_window = 1,
+                                                .window_size = {246 + i % 4, 0},
+                                                .k_q = 8,
+                                                .k_k = 8,
+                                                .k_dtype = SFA_F32,
+                                                .v_dtype = SFA_F32,
+                                                .policy = i < 4 ? SFA_POLICY_HALF_CODES : SFA_POLICY_HALF_DENSE},
+                        1, ORACLE_F32, 200 + (uint64_t)i);
+      run_on(isas[n], 2, &c);
+      judge(&c, isas[n], "a window far behind the first key");
+      assert_true(errors_of(&c).largest > 1e-5); /* of 16 bits */
+      float *out = c.out;
+      const int64_t left_out = i % 4 < 2 ? 1024 : 768;
+      c.out = c.a.out = memory(out_bytes(&c));
+      c.o.max_seqlen_k = S - left_out;
+      c.a.k.data = c.k + left_out * G * D;
+      c.a.v.data = c.v + left_out * G * D;
+      run_on(isas[n], 2, &c);
+      assert_memory_equal(out, c.out, out_bytes(&c));
+      free(out);
+      free_call(&c);
+    }
+}
+
 static void test_storage(void **state) {
   (void)state;
   for (int k_dtype = SFA_F32; k_dtype <= SFA_I8; k_dtype++)
@@ -493,15 +532,11 @@ static void test_alibi(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_shapes),
-      cmocka_unit_test(test_masks),
-      cmocka_unit_test(test_storage),
-      cmocka_unit_test(test_gains),
-      cmocka_unit_test(test_rising_scores),
-      cmocka_unit_test(test_beyond_16_bits),
-      cmocka_unit_test(test_threads_and_batch),
-      cmocka_unit_test(test_cache),
-      cmocka_unit_test(test_refusals),
+      cmocka_unit_test(test_shapes),         cmocka_unit_test(test_masks),
+      cmocka_unit_test(test_far_window),     cmocka_unit_test(test_storage),
+      cmocka_unit_test(test_gains),          cmocka_unit_test(test_rising_scores),
+      cmocka_unit_test(test_beyond_16_bits), cmocka_unit_test(test_threads_and_batch),
+      cmocka_unit_test(test_cache),          cmocka_unit_test(test_refusals),
       cmocka_unit_test(test_alibi),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
