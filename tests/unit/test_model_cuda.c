@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include <cmocka.h>
+#include <sfa/plan.h>
 #include <sfa/stream.h>
 #include <sfa/train.h>
 
@@ -112,7 +113,9 @@ static void run(side *s, const int32_t *ids, int32_t n, float *logits) {
 }
 
 static void compare(const char *path, sfa_weight_format format, const sfa_attention_choice *choice, int32_t chunk, double limit) {
-  side a = open_side(cpu, path, format, choice, chunk), b = open_side(gpu, path, format, choice, chunk);
+  sfa_attention_choice planned = *choice;
+  planned.policy = SFA_POLICY_AUTO; /* the CPU's */
+  side a = open_side(cpu, path, format, &planned, chunk), b = open_side(gpu, path, format, choice, chunk);
   int32_t n = (int32_t)(a.info.context_len < PROMPT + STEPS ? a.info.context_len : PROMPT + STEPS), vocab = a.info.vocab_size;
   int32_t *ids = make_text(n, vocab), *best[2];
   float *logits[3], *nll[2];
@@ -125,8 +128,10 @@ static void compare(const char *path, sfa_weight_format format, const sfa_attent
   assert_memory_equal(logits[1], logits[2], (size_t)n * (size_t)vocab * sizeof(float)); /* the same every time */
   double prompt = error_of(logits[1], logits[0], (int64_t)(n < PROMPT ? n / 2 : PROMPT) * vocab),
          all = error_of(logits[1], logits[0], (int64_t)n * vocab);
-  print_message("%-40s chunk %3d, k %2d, k_q %2d: prompt %.2e, all %.2e of the CPU's logits\n", name_of(path), chunk,
-                choice->sparse ? choice->k : 0, choice->k_q, prompt, all);
+  sfa_session_stats stats;
+  sfa_session_stats_read(b.session, &stats);
+  print_message("%-16s chunk %3d, k %2d, k_q %2d, %-7s: prompt %.2e, all %.2e of the CPU's logits\n", name_of(path), chunk,
+                choice->sparse ? choice->k : 0, choice->k_q, sfa_policy_name(stats.prefill_policy), prompt, all);
   assert_true(prompt <= limit && all <= limit);
   for (int i = 0; i < 2; i++) {
     side *s = i ? &b : &a;
@@ -164,6 +169,44 @@ static void sparse(void **state) {
       const sfa_attention_choice choice = {.struct_size = sizeof choice, .sparse = 1, .k = 8, .k_q = k_q};
       compare(paths[i], SFA_WEIGHTS_BF16, &choice, 0, 6e-2); /* a feature at the edge of the choice may fall on either side */
     }
+}
+
+static bool opens(const sfa_model *model, const sfa_attention_choice *choice, sfa_policy *policy) {
+  sfa_session *session;
+  sfa_session_stats stats = {0};
+  const sfa_session_options options = {.struct_size = sizeof options, .attention = choice};
+  if (sfa_session_create(model, &options, &session) != SFA_OK)
+    return false;
+  sfa_session_stats_read(session, &stats);
+  *policy = stats.prefill_policy;
+  sfa_session_destroy(session);
+  return true;
+}
+
+/* What is asked for is what prompts are attended to by, as exactly as its numbers are; and what is no way of this GPU is refused. */
+static void policies(void **state) {
+  (void)state;
+  if (!gpu)
+    skip();
+  sfa_policy found;
+  side s = open_side(gpu, paths[0], SFA_WEIGHTS_BF16, NULL, 0);
+  sfa_attention_choice choice = {.struct_size = sizeof choice, .sparse = 1, .k = 4};
+  assert_true(opens(s.model, &choice, &found) && found == SFA_POLICY_BF16);
+  choice.policy = SFA_POLICY_TILES;
+  assert_true(!opens(s.model, &choice, &found) && strstr(sfa_context_error(gpu), "CPU"));
+  choice.policy = SFA_POLICY_SP_INT8;
+  const bool hopper = opens(s.model, &choice, &found);
+  assert_true(hopper ? found == SFA_POLICY_SP_INT8 : strstr(sfa_context_error(gpu), "compute capability") != NULL);
+  choice.precision = SFA_PRECISION_F32;
+  assert_true(!opens(s.model, &choice, &found) && strstr(sfa_context_error(gpu), "SFA_PRECISION_F32"));
+  close_side(&s);
+  for (int i = 0; i < 5; i++)
+    for (int policy = SFA_POLICY_BF16; policy <= (hopper ? SFA_POLICY_SP_INT8 : SFA_POLICY_BF16); policy++)
+      for (int32_t k = 0; k <= 8; k += 8) {
+        const bool whole = policy == SFA_POLICY_INT8 || policy == SFA_POLICY_SP_INT8;
+        choice = (sfa_attention_choice){.struct_size = sizeof choice, .sparse = k > 0, .k = k, .policy = (sfa_policy)policy};
+        compare(paths[i], SFA_WEIGHTS_BF16, &choice, 40, whole ? 1e-1 : k ? 6e-2 : 3e-2);
+      }
 }
 
 /* What explain and inspect find is what they find on the CPU, up to features at the edge of a choice. */
@@ -613,10 +656,10 @@ static void noise(void **state) {
 }
 
 int main(int argc, char **argv) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(families),      cmocka_unit_test(sparse),      cmocka_unit_test(by_head),
-                                     cmocka_unit_test(features_kept), cmocka_unit_test(index_files), cmocka_unit_test(own_model),
-                                     cmocka_unit_test(looks),         cmocka_unit_test(gradients),   cmocka_unit_test(curves),
-                                     cmocka_unit_test(noise)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(families),  cmocka_unit_test(sparse),        cmocka_unit_test(policies),
+                                     cmocka_unit_test(by_head),   cmocka_unit_test(features_kept), cmocka_unit_test(index_files),
+                                     cmocka_unit_test(own_model), cmocka_unit_test(looks),         cmocka_unit_test(gradients),
+                                     cmocka_unit_test(curves),    cmocka_unit_test(noise)};
   if (argc > 1)
     cmocka_set_test_filter(argv[1]);
   return cmocka_run_group_tests(tests, open_both, close_both);
