@@ -1,4 +1,4 @@
-/* base/cuda_early.cuh: kernels that start while the one before on the stream still runs (compute capability 9.0).
+/* base/cuda_early.cuh: kernels that start while the one before on the stream still runs (compute capability 9.0 and later).
  *
  * Each waits first, and then lets the next one start: so what was before the previous kernel is done when a kernel starts, and nothing is
  * read or written before the wait but what no kernel of the stream writes.
@@ -14,6 +14,15 @@ __device__ static inline void sfa_cuda_wait_for_previous(void) {
   cudaGridDependencySynchronize();
   cudaTriggerProgrammaticLaunchCompletion();
 #endif
+}
+
+/* Whether the code that such a GPU runs waits. Of a GPU that this file was not compiled for the driver compiles that of an earlier one,
+ * which may not. */
+static inline bool sfa_cuda_code_waits(int major) {
+  bool waits = false;
+  for (int architecture : {__CUDA_ARCH_LIST__})
+    waits = waits || (architecture >= 900 && architecture / 100 == major);
+  return waits;
 }
 
 /* Launches a kernel that begins with sfa_cuda_wait_for_previous. */
@@ -33,7 +42,7 @@ static const char *sfa_cuda_launch_after(void (*kernel)(Job), dim3 grid, unsigne
   config.dynamicSmemBytes = shared;
   config.stream = stream;
   config.attrs = &early;
-  config.numAttrs = major >= 9;
+  config.numAttrs = sfa_cuda_code_waits(major);
   if (error == cudaSuccess)
     error = cudaLaunchKernelEx(&config, kernel, job);
   return error == cudaSuccess ? NULL : cudaGetErrorString(error);
