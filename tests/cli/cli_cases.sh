@@ -493,7 +493,7 @@ case_gpu() {
   [[ $(get cuda.devices.#) =~ ^[1-9] ]] || skip "$(get cuda.why)"
   ids=$(seq 7 13 1200 | awk '{ print $1 % 200 }' | paste -sd,)
   for model in llama qwen2 qwen3 gpt2 gemma3 llama/model.gguf; do
-    for change in "" "--sfa-k 8" "--sfa-k 8 --sfa-kq all"; do
+    for change in "" "--sfa-k 8"; do
       # shellcheck disable=SC2086
       good eval nll -m "$models/$model" --tokens "$ids" --json --weights bf16 $change
       here=$(get mean) limit=${change:+0.04}
@@ -504,19 +504,14 @@ case_gpu() {
   done
   head -c 600 "$book" >"$work/text"
   local ask=(generate -m "$story" --temp 0 -n 12 --weights bf16 -p "Once upon a time")
-  for change in "" "--sfa-k 4"; do
+  good "${ask[@]}" "${gpu[@]}"
+  holds "a story" "${#out} > 20"
+  for side in "${gpu[*]}" ""; do
+    rm -f "$work/index"
     # shellcheck disable=SC2086
-    good "${ask[@]}" $change "${gpu[@]}"
-    holds "a story $change" "${#out} > 20"
-    for side in "${gpu[*]}" ""; do
-      rm -f "$work/index"
-      # shellcheck disable=SC2086
-      good "${ask[@]}" $change $side -f "$work/text" --index "$work/index"
-      # shellcheck disable=SC2086
-      good "${ask[@]}" $change --index "$work/index" --verify "${gpu[@]}"
-      # shellcheck disable=SC2086
-      good "${ask[@]}" $change --index "$work/index" --verify
-    done
+    good "${ask[@]}" --sfa-k 4 $side -f "$work/text" --index "$work/index"
+    good "${ask[@]}" --sfa-k 4 --index "$work/index" --verify "${gpu[@]}"
+    good "${ask[@]}" --sfa-k 4 --index "$work/index" --verify
   done
   good explain -m "$story" -f "$work/text" -p "Once" --sfa-k 4 "${gpu[@]}"
   good inspect -m "$story" -f "$work/text" --sfa-k 4 -o "$work/look" "${gpu[@]}"
