@@ -103,16 +103,26 @@ void cuda_call_free(cuda_call *c) {
     free(all[i]);
 }
 
-/* Rows as the call brings them: f32 or bf16. */
-static void *device_rows(cuda_check *t, const float *x, int64_t n, bool bf16) {
-  if (!bf16)
-    return device_of(t, x, (size_t)n * sizeof *x);
-  uint16_t *halves = host_memory((size_t)n * sizeof *halves);
-  for (int64_t i = 0; i < n; i++)
-    halves[i] = sfa_bf16_from_f32(x[i]);
-  void *p = device_of(t, halves, (size_t)n * sizeof *halves);
-  free(halves);
+/* Rows [n][width] as the call brings them: f32 or bf16, NaN in the gaps between tokens. */
+static void *device_rows(cuda_check *t, const cuda_call *c, const float *x, int64_t n, int64_t width) {
+  const int64_t stride = width + c->gap;
+  const size_t element = c->bf16 ? sizeof(uint16_t) : sizeof(float);
+  unsigned char *rows = host_memory((size_t)(n * stride) * element);
+  for (int64_t i = 0; i < n * width; i++) {
+    const int64_t at = i / width * stride + i % width;
+    if (c->bf16)
+      ((uint16_t *)(void *)rows)[at] = sfa_bf16_from_f32(x[i]);
+    else
+      ((float *)(void *)rows)[at] = x[i];
+  }
+  void *p = device_of(t, rows, (size_t)(n * stride) * element);
+  free(rows);
   return p;
+}
+
+static sfa_rows rows_with_gaps(const cuda_call *c, const void *data, int64_t n_tokens, int64_t width) {
+  return (sfa_rows){
+      .data = data, .dtype = c->bf16 ? SFA_BF16 : SFA_F32, .batch_stride = n_tokens * (width + c->gap), .token_stride = width + c->gap};
 }
 
 bool cuda_call_run(cuda_check *t, cuda_call *c) {
@@ -122,20 +132,19 @@ bool cuda_call_run(cuda_check *t, cuda_call *c) {
     return false;
   size_t out_bytes = (size_t)(c->n_q * o->n_heads * o->head_dim_v) * sizeof(float),
          lse_bytes = (size_t)(c->n_q * o->n_heads) * sizeof(float);
-  sfa_dtype dtype = c->bf16 ? SFA_BF16 : SFA_F32;
+  const int64_t q_width = o->n_heads * o->head_dim, k_width = o->n_kv_heads * o->head_dim, v_width = o->n_kv_heads * o->head_dim_v;
   size_t cu_bytes = (size_t)(o->n_sequences + 1) * sizeof(int32_t), head_bytes = (size_t)o->n_heads * sizeof(float);
-  void *q = device_rows(t, c->q, c->n_q * o->n_heads * o->head_dim, c->bf16),
-       *k = device_rows(t, c->k, c->n_k * o->n_kv_heads * o->head_dim, c->bf16);
-  void *v = device_rows(t, c->v, c->n_k * o->n_kv_heads * o->head_dim_v, c->bf16), *out = device_of(t, NULL, out_bytes);
+  void *q = device_rows(t, c, c->q, c->n_q, q_width), *k = device_rows(t, c, c->k, c->n_k, k_width);
+  void *v = device_rows(t, c, c->v, c->n_k, v_width), *out = device_of(t, NULL, out_bytes);
   void *lse = device_of(t, NULL, lse_bytes), *dropped = device_of(t, NULL, lse_bytes);
   void *workspace = device_of(t, NULL, sfa_attention_workspace_bytes(plan));
   void *cu_q = c->cu_q ? device_of(t, c->cu_q, cu_bytes) : NULL, *cu_k = c->cu_k ? device_of(t, c->cu_k, cu_bytes) : NULL;
   void *sinks = c->sink_logit ? device_of(t, c->sink_logit, head_bytes) : NULL;
   void *slopes = c->alibi_slopes ? device_of(t, c->alibi_slopes, head_bytes) : NULL;
   sfa_attention_args args = {.struct_size = sizeof args,
-                             .q = {.data = q, .dtype = dtype},
-                             .k = {.data = k, .dtype = dtype},
-                             .v = {.data = v, .dtype = dtype},
+                             .q = rows_with_gaps(c, q, o->max_seqlen_q, q_width),
+                             .k = rows_with_gaps(c, k, o->max_seqlen_k, k_width),
+                             .v = rows_with_gaps(c, v, o->max_seqlen_k, v_width),
                              .cu_seqlens_q = cu_q,
                              .cu_seqlens_k = cu_k,
                              .sink_logit = sinks,

@@ -41,6 +41,7 @@ typedef struct cuda_call {
   const int32_t *cu_q, *cu_k; /* host, [B + 1]; NULL: all of the largest length */
   bool bf16, sinks, alibi;    /* type of q, k and v; beside the options */
   bool only_out;              /* lse and dropped are not wanted */
+  int64_t gap;                /* elements between tokens */
   uint64_t seed;
   int64_t n_q, n_k;
   float *q, *k, *v; /* host */
