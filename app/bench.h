@@ -62,7 +62,7 @@ typedef struct bench_times {
 int bench_time(bench_engine *engines, int n_engines, int64_t repeats, double warm_ms, bench_times *times, int *n_rounds);
 double bench_median(const double *values, int n);
 const char *bench_dtype_name(sfa_dtype dtype);
-/* The type of a word of "f32|bf16|f16|int8|int4". */
+/* The type of a word of "f32|bf16|f16|int8|int4|fp8". */
 sfa_dtype bench_dtype(int64_t word);
 int bench_check_isa(sfa_isa isa);
 

@@ -81,12 +81,12 @@ int bench_time(bench_engine *engines, int n_engines, int64_t repeats, double war
 /* ---- Words -------------------------------------------------------------------------------------------------------------------------- */
 
 sfa_dtype bench_dtype(int64_t word) {
-  static const sfa_dtype dtypes[] = {SFA_F32, SFA_BF16, SFA_F16, SFA_I8, SFA_I4};
+  static const sfa_dtype dtypes[] = {SFA_F32, SFA_BF16, SFA_F16, SFA_I8, SFA_I4, SFA_E4M3};
   return dtypes[word];
 }
 
 const char *bench_dtype_name(sfa_dtype dtype) {
-  static const char *const names[] = {"default", "f32", "bf16", "f16", "int8", "int4"};
+  static const char *const names[] = {"default", "f32", "bf16", "f16", "int8", "int4", "fp8"};
   return names[dtype];
 }
 

@@ -3,7 +3,7 @@
 
 #include <stdio.h>
 
-static const char *const dtypes[] = {"default", "f32", "bf16", "f16", "int8", "int4"};
+static const char *const dtypes[] = {"default", "f32", "bf16", "f16", "int8", "int4", "fp8"};
 static const char *const weights[] = {"auto", "f32", "bf16", "int8"};
 
 static int index_json(const sfa_index *index, const sfa_index_info *i, bool verified) {

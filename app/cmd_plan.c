@@ -19,14 +19,14 @@ static axis choose(const int_list *given, const int64_t *values, int64_t n) {
 
 enum { N_KEYS, N_QUERIES, HEAD_DIM, KEPT, BATCH, N_AXES };
 
-/* The type at a place of "f32|bf16|f16|int8|int4" in the option table. */
+/* The type at a place of "f32|bf16|f16|int8|int4|fp8" in the option table. */
 static sfa_dtype type_at(const int_list *given, sfa_dtype otherwise) {
-  static const sfa_dtype types[] = {SFA_F32, SFA_BF16, SFA_F16, SFA_I8, SFA_I4};
+  static const sfa_dtype types[] = {SFA_F32, SFA_BF16, SFA_F16, SFA_I8, SFA_I4, SFA_E4M3};
   return given->n ? types[given->values[0]] : otherwise;
 }
 
 static const char *type_name(sfa_dtype type) {
-  static const char *const names[] = {"", "f32", "bf16", "f16", "int8", "int4"};
+  static const char *const names[] = {"", "f32", "bf16", "f16", "int8", "int4", "fp8"};
   return names[type];
 }
 

@@ -11,7 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { COSTS_VERSION = 1, MOST_FILE_BYTES = 1 << 16 };
+enum { COSTS_VERSION = 2, MOST_FILE_BYTES = 1 << 16 };
 
 /* Every entry of sfa_costs, under its name. */
 typedef struct cost_entry {

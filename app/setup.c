@@ -44,9 +44,9 @@ void app_close(app *a) {
   *a = (app){0};
 }
 
-/* Places in "int8|bf16|f16|f32|int4" of the option table, from -1: not given. */
+/* Places in "int8|bf16|f16|f32|int4|fp8" of the option table, from -1: not given. */
 static sfa_dtype cache_dtype(int index) {
-  static const sfa_dtype dtypes[] = {SFA_DTYPE_DEFAULT, SFA_I8, SFA_BF16, SFA_F16, SFA_F32, SFA_I4};
+  static const sfa_dtype dtypes[] = {SFA_DTYPE_DEFAULT, SFA_I8, SFA_BF16, SFA_F16, SFA_F32, SFA_I4, SFA_E4M3};
   return dtypes[index + 1];
 }
 

@@ -16,7 +16,8 @@ import triton, triton.language as tl
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 P, I32, I64, F32, SIZE = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float, ctypes.c_size_t
-SFA_F32, SFA_BF16, SFA_I8 = 1, 2, 4  # sfa_dtype
+SFA_F32, SFA_BF16, SFA_I8, SFA_E4M3 = 1, 2, 4, 6  # sfa_dtype
+DTYPES = {torch.bfloat16: SFA_BF16, torch.int8: SFA_I8, torch.float8_e4m3fn: SFA_E4M3}
 G, D, PAGE = 8, 128, 64
 
 
@@ -116,6 +117,14 @@ def int8_rows(x):
     return values, scales
 
 
+def fp8_rows(x):
+    values, scales = torch.empty(x.shape, device="cuda", dtype=torch.float8_e4m3fn), torch.empty(x.shape[:-1], device="cuda", dtype=torch.float16)
+    for g in range(G):
+        scales[g] = torch.exp2(torch.ceil(torch.log2(x[g].float().abs().amax(-1) / 448))).half()
+        values[g] = (x[g].float() / scales[g].float()[:, None]).to(torch.float8_e4m3fn)
+    return values, scales
+
+
 def codes(x, k):
     ids, values = torch.empty(*x.shape[:-1], k, device="cuda", dtype=torch.uint8), torch.empty(*x.shape[:-1], k, device="cuda", dtype=x.dtype)
     for g in range(G):
@@ -136,7 +145,7 @@ def stream(x, width, element):
 def store(ids, values, scales):
     k = 0 if ids is None else ids.shape[-1]
     element = values.element_size()
-    return Store(None, 0, 0, Format(D, k, SFA_BF16 if element == 2 else SFA_I8), stream(ids, k, 1), stream(values, k or D, element),
+    return Store(None, 0, 0, Format(D, k, DTYPES[values.dtype]), stream(ids, k, 1), stream(values, k or D, element),
                  stream(scales, 1, 2))
 
 
@@ -266,7 +275,7 @@ def main():
         vs = [torch.randn(G, n, D, device="cuda", dtype=torch.bfloat16) for _ in range(n_sets)]
         vs8, ks8 = [int8_rows(v) for v in vs], [(None, *int8_rows(x)) for x in rows]
         keys = {k: [codes(x, k) for x in rows] for k in (8, 16)}
-        values = {"bf16": [(v, None) for v in vs], "int8": vs8}
+        values = {"bf16": [(v, None) for v in vs], "int8": vs8, "fp8": [fp8_rows(v) for v in vs]}
         for group in map(int, options.groups.split(",")):
             q = torch.randn(G * group, D, device="cuda", dtype=torch.bfloat16)
             scale = 1 / math.sqrt(D)
@@ -278,6 +287,7 @@ def main():
             graphs["dense"] = graph_of([Call(library, q, k, v, n, group, scale, 0.0) for k, v in zip(ks8, vs8)])
             shapes, calls = [], {}
             for form, k, dtype, share in (("exact", 16, "bf16", 1), ("exact", 16, "int8", 1), ("exact", 8, "bf16", 1), ("exact", 8, "int8", 1),
+                                          ("exact", 16, "fp8", 1), ("exact", 8, "fp8", 1), ("eps", 16, "fp8", 0.5),
                                           ("eps", 16, "int8", 0.5), ("eps", 8, "bf16", 0.001), ("eps", 8, "bf16", 0.06)):
                 if options.only and form not in options.only.split(","):
                     continue
@@ -289,7 +299,7 @@ def main():
                 line[0]()
                 torch.cuda.synchronize()
                 want = expected(s * sharp, values[dtype][0])
-                largest = values[dtype][0][0][0].float().abs().amax().item() if dtype == "bf16" else 127 * vs8[0][1].amax().item()
+                largest = vs[0].float().abs().amax().item()
                 error = (line[0].out - want).abs().amax().item() / largest
                 lse = (line[0].lse - torch.logsumexp((s * sharp).double(), -1).float().view(-1)).abs().amax().item()
                 if not error <= 2.1 * max(eps, 1e-4) or not lse <= 1e-2:

@@ -12,8 +12,9 @@ import struct
 import sys
 
 MASK = (1 << 64) - 1
-F32, BF16, F16, I8, I4 = 1, 2, 3, 4, 5
-NAMES = {F32: "f32", BF16: "bf16", F16: "f16", I8: "int8", I4: "int4"}
+F32, BF16, F16, I8, I4, E4M3 = 1, 2, 3, 4, 5, 6
+SCALED = (I8, I4, E4M3)
+NAMES = {F32: "f32", BF16: "bf16", F16: "f16", I8: "int8", I4: "int4", E4M3: "fp8"}
 
 
 class Damaged(Exception):
@@ -43,6 +44,13 @@ def sealed(data: bytes, at: int, n: int) -> bool:
     return at + n <= len(data) and checksum(data[at : at + n - 8]) == struct.unpack_from("<Q", data, at + n - 8)[0]
 
 
+def e4m3(x: int) -> float:
+    """The number of a byte: sign, 4 bits of exponent, 3 of fraction"""
+    exponent, fraction = x >> 3 & 15, x & 7
+    number = math.nan if x & 127 == 127 else (8 + fraction) * 2.0 ** (exponent - 10) if exponent else fraction * 2.0**-9
+    return -number if x & 128 else number
+
+
 def elements(data: bytes, at: int, n: int, kind: int, scale: float) -> list[float]:
     """n stored numbers as floats"""
     if kind == F32:
@@ -53,11 +61,13 @@ def elements(data: bytes, at: int, n: int, kind: int, scale: float) -> list[floa
         return list(struct.unpack_from(f"<{n}e", data, at))
     if kind == I8:
         return [x * scale for x in struct.unpack_from(f"<{n}b", data, at)]
+    if kind == E4M3:
+        return [e4m3(x) * scale for x in data[at : at + n]]
     return [(((data[at + i // 2] >> 4 * (i % 2)) & 15) - 8) * scale for i in range(n)]
 
 
 def element_bytes(n: int, kind: int) -> int:
-    return {F32: 4 * n, BF16: 2 * n, F16: 2 * n, I8: n, I4: n // 2}[kind]
+    return {F32: 4 * n, BF16: 2 * n, F16: 2 * n, I8: n, I4: n // 2, E4M3: n}[kind]
 
 
 class Layer:
@@ -71,9 +81,9 @@ class Layer:
         rows = {
             "ids": k * self.id_bytes,
             "k": element_bytes(self.width, k_type),
-            "k_scales": 2 if k_type in (I8, I4) else 0,
+            "k_scales": 2 if k_type in SCALED else 0,
             "v": element_bytes(self.E, v_type),
-            "v_scales": 2 if v_type in (I8, I4) else 0,
+            "v_scales": 2 if v_type in SCALED else 0,
         }
         self.row_bytes, self.at, end = rows, {}, 0
         for name, row in rows.items():

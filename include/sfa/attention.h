@@ -152,7 +152,7 @@ typedef struct sfa_attention_options {
    * Ignored by sfa_attention_run_cached unless from_cache (the cache has its own): AUTO with SFA_PRECISION_DEFAULT then takes an f32 way
    * where the cache stores f32. */
   sfa_dtype k_dtype; /* SFA_F32 (default), SFA_BF16, SFA_F16 or SFA_I8 */
-  sfa_dtype v_dtype; /* the same choices, or SFA_I4 */
+  sfa_dtype v_dtype; /* the same choices, or SFA_I4, SFA_E4M3 */
 
   /* Scores: s = softmax_scale * q.k, then softcap * tanh(s / softcap), then + alibi_slope[h] * (j - i). */
   float softmax_scale; /* 0: 1 / sqrt(D) */

@@ -48,10 +48,11 @@ typedef enum sfa_dtype {
   SFA_BF16 = 2, /* upper half of an f32 */
   SFA_F16 = 3,  /* IEEE binary16 */
   SFA_I8 = 4,   /* int8 with one f16 scale a row: x = value * scale */
-  SFA_I4 = 5    /* values only: -7..7 with one f16 scale a row, stored as value + 8, two a byte, the even one in the low half */
+  SFA_I4 = 5,   /* values only: -7..7 with one f16 scale a row, stored as value + 8, two a byte, the even one in the low half */
+  SFA_E4M3 = 6  /* values only: fp8 e4m3 (no infinities, 0x7f NaN) with one f16 scale a row: x = value * scale */
 } sfa_dtype;
 
-/* Bytes of one element (without the row scale of SFA_I8); 0 for SFA_DTYPE_DEFAULT, and for SFA_I4, whose two share one. */
+/* Bytes of one element (without a row's scale); 0 for SFA_DTYPE_DEFAULT, and for SFA_I4, whose two share one. */
 SFA_API size_t sfa_dtype_bytes(sfa_dtype dtype);
 
 /* Instruction sets of the CPU kernels, in rising order. */

@@ -15,7 +15,7 @@ extern "C" {
 enum {
   SFA_COST_DIMS = 3,  /* entries for a head dim of 64, 128 and 256; others lie between, or at the ends */
   SFA_COST_KEPT = 3,  /* entries for k = 8, 16 and 32; beyond 32 a line through the last two */
-  SFA_COST_TYPES = 6, /* entries by sfa_dtype; the first is not used */
+  SFA_COST_TYPES = 7, /* entries by sfa_dtype; the first is not used */
   SFA_COST_ROWS = 2   /* entries for one query row, and for each further one that shares what was read */
 };
 

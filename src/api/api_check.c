@@ -29,8 +29,8 @@ sfa_status sfa_check_dtype(sfa_context *ctx, const char *name, sfa_dtype dtype) 
 }
 
 sfa_status sfa_check_value_dtype(sfa_context *ctx, const char *name, sfa_dtype dtype) {
-  SFA_REQUIRE(ctx, dtype >= SFA_F32 && dtype <= SFA_I4, "%s is %d: it must be SFA_F32, SFA_BF16, SFA_F16, SFA_I8 or SFA_I4", name,
-              (int)dtype);
+  SFA_REQUIRE(ctx, dtype >= SFA_F32 && dtype <= SFA_E4M3, "%s is %d: it must be SFA_F32, SFA_BF16, SFA_F16, SFA_I8, SFA_I4 or SFA_E4M3",
+              name, (int)dtype);
   return SFA_OK;
 }
 

@@ -12,7 +12,7 @@ sfa_status sfa_check_here(sfa_context *ctx, const char *what);
 sfa_status sfa_check_head_dim(sfa_context *ctx, const char *name, int32_t dim);
 /* 0..dim. */
 sfa_status sfa_check_kept(sfa_context *ctx, const char *name, int32_t k, int32_t dim);
-/* A storage type of keys; of values, which may be SFA_I4 as well. */
+/* A storage type of keys; of values, which may be SFA_I4 or SFA_E4M3 as well. */
 sfa_status sfa_check_dtype(sfa_context *ctx, const char *name, sfa_dtype dtype);
 sfa_status sfa_check_value_dtype(sfa_context *ctx, const char *name, sfa_dtype dtype);
 /* A view of codes: shape, type, pointers, alignment; not the ids. */

@@ -10,7 +10,7 @@ enum { ROWS_AN_ITEM = 256 };
 
 size_t sfa_codes_bytes(int64_t n_rows, int32_t head_dim, int32_t k, sfa_dtype dtype) {
   if (n_rows < 0 || n_rows > INT64_MAX / 65536 / 8 || head_dim < 8 || head_dim > 65536 || head_dim % 8 || k < 1 || k > head_dim ||
-      !sfa_dtype_bytes(dtype))
+      dtype > SFA_I8 || !sfa_dtype_bytes(dtype))
     return 0;
   sfa_row_format format = {head_dim, k, dtype};
   size_t n = (size_t)n_rows;

@@ -41,7 +41,7 @@ typedef struct measurement {
   uint64_t sink;    /* so that reading memory is not left out */
 } measurement;
 
-static sfa_dtype const types[] = {SFA_F32, SFA_BF16, SFA_F16, SFA_I8, SFA_I4};
+static sfa_dtype const types[] = {SFA_F32, SFA_BF16, SFA_F16, SFA_I8, SFA_I4, SFA_E4M3};
 enum { N_TYPES = sizeof types / sizeof *types };
 
 /* ---- Data -------------------------------------------------------------------------------------------------------------------- */
@@ -132,6 +132,7 @@ static void step_pack(measurement *x, const probe *p) {
   switch (p->dtype) {
   case SFA_I8: kernels->quantize_i8(64, p->dim, x->rows, p->dim, (int8_t *)x->stored, p->dim, x->scales); break;
   case SFA_I4: kernels->quantize_i4(64, p->dim, x->rows, p->dim, x->stored, p->dim, x->scales); break;
+  case SFA_E4M3: kernels->quantize_e4m3(64, p->dim, x->rows, p->dim, x->stored, p->dim, x->scales); break;
   default: kernels->store_rows(64, p->dim, x->rows, p->dim, p->dtype, x->stored, p->dim); break;
   }
 }
@@ -287,6 +288,7 @@ static void store(measurement *x, const float *rows, int32_t width, sfa_dtype dt
   switch (dtype) {
   case SFA_I8: kernels->quantize_i8(N_KEYS, width, rows, width, (int8_t *)x->stored, width, x->scales); break;
   case SFA_I4: kernels->quantize_i4(N_KEYS, width, rows, width, x->stored, width, x->scales); break;
+  case SFA_E4M3: kernels->quantize_e4m3(N_KEYS, width, rows, width, x->stored, width, x->scales); break;
   default: kernels->store_rows(N_KEYS, width, rows, width, dtype, x->stored, width); break;
   }
 }
@@ -299,7 +301,7 @@ static void read_keys(measurement *x, sfa_costs *c) {
   for (int i = 0; i < N_TYPES; i++) {
     p.dtype = types[i];
     bool whole = p.dtype == SFA_I8;
-    if (p.dtype != SFA_I4) { /* of values only */
+    if (p.dtype <= SFA_I8) { /* the others are of values only */
       float *q = x->dense;
       memcpy(q, x->values, 4 * (size_t)p.dim * sizeof *q);
       if (whole)
@@ -315,8 +317,10 @@ static void read_keys(measurement *x, sfa_costs *c) {
       x->scores[j] = 1.0f / SFA_KEY_TILE;
     by_rows(x, step_value_keys, p, (double)N_KEYS * p.dim, c->keys_value[p.dtype]);
   }
-  memcpy(c->keys_code[SFA_I4], c->keys_code[SFA_I8], sizeof c->keys_code[0]);
-  memcpy(c->keys_dense[SFA_I4], c->keys_dense[SFA_I8], sizeof c->keys_dense[0]);
+  for (int dtype = SFA_I4; dtype < SFA_COST_TYPES; dtype++) {
+    memcpy(c->keys_code[dtype], c->keys_code[SFA_I8], sizeof c->keys_code[0]);
+    memcpy(c->keys_dense[dtype], c->keys_dense[SFA_I8], sizeof c->keys_dense[0]);
+  }
   p.n_rows = 4;
   c->keys_exp_pair = time_of(x, step_softmax_keys, &p) / (4 * SFA_KEY_TILE);
 }

@@ -52,7 +52,7 @@ static inline sfa_row_source sfa_rows_from(const sfa_rows *rows, int64_t offset,
 typedef struct sfa_row_store {
   void *ids;        /* [n][k], unused with k = 0 */
   void *values;     /* [n][width] */
-  uint16_t *scales; /* [n] f16, for SFA_I8 and SFA_I4 */
+  uint16_t *scales; /* [n] f16, of types that have them */
 } sfa_row_store;
 
 /* ---- Keys and values as attention reads them --------------------------------------------------------------------------------- */
@@ -184,7 +184,7 @@ typedef struct sfa_backend {
 
   /* Row by row. encode: dense rows x [n][dim] to the stored format: rope, top-k, rounding. Serial, so that callers share out rows.
    * scratch: encode_scratch_bytes. stage_ns [SFA_STAGE_COUNT] or NULL: time added. Returns 0, or 1 + the first row with a finite value
-   * beyond f16's range where the format is SFA_I8, SFA_I4 or SFA_F16. */
+   * beyond f16's range where the format is SFA_F16 or has scales. */
   size_t (*encode_scratch_bytes)(const sfa_row_format *format, int64_t n_rows);
   int64_t (*encode)(const sfa_context *ctx, int64_t n_rows, const sfa_row_source *x, const sfa_row_format *format, const sfa_row_store *out,
                     void *scratch, int64_t *stage_ns);

@@ -92,7 +92,8 @@ size_t sfa_dtype_bytes(sfa_dtype dtype) {
   case SFA_F32: return 4;
   case SFA_BF16:
   case SFA_F16: return 2;
-  case SFA_I8: return 1;
+  case SFA_I8:
+  case SFA_E4M3: return 1;
   default: return 0;
   }
 }

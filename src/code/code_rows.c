@@ -66,6 +66,8 @@ static int64_t store(const sfa_kernels *kernels, int64_t n_rows, int32_t width, 
     kernels->quantize_i8(n_rows, width, rows, row_stride, values, width, scales);
   else if (dtype == SFA_I4)
     kernels->quantize_i4(n_rows, width, rows, row_stride, values, width, scales);
+  else if (dtype == SFA_E4M3)
+    kernels->quantize_e4m3(n_rows, width, rows, row_stride, values, width, scales);
   else
     kernels->store_rows(n_rows, width, rows, row_stride, dtype, values, width);
   return -1;

@@ -9,6 +9,7 @@
 #ifndef SFA_CUDA_ROWS_CUH
 #define SFA_CUDA_ROWS_CUH
 
+#include "cuda/cuda_fp8.cuh"
 #include "cuda/cuda_stages.h"
 
 #include <cuda_bf16.h>
@@ -32,7 +33,8 @@ SFA_DEVICE uint32_t f16_from_f32(float x) {
 }
 
 SFA_DEVICE bool is_whole(int32_t dtype) { return dtype == SFA_I8 || dtype == SFA_I4; }
-SFA_DEVICE int32_t bytes_of(int32_t dtype) { return dtype == SFA_F32 ? 4 : is_whole(dtype) ? 1 : 2; } /* SFA_I4: of two */
+SFA_DEVICE bool has_scale(int32_t dtype) { return is_whole(dtype) || dtype == SFA_E4M3; }
+SFA_DEVICE int32_t bytes_of(int32_t dtype) { return dtype == SFA_F32 ? 4 : has_scale(dtype) ? 1 : 2; } /* SFA_I4: of two */
 
 /* x / step to nearest even, and not -0. The product by the inverse differs from the quotient by less than 2^-15, which matters beside a
  * half only. */
@@ -42,7 +44,7 @@ SFA_DEVICE float whole_of(float x, float step, float inverse) {
   return __fadd_rn(beside_half ? rintf(__fdiv_rn(x, step)) : whole, 0.0f);
 }
 
-/* How a row is stored: its type and, of whole numbers, the row's scale. A value v reads back as stored(v) * unit. */
+/* How a row is stored: its type and, where it has one, the row's scale. A value v reads back as stored(v) * unit. */
 struct row_rounding {
   int32_t dtype;
   uint32_t scale; /* f16 */
@@ -50,14 +52,20 @@ struct row_rounding {
   bool empty; /* all values are 0: a row of zeros, or one whose scale is NaN for an inf or NaN, or inf */
 };
 
+/* The f16 from 2^-24 on that is the smallest power of two of at least max|x| / 448, as sfa_e4m3_scale of the CPU. */
+SFA_DEVICE uint32_t e4m3_scale(uint32_t most) {
+  const int32_t power = (int32_t)(most >> 23) - 127 - 8 + ((most & 0x7fffffu) > 0x600000u);
+  return most == 0 ? 0u : power > 15 ? 0x7c00u : power < -14 ? 1u << max(power + 24, 0) : (uint32_t)(power + 15) << 10;
+}
+
 /* most: bits of max|x|. */
 SFA_DEVICE row_rounding rounding_of(int32_t dtype, uint32_t most) {
   row_rounding r = {dtype, 0, 1.0f, 1.0f, false};
-  if (!is_whole(dtype))
+  if (!has_scale(dtype))
     return r;
   const float limit = __uint_as_float(most), largest = dtype == SFA_I8 ? 127.0f : 7.0f;
-  r.scale = most >= 0x7f800000u ? 0x7e00u : f16_from_f32(__fdiv_rn(limit, largest));
-  if (r.scale < 0x7c00u && __fmul_rn(f32_from_f16(r.scale), largest) < limit)
+  r.scale = most >= 0x7f800000u ? 0x7e00u : dtype == SFA_E4M3 ? e4m3_scale(most) : f16_from_f32(__fdiv_rn(limit, largest));
+  if (is_whole(dtype) && r.scale < 0x7c00u && __fmul_rn(f32_from_f16(r.scale), largest) < limit)
     r.scale++;
   r.unit = f32_from_f16(r.scale);
   r.empty = r.scale == 0 || r.scale >= 0x7c00u;
@@ -69,6 +77,8 @@ SFA_DEVICE row_rounding rounding_of(int32_t dtype, uint32_t most) {
 SFA_DEVICE float stored(const row_rounding &r, float x) {
   if (is_whole(r.dtype))
     return r.empty ? 0.0f : whole_of(x, r.unit, r.inverse);
+  if (r.dtype == SFA_E4M3) /* the inverse of a power of two is exact */
+    return r.empty ? 0.0f : sfa_cuda_f32_from_e4m3(sfa_cuda_e4m3_from_f32(__fmul_rn(x, r.inverse)));
   return r.dtype == SFA_BF16 ? f32_from_bf16(bf16_from_f32(x)) : r.dtype == SFA_F16 ? f32_from_f16(f16_from_f32(x)) : x;
 }
 
@@ -78,6 +88,7 @@ SFA_DEVICE void put_element(void *row, int32_t dtype, int64_t at, float x) {
   case SFA_BF16: ((uint16_t *)row)[at] = (uint16_t)bf16_from_f32(x); break;
   case SFA_F16: ((uint16_t *)row)[at] = (uint16_t)f16_from_f32(x); break;
   case SFA_I8: ((int8_t *)row)[at] = (int8_t)(int)x; break;
+  case SFA_E4M3: ((uint8_t *)row)[at] = (uint8_t)sfa_cuda_e4m3_from_f32(x); break;
   default: ((float *)row)[at] = x;
   }
 }
@@ -88,6 +99,7 @@ SFA_DEVICE float element_at(const void *row, int32_t dtype, int64_t at) {
   case SFA_F16: return f32_from_f16(((const uint16_t *)row)[at]);
   case SFA_I8: return (float)((const int8_t *)row)[at];
   case SFA_I4: return (float)((((const uint8_t *)row)[at >> 1] >> 4 * (at & 1) & 15) - 8);
+  case SFA_E4M3: return sfa_cuda_f32_from_e4m3(((const uint8_t *)row)[at]);
   default: return ((const float *)row)[at];
   }
 }
@@ -181,9 +193,10 @@ SFA_DEVICE void put_eight(void *to, int32_t dtype, const float *x) {
     *(uint4 *)to = make_uint4(w[0], w[1], w[2], w[3]);
     break;
   case SFA_I8:
+  case SFA_E4M3:
 #pragma unroll
     for (int i = 0; i < 8; i++)
-      w[i / 4] |= ((uint32_t)(int)x[i] & 255u) << 8 * (i % 4);
+      w[i / 4] |= (dtype == SFA_I8 ? (uint32_t)(int)x[i] & 255u : sfa_cuda_e4m3_from_f32(x[i])) << 8 * (i % 4);
     *(uint2 *)to = make_uint2(w[0], w[1]);
     break;
   case SFA_I4:
@@ -209,11 +222,14 @@ SFA_DEVICE void take_eight(const void *from, int32_t dtype, float *x) {
     }
     break;
   }
-  case SFA_I8: {
+  case SFA_I8:
+  case SFA_E4M3: {
     const uint2 two = *(const uint2 *)from;
 #pragma unroll
-    for (int i = 0; i < 8; i++)
-      x[i] = (float)(int8_t)((i < 4 ? two.x : two.y) >> 8 * (i % 4));
+    for (int i = 0; i < 8; i++) {
+      const uint32_t byte = (i < 4 ? two.x : two.y) >> 8 * (i % 4) & 255u;
+      x[i] = dtype == SFA_I8 ? (float)(int8_t)byte : sfa_cuda_f32_from_e4m3(byte);
+    }
     break;
   }
   case SFA_I4: {
@@ -247,7 +263,7 @@ SFA_DEVICE void put_row(const sfa_cuda_rows &rows, float *row_scales, int32_t to
       uint32_t most = 0;
 #pragma unroll
       for (int j = 0; j < SLOTS; j++)
-        most = max(most, magnitude_of(x[j]));
+        most = max(most, magnitude_of(__fmul_rn(x[j], unit)));
       r = rounding_of(SFA_I8, group_max<L>(most));
       scale = r.unit;
     }
@@ -263,9 +279,9 @@ SFA_DEVICE void put_row(const sfa_cuda_rows &rows, float *row_scales, int32_t to
     for (int j = 0; j < 8; j++) {
       y[j] = x[8 * half + j];
       if (rows.dtype == SFA_BF16)
-        y[j] = whole ? __fmul_rn(y[j], unit) : y[j];
+        y[j] = __fmul_rn(y[j], unit);
       else if (!whole)
-        y[j] = stored(r, y[j]);
+        y[j] = stored(r, __fmul_rn(y[j], unit));
     }
     if (writes && f < dim)
       put_eight(row + f * bytes_of(rows.dtype), rows.dtype, y);
@@ -285,7 +301,7 @@ static inline bool sfa_cuda_rows_aligned(const sfa_cuda_rows *rows) {
 /* Of stored rows without ids; pages are aligned to 64 bytes. */
 static inline bool sfa_cuda_store_aligned(const sfa_cuda_store *store) {
   const sfa_kv_stream *s = &store->values;
-  const size_t bytes = store->format.dtype == SFA_I4 ? 4 : store->format.dtype == SFA_I8 ? 8 : 16;
+  const size_t bytes = store->format.dtype == SFA_I4 ? 4 : sfa_has_scales(store->format.dtype) ? 8 : 16;
   return sfa_cuda_aligned(store->pages ? NULL : s->base, s->offset, bytes) && s->head_bytes % bytes == 0 &&
          sfa_stored_bytes(store->format.dtype, s->row_stride) % bytes == 0 &&
          (store->pages || (s->tile_bytes % bytes == 0 && (size_t)store->sequence_bytes % bytes == 0));

@@ -103,9 +103,7 @@ static int64_t visible_keys(const sfa_cuda_decode *args) {
   return std::min(args->max_keys, scores->window_left + right + args->n_queries + scores->n_sink_tokens + 3 * SFA_DECODE_STEP);
 }
 
-static int32_t pitch_of(const sfa_kv_stream *stream, sfa_dtype dtype) {
-  return (int32_t)(dtype == SFA_I4 ? stream->row_stride / 2 : stream->row_stride * (dtype == SFA_F32 ? 4 : dtype == SFA_I8 ? 1 : 2));
-}
+static int32_t pitch_of(const sfa_kv_stream *stream, sfa_dtype dtype) { return (int32_t)sfa_stored_bytes(dtype, stream->row_stride); }
 
 /* All addresses of the stream are multiples of `bytes`; pages are of 64. */
 static bool aligned(const sfa_cuda_store *store, const sfa_kv_stream *stream, int32_t pitch, size_t bytes) {
@@ -130,11 +128,12 @@ static sfa_decode_launch find_stream(const sfa_decode_call *call, int32_t rows) 
       !aligned(&args->v, &args->v.values, call->value_pitch, 16) ||
       !aligned(&args->k, &args->k.values, call->key_pitch, std::min(entries * element, (size_t)16)))
     return NULL;
-  if (!k)
-    return args->head_dim != dim_v ? NULL
-                                   : (format->dtype == SFA_I8 ? sfa_decode_dense_i8 : sfa_decode_dense_bf16)(value_dtype, rows, dim_v);
-  if (k % 8 || !aligned(&args->k, &args->k.ids, call->ids_pitch, entries))
+  if (k ? k % 8 || !aligned(&args->k, &args->k.ids, call->ids_pitch, entries) : args->head_dim != dim_v)
     return NULL;
+  if (value_dtype == SFA_E4M3)
+    return k && format->dtype == SFA_I8 ? sfa_decode_fp8_codes(k, rows, dim_v) : sfa_decode_fp8_rows(format->dtype, k, rows, dim_v);
+  if (!k)
+    return (format->dtype == SFA_I8 ? sfa_decode_dense_i8 : sfa_decode_dense_bf16)(value_dtype, rows, dim_v);
   if (format->dtype == SFA_BF16)
     return sfa_decode_stream_bf16(value_dtype, rows, dim_v);
   sfa_decode_launch launch = k == 8    ? sfa_decode_stream_k8(value_dtype, rows, dim_v)
@@ -198,6 +197,8 @@ static sfa_decode_launch find_drop(const sfa_decode_call *call) {
       !aligned(&args->k, &args->k.ids, call->ids_pitch, (size_t)k) || !aligned(&args->k, &args->k.values, call->key_pitch, (size_t)k) ||
       !aligned(&args->v, &args->v.values, call->value_pitch, 16))
     return NULL;
+  if (args->v.format.dtype == SFA_E4M3)
+    return sfa_decode_fp8_drop(k, call->rows_of_block, args->head_dim_v);
   return (k == 8 ? sfa_decode_drop_k8 : sfa_decode_drop_k16)(args->v.format.dtype, call->rows_of_block, args->head_dim_v);
 }
 

@@ -23,6 +23,10 @@ sfa_decode_launch sfa_decode_dense_bf16(int32_t value_dtype, int32_t rows, int32
 enum { SFA_DROP_BINS = 256, SFA_DROP_SHORT = 4096 };
 sfa_decode_launch sfa_decode_drop_k8(int32_t value_dtype, int32_t rows, int32_t head_dim_v);
 sfa_decode_launch sfa_decode_drop_k16(int32_t value_dtype, int32_t rows, int32_t head_dim_v);
+/* All of these for values of e4m3: over int8 codes of K, over the other keys (K = 0: dense), and with eps. */
+sfa_decode_launch sfa_decode_fp8_codes(int32_t k, int32_t rows, int32_t head_dim_v);
+sfa_decode_launch sfa_decode_fp8_rows(int32_t key_dtype, int32_t k, int32_t rows, int32_t head_dim_v);
+sfa_decode_launch sfa_decode_fp8_drop(int32_t k, int32_t rows, int32_t head_dim_v);
 
 /* Parts of splits for any types and sizes whose rows fit shared memory, one row a block, on every GPU. */
 const char *sfa_decode_plain(const sfa_decode_call *call, cudaStream_t stream);

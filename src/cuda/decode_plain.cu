@@ -1,5 +1,6 @@
 /* Decode of any stored types and sizes, one row a block, plainly: thread = key for the scores, thread = column for the values. The steps,
  * splits and parts are those of decode_stream.cuh. For what its instances leave: f32 and f16 rows, int4 values, odd sizes. */
+#include "cuda/cuda_fp8.cuh"
 #include "cuda/decode_call.cuh"
 #include "cuda/decode_launch.h"
 
@@ -9,12 +10,15 @@ static __device__ __forceinline__ float element(const unsigned char *row, int32_
   case SFA_BF16: return __uint_as_float((uint32_t)((const uint16_t *)row)[at] << 16);
   case SFA_F16: return sfa_decode_half(((const uint16_t *)row)[at]);
   case SFA_I8: return (float)((const int8_t *)row)[at];
+  case SFA_E4M3: return sfa_cuda_f32_from_e4m3(row[at]);
   default: return (float)((row[at >> 1] >> 4 * (at & 1) & 15) - 8);
   }
 }
 
 static __device__ __forceinline__ float row_unit(const sfa_decode_rows &scales, int32_t dtype, const unsigned char *page, int32_t token) {
-  return dtype == SFA_I8 || dtype == SFA_I4 ? sfa_decode_half(*(const uint16_t *)(const void *)sfa_decode_row(scales, page, token)) : 1.f;
+  return dtype == SFA_I8 || dtype == SFA_I4 || dtype == SFA_E4M3
+             ? sfa_decode_half(*(const uint16_t *)(const void *)sfa_decode_row(scales, page, token))
+             : 1.f;
 }
 
 /* A row of any length, cut to its k_q largest by counting what is larger, or as large with a lower id; magnitudes as whole numbers: NaN is

@@ -20,6 +20,9 @@
  * int8 to bf16: with l = low seven bits and s = sign, v = l - 128 s = (128 + l) - (128 + 128 s), both exact as bf16: two masks and a
  * subtraction for two elements.
  *
+ * e4m3 to bf16: its bits at those of a bf16 are the number times 2^-120, subnormal or not: two masks and a product. 0x7f, NaN, would be
+ * 480 there: where a vector has one, NaN is added once more for those elements alone.
+ *
  * What stands in B, weights and queries, is f32: hi = bf16(x) and lo = bf16(x - hi) are multiplied both, which leaves 2^-17. Up to 4 rows
  * hi and lo are columns 0..3 and 4..7 of one B; 8 rows take two products.
  */
@@ -51,6 +54,19 @@ static __device__ __forceinline__ uint32_t sfa_decode_bf16_of_bytes(uint32_t pai
   asm("lop3.b32 %0, %1, 0x00800080, %2, 0xea;" : "=r"(sign) : "r"(pair), "r"(magic));
   asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(sign), "r"(0xbf80bf80u), "r"(low));
   return out;
+}
+
+/* Two e4m3, each in both bytes of a half of `pair`, to bf16; NaN as 480. */
+static __device__ __forceinline__ uint32_t sfa_decode_bf16_of_e4m3(uint32_t pair) {
+  uint32_t out;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(out) : "r"((pair & 0x80008000u) | (pair << 4 & 0x07f007f0u)), "r"(0x7b807b80u), "r"(0u));
+  return out;
+}
+
+/* The same, but NaN for NaN, and 0 for all else. */
+static __device__ __forceinline__ uint32_t sfa_decode_nan_of_e4m3(uint32_t pair) {
+  uint32_t nan = ((pair & 0x007f007fu) + 0x00010001u) & 0x00800080u;
+  return nan * 0xffu | nan >> 1;
 }
 
 static __device__ __forceinline__ uint32_t sfa_decode_pack(float low, float high) {
@@ -305,10 +321,10 @@ template <int DTYPE, int D, int ROWS> struct sfa_decode_dense {
 /* ---- Values
  * ------------------------------------------------------------------------------------------------------------------------------ */
 
-/* Sum of p v over rows of E elements of DTYPE (SFA_I8 or SFA_BF16), 16 keys at a time: a half step. */
+/* Sum of p v over rows of E elements of DTYPE (SFA_I8, SFA_E4M3 or SFA_BF16), 16 keys at a time: a half step. */
 template <int DTYPE, int E, int ROWS> struct sfa_decode_values {
   enum {
-    ELEMENT = DTYPE == SFA_I8 ? 1 : 2,
+    ELEMENT = DTYPE == SFA_BF16 ? 2 : 1,
     ROW_BYTES = E * ELEMENT,
     VECTOR = ROW_BYTES / 8 < 16 ? ROW_BYTES / 8 : 16, /* bytes */
     VECTOR_WORDS = VECTOR / 4,
@@ -328,19 +344,26 @@ template <int DTYPE, int E, int ROWS> struct sfa_decode_values {
         sums[m][i] = 0;
   }
 
+  /* Two elements of bytes to a register of A. */
+  static __device__ __forceinline__ uint32_t pair_of(uint32_t pair, uint32_t magic) {
+    return DTYPE == SFA_I8 ? sfa_decode_bf16_of_bytes(pair, magic) : sfa_decode_bf16_of_e4m3(pair);
+  }
+
   /* Adds vector number `vector` of the lane's four keys; weights: hi and lo of the four keys. */
   __device__ __forceinline__ void add(int vector, const uint32_t x[4][VECTOR_WORDS], const uint2 &hi, const uint2 &lo, uint32_t magic) {
+    if (DTYPE == SFA_E4M3)
+      add_nan(vector, x, hi);
 #pragma unroll
     for (int w = 0; w < VECTOR_WORDS; w++) {
 #pragma unroll
       for (int half = 0; half < M16_WORD; half++) {
         uint32_t a[4];
-        if (DTYPE == SFA_I8) {
+        if (ELEMENT == 1) {
           const uint32_t even = half ? 0x6622 : 0x4400, odd = half ? 0x7733 : 0x5511;
-          a[0] = sfa_decode_bf16_of_bytes(__byte_perm(x[0][w], x[1][w], even), magic);
-          a[1] = sfa_decode_bf16_of_bytes(__byte_perm(x[0][w], x[1][w], odd), magic);
-          a[2] = sfa_decode_bf16_of_bytes(__byte_perm(x[2][w], x[3][w], even), magic);
-          a[3] = sfa_decode_bf16_of_bytes(__byte_perm(x[2][w], x[3][w], odd), magic);
+          a[0] = pair_of(__byte_perm(x[0][w], x[1][w], even), magic);
+          a[1] = pair_of(__byte_perm(x[0][w], x[1][w], odd), magic);
+          a[2] = pair_of(__byte_perm(x[2][w], x[3][w], even), magic);
+          a[3] = pair_of(__byte_perm(x[2][w], x[3][w], odd), magic);
         } else {
           a[0] = __byte_perm(x[0][w], x[1][w], 0x5410), a[1] = __byte_perm(x[0][w], x[1][w], 0x7632);
           a[2] = __byte_perm(x[2][w], x[3][w], 0x5410), a[3] = __byte_perm(x[2][w], x[3][w], 0x7632);
@@ -351,6 +374,28 @@ template <int DTYPE, int E, int ROWS> struct sfa_decode_values {
           sfa_decode_mma(c, a, lo.x, lo.y);
       }
     }
+  }
+
+  /* NaN for elements that are it, of e4m3; seldom are there any. */
+  __device__ __forceinline__ void add_nan(int vector, const uint32_t x[4][VECTOR_WORDS], const uint2 &weights) {
+    uint32_t any = 0;
+#pragma unroll
+    for (int key = 0; key < 4; key++)
+#pragma unroll
+      for (int w = 0; w < VECTOR_WORDS; w++)
+        any |= (x[key][w] & 0x7f7f7f7fu) + 0x01010101u;
+    if (!__any_sync(~0u, any & 0x80808080u))
+      return;
+#pragma unroll
+    for (int w = 0; w < VECTOR_WORDS; w++)
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        const uint32_t even = half ? 0x6622 : 0x4400, odd = half ? 0x7733 : 0x5511;
+        uint32_t a[4] = {
+            sfa_decode_nan_of_e4m3(__byte_perm(x[0][w], x[1][w], even)), sfa_decode_nan_of_e4m3(__byte_perm(x[0][w], x[1][w], odd)),
+            sfa_decode_nan_of_e4m3(__byte_perm(x[2][w], x[3][w], even)), sfa_decode_nan_of_e4m3(__byte_perm(x[2][w], x[3][w], odd))};
+        sfa_decode_mma(sums[((vector * VECTOR_WORDS + w) * M16_WORD + half) % M16], a, weights.x, weights.y);
+      }
   }
 
   /* Weights of the lane's four keys of half step `half`: of a step's weights [P_ROWS][pitch]. */

@@ -6,7 +6,7 @@
 enum { WARPS = 4, WIDE_THREADS = 128 };
 
 SFA_DEVICE float unit_of(const sfa_cuda_store &store, int32_t sequence, int32_t head, int32_t token) {
-  return is_whole(store.format.dtype) ? f32_from_f16(*stored_scale(store, sequence, head, token)) : 1.0f;
+  return has_scale(store.format.dtype) ? f32_from_f16(*stored_scale(store, sequence, head, token)) : 1.0f;
 }
 
 SFA_DEVICE int32_t id_at(const unsigned char *ids, int32_t dim, int32_t slot) {
@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(WIDE_THREADS) gather_wide(const __grid_constan
       __syncthreads();
       uint32_t most = 0;
       for (int32_t slot = threadIdx.x; slot < (k ? k : D); slot += WIDE_THREADS)
-        most = max(most, magnitude_of(element_at(values, dtype, slot)));
+        most = max(most, magnitude_of(__fmul_rn(element_at(values, dtype, slot), unit)));
       atomicMax(&most_of_row, most);
       __syncthreads();
       r = rounding_of(SFA_I8, most_of_row);
@@ -83,9 +83,9 @@ __global__ void __launch_bounds__(WIDE_THREADS) gather_wide(const __grid_constan
     for (int32_t slot = threadIdx.x; slot < (k ? k : D); slot += WIDE_THREADS) {
       const float v = element_at(values, dtype, slot);
       put_element(row, g.rows.dtype, k ? id_at(ids, D, slot) : slot,
-                  g.rows.dtype == SFA_BF16 ? __fmul_rn(v, whole ? unit : 1.0f)
+                  g.rows.dtype == SFA_BF16 ? __fmul_rn(v, unit)
                   : whole                  ? v
-                                           : stored(r, v));
+                                           : stored(r, __fmul_rn(v, unit)));
     }
     if (g.rows.dtype == SFA_I8 && threadIdx.x == 0)
       g.row_scales[(int64_t)to * g.n_heads + head] = r.unit;

@@ -268,7 +268,7 @@ SFA_DEVICE void select_group(const sfa_cuda_select &s, bool vectors, float2 *kep
                       : (feature_of<L>(lane, 0) < s.dim ? 0xffu : 0u) | (feature_of<L>(lane, 8) < s.dim ? 0xff00u : 0u);
 
   const row_rounding r = rounding_of(s.has_store ? s.store.format.dtype : SFA_F32, most);
-  if (s.n_bad && s.has_store && (is_whole(r.dtype) || r.dtype == SFA_F16) && __any_sync(~0u, most > F16_LARGEST)) {
+  if (s.n_bad && s.has_store && (has_scale(r.dtype) || r.dtype == SFA_F16) && __any_sync(~0u, most > F16_LARGEST)) {
     uint32_t beyond = 0;
 #pragma unroll
     for (int j = 0; j < SLOTS; j++)
@@ -318,7 +318,7 @@ SFA_DEVICE void select_group(const sfa_cuda_select &s, bool vectors, float2 *kep
         put_eight(to + (r.dtype == SFA_I4 ? f / 2 : f * bytes_of(r.dtype)), r.dtype, v + 8 * half);
     }
   }
-  if (s.has_store && is_whole(r.dtype) && there && lane == 0)
+  if (s.has_store && has_scale(r.dtype) && there && lane == 0)
     *stored_scale(s.store, at.sequence, head, at.stored) = (uint16_t)r.scale;
   if (writes_rows) {
 #pragma unroll
@@ -332,7 +332,7 @@ SFA_DEVICE void select_group(const sfa_cuda_select &s, bool vectors, float2 *kep
         const int32_t f = feature_of<L>(lane, 8 * half);
 #pragma unroll
         for (int j = 8 * half; j < 8 * half + 8; j++)
-          v[j] = is_whole(r.dtype) ? __fmul_rn(v[j], r.unit) : v[j];
+          v[j] = __fmul_rn(v[j], r.unit);
         if (there && f < s.dim)
           put_eight(s.rows_f32 + ((int64_t)token * s.n_heads + head) * s.dim + f, SFA_F32, v + 8 * half);
       }
@@ -459,9 +459,9 @@ __global__ void __launch_bounds__(WIDE_THREADS) select_wide(const __grid_constan
     row_rounding of_rows = r; /* of the rows */
     const bool whole = is_whole(r.dtype);
     if (s.rows.data && !whole)
-      of_rows = rounding_of(s.rows.dtype, magnitude_of(stored(r, __uint_as_float(most))));
+      of_rows = rounding_of(s.rows.dtype, magnitude_of(__fmul_rn(stored(r, __uint_as_float(most)), r.unit)));
     const uint32_t threshold = prefix;
-    const bool narrow = is_whole(r.dtype) || r.dtype == SFA_F16;
+    const bool narrow = has_scale(r.dtype) || r.dtype == SFA_F16;
     unsigned char *ids = NULL, *values = NULL;
     if (s.has_store) {
       values = stored_values(s.store, at.sequence, head, at.stored);
@@ -503,7 +503,7 @@ __global__ void __launch_bounds__(WIDE_THREADS) select_wide(const __grid_constan
         put_element(row_at(s.rows, token, head), s.rows.dtype, f,
                     s.rows.dtype == SFA_BF16 ? __fmul_rn(rounded, r.unit)
                     : whole                  ? rounded
-                                             : stored(of_rows, rounded));
+                                             : stored(of_rows, __fmul_rn(rounded, r.unit)));
       if (s.rows_f32 && f < D)
         s.rows_f32[row * D + f] = __fmul_rn(rounded, r.unit);
       const uint32_t bits = __ballot_sync(~0u, kept);
@@ -512,7 +512,7 @@ __global__ void __launch_bounds__(WIDE_THREADS) select_wide(const __grid_constan
     }
     __syncthreads();
     if (threadIdx.x == 0) {
-      if (s.has_store && whole)
+      if (s.has_store && has_scale(r.dtype))
         *stored_scale(s.store, at.sequence, head, at.stored) = (uint16_t)r.scale;
       if (s.rows.data && s.rows.dtype == SFA_I8)
         s.row_scales[row] = of_rows.unit;

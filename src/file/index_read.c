@@ -31,7 +31,7 @@ static sfa_status damaged(const sfa_index *index, const char *what, uint64_t at)
 }
 
 static const char *dtype_name(uint32_t dtype) {
-  static const char *const names[] = {"default", "f32", "bf16", "f16", "int8", "int4"};
+  static const char *const names[] = {"default", "f32", "bf16", "f16", "int8", "int4", "fp8"};
   return dtype < sizeof names / sizeof *names ? names[dtype] : "unknown";
 }
 
@@ -101,7 +101,7 @@ static bool settings_make_sense(const sfa_index_settings_head *h, const sfa_inde
               h->head_dim_v <= 65536 && h->vocab_size >= 1 && h->vocab_size <= INT32_MAX && h->weights <= INT32_MAX;
   for (uint32_t i = 0; i < h->n_layers; i++)
     good = good && layers[i].k < h->head_dim && layers[i].k_q < h->head_dim && layers[i].k_dtype >= SFA_F32 &&
-           layers[i].k_dtype <= SFA_I8 && layers[i].v_dtype >= SFA_F32 && layers[i].v_dtype <= SFA_I4 &&
+           layers[i].k_dtype <= SFA_I8 && layers[i].v_dtype >= SFA_F32 && layers[i].v_dtype <= SFA_E4M3 &&
            layers[i].page_bytes >= SFA_INDEX_ALIGN && layers[i].page_bytes % SFA_INDEX_ALIGN == 0 &&
            layers[i].page_bytes <= (uint64_t)1 << 40;
   return good;

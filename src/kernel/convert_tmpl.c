@@ -1,5 +1,5 @@
-/* quantize_i8, quantize_i4, round_rows, load_rows, store_rows, rotate_rows: rows from one element type to another, V_LANES elements a step
- * and what remains one by one. */
+/* quantize_i8, quantize_i4, quantize_e4m3, round_rows, load_rows, store_rows, rotate_rows: rows from one element type to another, V_LANES
+ * elements a step and what remains one by one. */
 
 static uint32_t largest_magnitude(const float *x, int32_t n) {
   const int32_t whole = n - n % V_LANES;
@@ -71,6 +71,27 @@ static int64_t quantize_i4(int64_t n_rows, int32_t n, const float *x, int64_t ro
   return 0;
 }
 
+static int64_t quantize_e4m3(int64_t n_rows, int32_t n, const float *x, int64_t row_stride, uint8_t *out, int64_t out_stride,
+                             uint16_t *scales) {
+  const int32_t whole = n - n % V_LANES;
+  for (int64_t row = 0; row < n_rows; row++, x += row_stride, out += out_stride) {
+    uint16_t scale = sfa_e4m3_scale(largest_magnitude(x, n));
+    if (scale == SFA_ROW_SCALE_OVERFLOW)
+      return row + 1;
+    scales[row] = scale;
+    if (scale == 0 || scale == SFA_ROW_SCALE_NAN) {
+      memset(out, 0, (size_t)n);
+      continue;
+    }
+    const float inverse = 1 / sfa_f32_from_f16(scale); /* of a power of two: exact, and so are the products */
+    for (int32_t i = 0; i < whole; i += V_LANES)
+      v_store_e4m3(out + i, vf_mul(vf_load(x + i), vf_set(inverse)));
+    for (int32_t i = whole; i < n; i++)
+      out[i] = sfa_e4m3_from_f32(x[i] * inverse);
+  }
+  return 0;
+}
+
 static void round_rows(int32_t n_rows, int32_t n, int32_t n_terms, float *x, int64_t row_stride, float *step) {
   const int32_t whole = n - n % V_LANES;
   for (int32_t row = 0; row < n_rows; row++, x += row_stride) {
@@ -111,6 +132,11 @@ static void load_rows(int64_t n_rows, int32_t n, sfa_dtype dtype, const void *in
       const uint8_t *pairs = (const uint8_t *)in + row * (in_stride / 2);
       for (int32_t i = 0; i < n; i++)
         out[i] = (float)((pairs[i / 2] >> 4 * (i & 1) & 15) - 8) * scale;
+      break;
+    }
+    case SFA_E4M3: {
+      const float scale = scales ? sfa_f32_from_f16(scales[row]) : 1.0f;
+      LOAD_ROW(uint8_t, vf_mul(v_load_e4m3(from + i), vf_set(scale)), sfa_f32_from_e4m3(from[i]) * scale);
       break;
     }
     default: LOAD_ROW(float, vf_load(from + i), from[i]);

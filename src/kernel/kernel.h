@@ -18,8 +18,9 @@
  *     o_e = o_e * alpha                                                             rescale
  *     o_e = fma(p_j, v_je, o_e), one key after the other                            value_product
  *
- * Values of SFA_I8 and SFA_I4 are whole numbers c and a row scale, and the scale goes to the weight: o_e = fma(p_j * scale_j, c_je, o_e),
- * the product rounded to f32 once a key (scale_weights), after p_j was added to l. A weight of 0 stays 0 whatever the scale.
+ * Values of SFA_I8, SFA_I4 and SFA_E4M3 are numbers c of few bits and a row scale, and the scale goes to the weight: o_e = fma(p_j *
+ * scale_j, c_je, o_e), the product rounded to f32 once a key (scale_weights), after p_j was added to l. A weight of 0 stays 0 whatever the
+ * scale.
  *
  * Features that a code leaves out would add fma(0, q, s) = s, so a code with K = D, and dense rows, give the same bits.
  * Scores are in units of log2: softmax_scale * log2(e) is multiplied into Qt. e2 is the polynomial of kernel.h's sfa_exp2 below.
@@ -60,7 +61,7 @@ typedef struct sfa_stored_rows {
   const void *ids; /* [n][width] ascending, uint8_t if D <= 256, else uint16_t; NULL: dense rows */
   const void *values;
   int64_t ids_stride, values_stride; /* elements between rows */
-  const uint16_t *scales;            /* f16, SFA_I8 and SFA_I4; else NULL */
+  const uint16_t *scales;            /* f16, of types that have them (sfa_has_scales); else NULL */
   int64_t scales_stride;
   const void *next; /* memory that is wanted afterwards: next_bytes of it are asked for, spread over the work on these rows */
   int64_t next_bytes;
@@ -92,9 +93,13 @@ typedef struct sfa_kernels {
   /* Rows to SFA_I4 in the same way: scale = f16(max|x| / 7) rounded up, value -7..7, stored + 8. n and out_stride (elements) are even. */
   int64_t (*quantize_i4)(int64_t n_rows, int32_t n, const float *x, int64_t row_stride, uint8_t *out, int64_t out_stride, uint16_t *scales);
 
-  /* Rows of n stored elements to f32 (out rows out_stride apart). dtype SFA_F32, SFA_BF16, SFA_F16, or SFA_I8, SFA_I4 with scales[row]
-   * (f16): value * scale in f32; without scales (NULL) the whole numbers themselves. in_stride in elements; for SFA_I4 it and n are even.
-   */
+  /* Rows to SFA_E4M3 in the same way, but scale = the smallest power of two that is at least max|x| / 448 (2^-24 or more): quotients are
+   * exact, and rows that are e4m3 times a power of two stay what they are. Values rounded to nearest even. */
+  int64_t (*quantize_e4m3)(int64_t n_rows, int32_t n, const float *x, int64_t row_stride, uint8_t *out, int64_t out_stride,
+                           uint16_t *scales);
+
+  /* Rows of n stored elements to f32 (out rows out_stride apart). dtype SFA_F32, SFA_BF16, SFA_F16, or SFA_I8, SFA_I4, SFA_E4M3 with
+   * scales[row] (f16): value * scale in f32; without scales (NULL) the numbers c. in_stride in elements; for SFA_I4 it and n are even. */
   void (*load_rows)(int64_t n_rows, int32_t n, sfa_dtype dtype, const void *in, int64_t in_stride, const uint16_t *scales, float *out,
                     int64_t out_stride);
   /* The reverse for SFA_F32, SFA_BF16, SFA_F16 (round to nearest even; f16 overflow gives inf, which callers exclude before). */
@@ -146,7 +151,7 @@ typedef struct sfa_kernels {
   int (*softmax_tile)(int32_t n_keys, int32_t W, float *S, float *m, float *l, float *alpha);
   /* O [n_rows][E] rows times alpha[row]. */
   void (*rescale)(int32_t n_rows, int32_t E, const float *alpha, float *O);
-  /* P [n_keys][W] in place: P[j][i] * scale[j], but 0 where P is 0, for the values of SFA_I8 and SFA_I4. */
+  /* P [n_keys][W] in place: P[j][i] * scale[j], but 0 where P is 0, for values with scales. */
   void (*scale_weights)(int32_t n_keys, int32_t W, const float *scale, float *P);
   /* O [n_rows][E] += P^T V: P [n_keys][W], V [n_keys][E] f32 with rows v_stride apart, E a multiple of 8. */
   void (*value_product)(int32_t n_rows, int32_t n_keys, int32_t W, const float *P, int32_t E, const float *V, int64_t v_stride, float *O);

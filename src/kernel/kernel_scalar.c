@@ -99,6 +99,20 @@ static int64_t quantize_i4(int64_t n_rows, int32_t n, const float *x, int64_t ro
   return 0;
 }
 
+static int64_t quantize_e4m3(int64_t n_rows, int32_t n, const float *x, int64_t row_stride, uint8_t *out, int64_t out_stride,
+                             uint16_t *scales) {
+  for (int64_t row = 0; row < n_rows; row++, x += row_stride, out += out_stride) {
+    uint16_t scale = sfa_e4m3_scale(largest_magnitude(x, n));
+    if (scale == SFA_ROW_SCALE_OVERFLOW)
+      return row + 1;
+    scales[row] = scale;
+    float step = sfa_f32_from_f16(scale);
+    for (int32_t i = 0; i < n; i++)
+      out[i] = scale == 0 || scale == SFA_ROW_SCALE_NAN ? 0 : sfa_e4m3_from_f32(x[i] / step);
+  }
+  return 0;
+}
+
 static void load_rows(int64_t n_rows, int32_t n, sfa_dtype dtype, const void *in, int64_t in_stride, const uint16_t *scales, float *out,
                       int64_t out_stride) {
   const int scaled = scales && sfa_has_scales(dtype);

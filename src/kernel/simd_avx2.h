@@ -130,6 +130,33 @@ V_INLINE vf v_load_bf16(const uint16_t *p) {
 }
 V_INLINE vf v_load_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const void *)p)); }
 V_INLINE vf v_load_i8(const int8_t *p) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)p))); }
+V_INLINE vf v_load_e4m3(const uint8_t *p) {
+  const __m128i magnitude = _mm_set1_epi16(0x3f80), wide = _mm_cvtepi8_epi16(_mm_loadl_epi64((const void *)p));
+  const __m128i half = _mm_and_si128(_mm_slli_epi16(wide, 7), _mm_set1_epi16((short)0xbf80));
+  const __m128i nan = _mm_and_si128(_mm_cmpeq_epi16(_mm_and_si128(half, magnitude), magnitude), _mm_set1_epi16(0x7e00));
+  return _mm256_mul_ps(_mm256_cvtph_ps(_mm_or_si128(half, nan)), _mm256_set1_ps(256));
+}
+V_INLINE void v_load_e4m3_pair(const uint8_t *p, vf out[2]) {
+  const __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)p));
+  const __m256i half = _mm256_and_si256(_mm256_slli_epi16(wide, 7), _mm256_set1_epi16((short)0xbf80));
+  out[0] = _mm256_cvtph_ps(_mm256_castsi256_si128(half));
+  out[1] = _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1));
+}
+V_INLINE vi v_most_e4m3(vi most, const uint8_t *p, const int n) {
+  const __m256i x = n == 16 ? _mm256_zextsi128_si256(_mm_loadu_si128((const void *)p)) : _mm256_loadu_si256((const void *)p);
+  return _mm256_max_epu8(most, _mm256_or_si256(x, _mm256_set1_epi8((char)0x80)));
+}
+V_INLINE int v_has_nan_e4m3(vi most) { return _mm256_movemask_epi8(_mm256_cmpeq_epi8(most, _mm256_set1_epi8(-1))) != 0; }
+V_INLINE void v_store_e4m3(uint8_t *p, vf x) {
+  const __m256i bits = vf_bits(x), sign = _mm256_and_si256(_mm256_srli_epi32(bits, 24), vi_set(0x80)), size = vf_bits(vf_abs(x));
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(size, 20), vi_set(1));
+  const __m256i normal = _mm256_srli_epi32(_mm256_add_epi32(size, _mm256_add_epi32(odd, vi_set(0x7ffff - (120 << 23)))), 20);
+  const __m256i small = _mm256_sub_epi32(vf_bits(vf_add(vf_abs(x), vf_set(0x1p14f))), vf_bits(vf_set(0x1p14f)));
+  const __m256i is_small = _mm256_cmpgt_epi32(vf_bits(vf_set(0x1p-6f)), size);
+  const __m256i bytes = _mm256_or_si256(sign, _mm256_blendv_epi8(normal, small, is_small));
+  const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
+  _mm_storel_epi64((void *)p, _mm_packus_epi16(words, words));
+}
 V_INLINE vf v_low_bf16(vf x) { return _mm256_castsi256_ps(_mm256_slli_epi32(vf_bits(x), 16)); }
 V_INLINE vf v_high_bf16(vf x) { return _mm256_castsi256_ps(_mm256_and_si256(vf_bits(x), _mm256_set1_epi32(INT32_MIN >> 15))); }
 V_INLINE void v_load_i4(const uint8_t *p, vf out[2]) {

@@ -186,6 +186,36 @@ V_INLINE vf v_load_bf16(const uint16_t *p) {
 }
 V_INLINE vf v_load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const void *)p)); }
 V_INLINE vf v_load_i8(const int8_t *p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)p))); }
+/* e4m3: its bits at those of an f16 are the number times 2^-8, subnormal or not; NaN alone is to be set. */
+V_INLINE vf v_load_e4m3(const uint8_t *p) {
+  const __m256i magnitude = _mm256_set1_epi16(0x3f80), wide = _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)p));
+  const __m256i half = _mm256_and_si256(_mm256_slli_epi16(wide, 7), _mm256_set1_epi16((short)0xbf80));
+  const __mmask16 nan = _mm256_cmpeq_epi16_mask(_mm256_and_si256(half, magnitude), magnitude);
+  return _mm512_mul_ps(_mm512_cvtph_ps(_mm256_mask_mov_epi16(half, nan, _mm256_set1_epi16(0x7e00))), _mm512_set1_ps(256));
+}
+/* 2 V_LANES elements of e4m3 times 2^-8, but NaN as 1.875. */
+V_INLINE void v_load_e4m3_pair(const uint8_t *p, vf out[2]) {
+  const __m512i wide = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const void *)p));
+  const __m512i half = _mm512_and_si512(_mm512_slli_epi16(wide, 7), _mm512_set1_epi16((short)0xbf80));
+  out[0] = _mm512_cvtph_ps(_mm512_castsi512_si256(half));
+  out[1] = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(half, 1));
+}
+/* The larger magnitudes byte by byte, of 2 V_LANES or 4 V_LANES elements of e4m3: bytes of which 255 are NaN. */
+V_INLINE vi v_most_e4m3(vi most, const uint8_t *p, const int n) {
+  const __m512i x =
+      n == 32 ? _mm512_zextsi256_si512(_mm256_loadu_si256((const void *)p)) : _mm512_loadu_si512((const void *)p); /* zeros: no NaN */
+  return _mm512_max_epu8(most, _mm512_or_si512(x, _mm512_set1_epi8((char)0x80)));
+}
+V_INLINE int v_has_nan_e4m3(vi most) { return _mm512_cmpeq_epi8_mask(most, _mm512_set1_epi8(-1)) != 0; }
+/* Of magnitudes up to 448, rounded as sfa_e4m3_from_f32 does. */
+V_INLINE void v_store_e4m3(uint8_t *p, vf x) {
+  const __m512i bits = vf_bits(x), sign = _mm512_and_si512(_mm512_srli_epi32(bits, 24), vi_set(0x80)), size = vf_bits(vf_abs(x));
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(size, 20), vi_set(1));
+  const __m512i normal = _mm512_srli_epi32(_mm512_add_epi32(size, _mm512_add_epi32(odd, vi_set(0x7ffff - (120 << 23)))), 20);
+  const __m512i small = _mm512_sub_epi32(vf_bits(vf_add(vf_abs(x), vf_set(0x1p14f))), vf_bits(vf_set(0x1p14f)));
+  const __mmask16 is_small = _mm512_cmplt_epi32_mask(size, vf_bits(vf_set(0x1p-6f)));
+  _mm_storeu_si128((void *)p, _mm512_cvtepi32_epi8(_mm512_or_si512(sign, _mm512_mask_mov_epi32(normal, is_small, small))));
+}
 /* Two bf16 a lane: the element at the lower address, and the other. */
 V_INLINE vf v_low_bf16(vf x) { return _mm512_castsi512_ps(_mm512_slli_epi32(vf_bits(x), 16)); }
 V_INLINE vf v_high_bf16(vf x) { return _mm512_castsi512_ps(_mm512_and_si512(vf_bits(x), _mm512_set1_epi32(INT32_MIN >> 15))); }

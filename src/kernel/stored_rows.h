@@ -1,9 +1,10 @@
-/* kernel/stored_rows.h: elements of stored rows, and the scales of whole numbers in integer and exact f32 steps: no rounding that an
- * instruction set could change. */
+/* kernel/stored_rows.h: elements of stored rows, and their scales in integer and exact f32 steps: no rounding that an instruction set could
+ * change. */
 #ifndef SFA_STORED_ROWS_H
 #define SFA_STORED_ROWS_H
 
 #include "base/dtype.h"
+#include "base/fp8.h"
 #include "base/half.h"
 #include "kernel/kernel.h"
 
@@ -21,6 +22,16 @@ static inline uint16_t sfa_row_scale(uint32_t largest, float most) {
   if (scale < SFA_ROW_SCALE_OVERFLOW && sfa_f32_from_f16(scale) * most < limit)
     scale++;
   return scale;
+}
+
+/* The same for e4m3: the smallest power of two, from 2^-24 to 2^15, that is at least max|x| / 448. 448 is 1.75 * 2^8. */
+static inline uint16_t sfa_e4m3_scale(uint32_t largest) {
+  if (largest >= 0x7f800000u)
+    return SFA_ROW_SCALE_NAN;
+  if (largest == 0)
+    return 0;
+  const int32_t power = (int32_t)(largest >> 23) - 127 - 8 + ((largest & 0x7fffffu) > 0x600000u);
+  return power > 15 ? SFA_ROW_SCALE_OVERFLOW : (uint16_t)(power >= -14 ? (power + 15) << 10 : power >= -24 ? 1 << (power + 24) : 1);
 }
 
 /* The step 2^e of round_rows. largest: bits of max|x|. NaN for a row without one. */
@@ -63,6 +74,7 @@ static inline float sfa_stored_value(sfa_dtype dtype, const void *values, int64_
   case SFA_F16: return sfa_f32_from_f16(((const uint16_t *)values)[at]);
   case SFA_I8: return (float)((const int8_t *)values)[at];
   case SFA_I4: return (float)((((const uint8_t *)values)[at >> 1] >> 4 * (at & 1) & 15) - 8);
+  case SFA_E4M3: return sfa_f32_from_e4m3(((const uint8_t *)values)[at]);
   default: return ((const float *)values)[at];
   }
 }

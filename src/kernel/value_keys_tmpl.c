@@ -10,7 +10,10 @@ enum { PREFETCH_KEYS = 6 };
 /* Types whose elements share a lane at first: they come as pairs of vectors, the even and the odd elements. */
 V_INLINE int comes_in_pairs(const sfa_dtype dtype) { return dtype == SFA_BF16 || dtype == SFA_I4; }
 
-/* `columns` vectors, an even number, of a stored row, before its scale. */
+/* e4m3 is read times 2^-8, as its bits are an f16; weights take 2^8. Both are exact. */
+V_INLINE float value_unit(const sfa_dtype dtype) { return dtype == SFA_E4M3 ? 0x1p-8f : 1.0f; }
+
+/* `columns` vectors, an even number, of a stored row, before its scale, times value_unit; NaN of e4m3 are numbers. */
 V_INLINE void value_vectors(const sfa_dtype dtype, const int columns, const char *row, vf *v) {
 #pragma GCC unroll 8
   for (int c = 0; c < columns; c++)
@@ -28,6 +31,10 @@ V_INLINE void value_vectors(const sfa_dtype dtype, const int columns, const char
       if (c % 2 == 0)
         v_load_i4((const uint8_t *)row + c * V_LANES / 2, v + c);
       break;
+    case SFA_E4M3:
+      if (c % 2 == 0)
+        v_load_e4m3_pair((const uint8_t *)row + c * V_LANES, v + c);
+      break;
     default: v[c] = vf_load((const float *)row + c * V_LANES);
     }
 }
@@ -41,11 +48,16 @@ typedef struct value_list {
   const uint8_t *keys; /* [n + PREFETCH_KEYS] */
 } value_list;
 
-/* sum += P V over keys from .. to - 1 of the list. `wanted` is memory to ask for: a row of it for each key, or where there are gaps, and
- * keys ask for the list's rows, a line. dtype, rows, columns and gaps are constants where this is inlined. */
+/* Element `at` as value_vectors has it, and NaN as such. */
+V_INLINE float value_number(const sfa_dtype dtype, const void *row, int64_t at) {
+  return sfa_stored_value(dtype, row, at) * value_unit(dtype);
+}
+
+/* sum += P V over keys from .. to - 1 of the list; `most`: see v_most_e4m3. `wanted` is memory to ask for: a row of it for each key, or
+ * where there are gaps, and keys ask for the list's rows, a line. dtype, rows, columns and gaps are constants where this is inlined. */
 V_INLINE void value_keys_run(const sfa_dtype dtype, const int rows, const int columns, const int gaps, const value_list *list, int32_t from,
-                             int32_t to, const char *wanted, const float *P, vf *sum) {
-  const int bytes = dtype == SFA_I4 ? columns * V_LANES / 2 : columns * V_LANES * (dtype == SFA_I8 ? 1 : dtype == SFA_F32 ? 4 : 2);
+                             int32_t to, const char *wanted, const float *P, vf *sum, vi *most) {
+  const int bytes = (int)sfa_stored_bytes(dtype, columns * V_LANES);
   const int64_t row_bytes = list->row_bytes;
   const char *row = list->values + from * row_bytes;
   for (int32_t at = from; at < to; at++, row += row_bytes, wanted += gaps ? 64 : row_bytes) {
@@ -61,6 +73,10 @@ V_INLINE void value_keys_run(const sfa_dtype dtype, const int rows, const int co
       __builtin_prefetch(ahead + b);
     vf v[8];
     value_vectors(dtype, columns, row, v);
+    if (dtype == SFA_E4M3)
+#pragma GCC unroll 2
+      for (int b = 0; b < bytes; b += 4 * V_LANES)
+        *most = v_most_e4m3(*most, (const uint8_t *)row + b, bytes < 4 * V_LANES ? bytes : 4 * V_LANES);
 #pragma GCC unroll 4
     for (int i = 0; i < rows; i++) {
       const vf p = vf_set(P[i * SFA_KEY_TILE + j]);
@@ -71,9 +87,22 @@ V_INLINE void value_keys_run(const sfa_dtype dtype, const int rows, const int co
   }
 }
 
+/* The same element by element. */
+static void value_keys_slowly(const sfa_dtype dtype, int rows, int32_t n, const value_list *list, const float *P, int64_t E, float *O) {
+  for (int32_t at = 0; at < list->n; at++) {
+    const int32_t j = list->gaps ? list->keys[at] : at;
+    for (int32_t e = 0; e < n; e++) {
+      const float v = value_number(dtype, list->values + j * list->row_bytes, e);
+      for (int i = 0; i < rows; i++)
+        O[i * E + e] = fmaf(P[i * SFA_KEY_TILE + j], v, O[i * E + e]);
+    }
+  }
+}
+
 V_INLINE void value_keys_block(const sfa_dtype dtype, const int rows, const int columns, const value_list *list, const float *P, int64_t E,
                                float *O) {
   vf sum[16];
+  vi most = vi_set(0);
 #pragma GCC unroll 4
   for (int i = 0; i < rows; i++)
 #pragma GCC unroll 8
@@ -84,11 +113,15 @@ V_INLINE void value_keys_block(const sfa_dtype dtype, const int rows, const int 
     for (int a = 0; a < rows * columns; a += 2)
       v_split(sum + a);
   if (list->gaps) {
-    value_keys_run(dtype, rows, columns, 1, list, 0, list->n, list->next, P, sum);
+    value_keys_run(dtype, rows, columns, 1, list, 0, list->n, list->next, P, sum, &most);
   } else { /* the last keys ask for what is wanted next */
     const int32_t ahead = (int32_t)(SFA_AHEAD_BYTES / list->row_bytes), here = list->n > ahead ? list->n - ahead : 0;
-    value_keys_run(dtype, rows, columns, 0, list, 0, here, list->values + ahead * list->row_bytes, P, sum);
-    value_keys_run(dtype, rows, columns, 0, list, here, list->n, list->next, P, sum);
+    value_keys_run(dtype, rows, columns, 0, list, 0, here, list->values + ahead * list->row_bytes, P, sum, &most);
+    value_keys_run(dtype, rows, columns, 0, list, here, list->n, list->next, P, sum, &most);
+  }
+  if (dtype == SFA_E4M3 && v_has_nan_e4m3(most)) {
+    value_keys_slowly(dtype, rows, columns * V_LANES, list, P, E, O);
+    return;
   }
   if (comes_in_pairs(dtype))
 #pragma GCC unroll 8
@@ -109,19 +142,6 @@ V_INLINE void value_keys_band(const sfa_dtype dtype, const int columns, const va
     value_keys_block(dtype, most, columns, list, P, E, O);
   for (; n_rows > 0; n_rows--, P += SFA_KEY_TILE, O += E)
     value_keys_block(dtype, 1, columns, list, P, E, O);
-}
-
-/* The last elements of a row, that fill no pair of vectors, one by one. */
-static void value_keys_rest(const sfa_stored_rows *values, const value_list *list, int32_t n_rows, const float *P, int32_t first, int32_t E,
-                            float *O) {
-  for (int32_t at = 0; at < list->n; at++) {
-    const int32_t j = list->gaps ? list->keys[at] : at;
-    for (int32_t e = first; e < E; e++) {
-      const float v = sfa_stored_value(values->dtype, values->values, j * values->values_stride + e);
-      for (int32_t i = 0; i < n_rows; i++)
-        O[(int64_t)i * E + e] = fmaf(P[i * SFA_KEY_TILE + j], v, O[(int64_t)i * E + e]);
-    }
-  }
 }
 
 /* The list's values from element e on. If nothing is wanted next, the last keys ask for these values again: that costs nothing. */
@@ -148,8 +168,10 @@ V_INLINE void value_keys_of(const sfa_dtype dtype, const sfa_stored_rows *values
     list_from(values, e, list);
     value_keys_band(dtype, 2, list, n_rows, P, E, O + e);
   }
-  if (e < E)
-    value_keys_rest(values, list, n_rows, P, e, E, O);
+  if (e < E) { /* elements that fill no pair of vectors */
+    list_from(values, e, list);
+    value_keys_slowly(dtype, n_rows, E - e, list, P, E, O + e);
+  }
 }
 
 static void value_keys_listed(const sfa_stored_rows *values, value_list *list, int32_t n_rows, const float *P, int32_t E, float *O) {
@@ -158,6 +180,7 @@ static void value_keys_listed(const sfa_stored_rows *values, value_list *list, i
   case SFA_F16: value_keys_of(SFA_F16, values, list, n_rows, P, E, O); break;
   case SFA_I8: value_keys_of(SFA_I8, values, list, n_rows, P, E, O); break;
   case SFA_I4: value_keys_of(SFA_I4, values, list, n_rows, P, E, O); break;
+  case SFA_E4M3: value_keys_of(SFA_E4M3, values, list, n_rows, P, E, O); break;
   default: value_keys_of(SFA_F32, values, list, n_rows, P, E, O);
   }
 }
@@ -181,13 +204,14 @@ static void list_keys(uint64_t bits, uint8_t keys[SFA_KEY_TILE + PREFETCH_KEYS],
   }
 }
 
-/* P times the values' scales, into out. */
+/* P times the values' scales and what value_unit left out, into out. */
 static void scale_keys(const sfa_stored_rows *values, int32_t n_rows, const float *P, float *out) {
   float scale[SFA_KEY_TILE];
+  const vf unit = vf_set(1 / value_unit(values->dtype)); /* last: a product below 2^-126 is rounded before */
   load_scales(values, scale);
   for (int j = 0; j < SFA_KEY_TILE; j += V_LANES)
     for (int32_t i = 0; i < n_rows; i++)
-      vf_store(out + i * SFA_KEY_TILE + j, vf_mul(vf_load(P + i * SFA_KEY_TILE + j), vf_load(scale + j)));
+      vf_store(out + i * SFA_KEY_TILE + j, vf_mul(vf_mul(vf_load(P + i * SFA_KEY_TILE + j), vf_load(scale + j)), unit));
 }
 
 static void value_keys(const sfa_stored_rows *values, int32_t n_rows, const float *P, int32_t E, float *O) {

@@ -53,7 +53,7 @@ static void case_create(check *c, attention_case *a, bool decode) {
   o->k_q = kept_of(c, o->head_dim);
   o->k_k = kept_of(c, o->head_dim);
   o->k_dtype = (sfa_dtype)check_range(c, SFA_F32, SFA_I8);
-  o->v_dtype = (sfa_dtype)check_range(c, SFA_F32, SFA_I8);
+  o->v_dtype = (sfa_dtype)check_range(c, SFA_F32, SFA_E4M3);
   o->softmax_scale = check_pick(c, 3) ? 0.0f : 0.2f;
   o->softcap = check_pick(c, 4) ? 0.0f : 1.0f + (float)check_pick(c, 30);
   o->causal = check_pick(c, 2);

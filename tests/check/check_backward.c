@@ -178,7 +178,7 @@ static void backward_case(check *c, bool half) {
   o.k_q = kept[check_pick(c, 4)];
   o.k_k = kept[check_pick(c, 4)];
   o.k_dtype = (sfa_dtype)check_range(c, SFA_F32, SFA_I8);
-  o.v_dtype = (sfa_dtype)check_range(c, SFA_F32, SFA_I8);
+  o.v_dtype = (sfa_dtype)check_range(c, SFA_F32, SFA_E4M3);
   o.softcap = half || check_pick(c, 4) ? 0.0f : 1.0f + (float)check_pick(c, 30);
   o.causal = check_pick(c, 2);
   o.has_window = !check_pick(c, 3);

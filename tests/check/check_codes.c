@@ -75,37 +75,44 @@ static void check_topk(check *c) {
   }
 }
 
-/* A row's whole number at i, int8 or two of int4 a byte. */
-static int whole_at(sfa_dtype dtype, const uint8_t *row, int i) {
-  return dtype == SFA_I8 ? (int8_t)row[i] : (row[i / 2] >> i % 2 * 4 & 15) - 8;
+/* A row's number at i before its scale: int8, two of int4 a byte, or e4m3. */
+static double number_at(sfa_dtype dtype, const uint8_t *row, int i) {
+  return dtype == SFA_I8 ? (int8_t)row[i]
+         : dtype == SFA_I4
+             ? (row[i / 2] >> i % 2 * 4 & 15) - 8
+             : (row[i] & 128 ? -1 : 1) * (row[i] & 120 ? ldexp(8 + (row[i] & 7), (row[i] >> 3 & 15) - 10) : ldexp(row[i] & 7, -9));
+}
+
+/* Rows to a type with scales, by an instruction set's kernels. */
+static int64_t quantize(const sfa_kernels *kernels, sfa_dtype dtype, int n_rows, int n, const float *x, int stride, uint8_t *out,
+                        int out_stride, uint16_t *scales) {
+  return dtype == SFA_I8   ? kernels->quantize_i8(n_rows, n, x, stride, (int8_t *)out, out_stride, scales)
+         : dtype == SFA_I4 ? kernels->quantize_i4(n_rows, n, x, stride, out, out_stride, scales)
+                           : kernels->quantize_e4m3(n_rows, n, x, stride, out, out_stride, scales);
 }
 
 static void quantize_case(check *c, check_kind kind, sfa_dtype dtype, int n_rows, int n, float factor) {
-  const char *name = dtype == SFA_I8 ? "quantize_i8" : "quantize_i4";
+  const char *name = dtype == SFA_I8 ? "quantize_i8" : dtype == SFA_I4 ? "quantize_i4" : "quantize_e4m3";
   check_begin(c, name, "%s n_rows %d n %d factor %g", check_kind_name(kind), n_rows, n, (double)factor);
   const int most = dtype == SFA_I8 ? 127 : 7, stride = n + check_pick(c, 3), out_stride = n + 2 * check_pick(c, 3);
-  const size_t row_bytes = dtype == SFA_I8 ? (size_t)out_stride : (size_t)out_stride / 2, bytes = (size_t)n_rows * row_bytes;
+  const size_t row_bytes = dtype == SFA_I4 ? (size_t)out_stride / 2 : (size_t)out_stride, bytes = (size_t)n_rows * row_bytes;
   float *x = check_rows(c, kind, (int64_t)n_rows * stride);
   for (int64_t i = 0; i < (int64_t)n_rows * stride; i++)
     x[i] *= factor;
   uint8_t *out = check_memory(c, bytes), *plain_out = check_memory(c, bytes);
   uint16_t *scales = check_memory(c, (size_t)n_rows * 2), *plain_scales = check_memory(c, (size_t)n_rows * 2);
-  int64_t bad, plain_bad;
-  if (dtype == SFA_I8) {
-    bad = c->kernels->quantize_i8(n_rows, n, x, stride, (int8_t *)out, out_stride, scales);
-    plain_bad = c->plain->quantize_i8(n_rows, n, x, stride, (int8_t *)plain_out, out_stride, plain_scales);
-  } else {
-    bad = c->kernels->quantize_i4(n_rows, n, x, stride, out, out_stride, scales);
-    plain_bad = c->plain->quantize_i4(n_rows, n, x, stride, plain_out, out_stride, plain_scales);
-  }
+  const int64_t bad = quantize(c->kernels, dtype, n_rows, n, x, stride, out, out_stride, scales);
+  const int64_t plain_bad = quantize(c->plain, dtype, n_rows, n, x, stride, plain_out, out_stride, plain_scales);
   if (bad != plain_bad)
     check_fail(c, "returns %lld, plain C %lld", (long long)bad, (long long)plain_bad);
   const int good = bad ? (int)bad - 1 : n_rows;
   check_bytes(c, "values", out, plain_out, (size_t)good * row_bytes);
   check_bytes(c, "scales", scales, plain_scales, (size_t)good * 2);
   for (int row = 0; row < n_rows; row++) {
-    int values[600];
-    double scale = oracle_whole(x + (int64_t)row * stride, n, most, values);
+    int whole[600];
+    double values[600];
+    const float *from = x + (int64_t)row * stride;
+    const double scale = dtype == SFA_E4M3 ? oracle_e4m3(from, n, values) : oracle_whole(from, n, most, whole);
     if ((scale == -1) != (row == bad - 1) || row > good)
       check_fail(c, "row %d: oracle scale %g, returned %lld", row, scale, (long long)bad);
     if (row >= good)
@@ -113,9 +120,11 @@ static void quantize_case(check *c, check_kind kind, sfa_dtype dtype, int n_rows
     double got = oracle_f16(scales[row]);
     if (!(got == scale || (isnan(got) && isnan(scale))))
       check_fail(c, "row %d: scale %g, oracle %g", row, got, scale);
-    for (int i = 0; i < n; i++)
-      if (whole_at(dtype, out + (size_t)row * row_bytes, i) != values[i])
-        check_fail(c, "row %d element %d: %d, oracle %d", row, i, whole_at(dtype, out + (size_t)row * row_bytes, i), values[i]);
+    for (int i = 0; i < n; i++) {
+      const double number = number_at(dtype, out + (size_t)row * row_bytes, i), expected = dtype == SFA_E4M3 ? values[i] : whole[i];
+      if (number != expected)
+        check_fail(c, "row %d element %d: %g, oracle %g", row, i, number, expected);
+    }
   }
   check_end(c);
 }
@@ -128,6 +137,7 @@ static void check_quantize(check *c) {
       for (int f = 0; f < 5; f++) {
         quantize_case(c, (check_kind)kind, SFA_I8, check_range(c, 0, 5), sizes[s], factors[f]);
         quantize_case(c, (check_kind)kind, SFA_I4, check_range(c, 0, 5), sizes[s] + sizes[s] % 2, factors[f]);
+        quantize_case(c, (check_kind)kind, SFA_E4M3, check_range(c, 0, 5), sizes[s], factors[f]);
       }
 }
 
@@ -141,10 +151,8 @@ static void rows_case(check *c, check_kind kind, sfa_dtype dtype, int n_rows, in
   uint8_t *stored = check_memory(c, bytes), *plain_stored = check_memory(c, bytes);
   uint16_t *scales = check_memory(c, (size_t)n_rows * 2);
   float *back = check_floats(c, total), *plain_back = check_floats(c, total), *expected = check_floats(c, total);
-  if (dtype == SFA_I8) {
-    c->plain->quantize_i8(n_rows, n, x, stride, (int8_t *)stored, stored_stride, scales);
-  } else if (dtype == SFA_I4) {
-    c->plain->quantize_i4(n_rows, n, x, stride, stored, stored_stride, scales);
+  if (dtype >= SFA_I8) {
+    quantize(c->plain, dtype, n_rows, n, x, stride, stored, stored_stride, scales);
   } else {
     c->kernels->store_rows(n_rows, n, x, stride, dtype, stored, stored_stride);
     c->plain->store_rows(n_rows, n, x, stride, dtype, plain_stored, stored_stride);
@@ -169,7 +177,7 @@ static void rows_case(check *c, check_kind kind, sfa_dtype dtype, int n_rows, in
 
 static void check_stored_rows(check *c) {
   static const int sizes[] = {1, 7, 8, 9, 16, 17, 64, 130};
-  for (int dtype = SFA_F32; dtype <= SFA_I4; dtype++)
+  for (int dtype = SFA_F32; dtype <= SFA_E4M3; dtype++)
     for (int s = 0; s < 8; s++)
       for (int kind = 0; kind < CHECK_KINDS; kind++)
         if ((kind != CHECK_NAN || dtype < SFA_I8) && (sizes[s] % 2 == 0 || dtype != SFA_I4))

@@ -15,7 +15,7 @@ enum { N_KEY_TYPES = 4, N_HEAD_DIMS = 9 };
 typedef struct stored {
   sfa_stored_rows rows;
   float *loaded; /* [n][width]; before scales */
-  float *scale;  /* [n] of int8 and int4, else 1 */
+  float *scale;  /* [n] of types that have them, else 1 */
 } stored;
 
 static size_t bytes_of(sfa_dtype dtype, int64_t n) { return dtype == SFA_I4 ? (size_t)n / 2 : (size_t)n * sfa_dtype_bytes(dtype); }
@@ -43,11 +43,16 @@ static stored store_rows_of(check *c, int n, int dim, int K, sfa_dtype dtype, co
     c->plain->quantize_i8(n, width, dense, width, values, s.rows.values_stride, scales);
   else if (dtype == SFA_I4)
     c->plain->quantize_i4(n, width, dense, width, values, s.rows.values_stride, scales);
+  else if (dtype == SFA_E4M3)
+    c->plain->quantize_e4m3(n, width, dense, width, values, s.rows.values_stride, scales);
   else
     c->plain->store_rows(n, width, dense, width, dtype, values, s.rows.values_stride);
+  if (dtype == SFA_E4M3 && check_pick(c, 2)) /* NaN, which a row that was rounded to this does not have */
+    for (int i = 0; i < 3; i++)
+      ((uint8_t *)values)[check_pick(c, n) * s.rows.values_stride + check_pick(c, width)] = check_pick(c, 2) ? 0x7f : 0xff;
   s.rows.values = values;
   s.scale = check_floats(c, n);
-  if (dtype == SFA_I8 || dtype == SFA_I4) {
+  if (dtype >= SFA_I8) {
     s.rows.scales_stride = 1 + check_pick(c, 2);
     uint16_t *spaced = check_memory(c, (size_t)((n - 1) * s.rows.scales_stride + 1) * 2);
     for (int j = 0; j < n; j++)
@@ -374,9 +379,9 @@ static void unread_case(check *c, sfa_dtype dtype, int E, int n_rows, int before
 }
 
 static void check_value_keys(check *c) {
-  static const sfa_dtype types[] = {SFA_F32, SFA_BF16, SFA_F16, SFA_I8, SFA_I4};
+  static const sfa_dtype types[] = {SFA_F32, SFA_BF16, SFA_F16, SFA_I8, SFA_I4, SFA_E4M3};
   static const int dims[] = {8, 16, 24, 40, 64, 72, 80, 96, 128, 136, 256}, counts[] = {1, 2, 5, 63, SFA_KEY_TILE};
-  for (int t = 0; t < 5; t++)
+  for (int t = 0; t < 6; t++)
     for (int e = 0; e < 11; e++)
       for (int n = 0; n < 5; n++) {
         for (int zeros = 0; zeros < 4; zeros++) {

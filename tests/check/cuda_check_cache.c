@@ -284,6 +284,7 @@ void cuda_check_cache(cuda_check *t) {
                 {2, 2, 128, 128, 16, SFA_I8, SFA_I8},
                 {4, 1, 256, 128, 32, SFA_F16, SFA_I4},
                 {2, 1, 40, 96, 8, SFA_BF16, SFA_F16},
+                {4, 2, 64, 128, 8, SFA_I8, SFA_E4M3},
                 {2, 2, 96, 40, 12, SFA_F32, SFA_F32}};
   for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
     pair p = new_pair(t, LEN, shapes[i].H, shapes[i].G, shapes[i].D, shapes[i].E, shapes[i].k, shapes[i].k_dtype, shapes[i].v_dtype);
@@ -441,6 +442,8 @@ void cuda_check_decode(cuda_check *t) {
                 {4, 2, 256, 256, 16, SFA_I8, SFA_BF16},
                 {4, 2, 128, 128, 8, SFA_BF16, SFA_BF16},
                 {4, 2, 40, 96, 8, SFA_I8, SFA_I8},
+                {8, 2, 128, 128, 16, SFA_I8, SFA_E4M3},
+                {2, 2, 64, 64, 64, SFA_BF16, SFA_E4M3},
                 {2, 1, 96, 64, 12, SFA_F32, SFA_I4}};
   static const int32_t sequences[] = {0, 2, 1}, following[] = {1, 2}, several[] = {0, 2, 1, 2}, cu_q[] = {0, 3, 3, 8, 9};
   for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {

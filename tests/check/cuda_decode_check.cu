@@ -45,7 +45,13 @@ static float half_value(uint16_t h) {
   return exponent == 31 ? NAN : h >> 15 ? -x : x;
 }
 
-/* Stores x as an element of a row; of int8 and int4 the number itself. */
+static double e4m3_value(unsigned x) {
+  unsigned exponent = x >> 3 & 15, fraction = x & 7;
+  double value = (x & 127) == 127 ? NAN : exponent ? ldexp(8 + fraction, (int)exponent - 10) : ldexp(fraction, -9);
+  return x >> 7 ? -value : value;
+}
+
+/* Stores x as an element of a row; of int8, int4 and e4m3 any number but NaN. */
 static void put(unsigned char *row, sfa_dtype dtype, int at, float x) {
   if (dtype == SFA_F32)
     memcpy(row + 4 * at, &x, 4);
@@ -55,6 +61,8 @@ static void put(unsigned char *row, sfa_dtype dtype, int at, float x) {
     ((uint16_t *)row)[at] = (uint16_t)((x < 0) << 15 | (14 + draw(3)) << 10 | draw(1024));
   else if (dtype == SFA_I8)
     ((int8_t *)row)[at] = (int8_t)((int)draw(255) - 127);
+  else if (dtype == SFA_E4M3)
+    row[at] = (unsigned char)(draw(2) << 7 | draw(127));
   else
     row[at / 2] = (unsigned char)(at % 2 ? (row[at / 2] & 15) | (1 + draw(15)) << 4 : 1 + draw(15));
 }
@@ -64,6 +72,7 @@ static double value_at(const unsigned char *row, sfa_dtype dtype, int at) {
   case SFA_BF16: return float_of((uint32_t)((const uint16_t *)row)[at] << 16);
   case SFA_F16: return half_value(((const uint16_t *)row)[at]);
   case SFA_I8: return ((const int8_t *)row)[at];
+  case SFA_E4M3: return e4m3_value(row[at]);
   default: return (row[at / 2] >> 4 * (at % 2) & 15) - 8;
   }
 }
@@ -88,7 +97,7 @@ static const unsigned char *row_of(const side &s, const sfa_kv_stream &stream, s
   return s.host.data() + at + (size_t)(token % 64) * (size_t)stream.row_stride * element_bytes_x2 / 2;
 }
 
-static size_t twice(sfa_dtype dtype) { return dtype == SFA_I4 ? 1 : dtype == SFA_F32 ? 8 : dtype == SFA_I8 ? 2 : 4; }
+static size_t twice(sfa_dtype dtype) { return sfa_stored_bytes(dtype, 2); }
 
 /* Rows of a format, random in every byte that may be read, NaN elsewhere. spread: of the row scales. */
 static void make_side(side *s, sfa_row_format format, int n_sequences, int n_heads, int64_t max_keys, const std::vector<int32_t> &lengths,
@@ -96,7 +105,7 @@ static void make_side(side *s, sfa_row_format format, int n_sequences, int n_hea
   int width = format.k ? format.k : format.dim;
   size_t id_bytes = format.dim <= 256 ? 1 : 2, ids = format.k ? (size_t)format.k * id_bytes : 0,
          values = (size_t)width * twice(format.dtype) / 2;
-  bool scaled = format.dtype == SFA_I8 || format.dtype == SFA_I4;
+  bool scaled = sfa_has_scales(format.dtype);
   s->store = {};
   s->store.format = format;
   int64_t n_pages = (max_keys + 63) / 64;
@@ -164,7 +173,7 @@ static void make_side(side *s, sfa_row_format format, int n_sequences, int n_hea
         }
         if (scaled) {
           uint16_t *scale = (uint16_t *)row_of(*s, s->store.scales, 4, b, g, token);
-          *scale = (uint16_t)((format.dtype == SFA_I8 ? 9 : 13) << 10 | draw(1024)); /* about 1/64 and 1/4 */
+          *scale = (uint16_t)((format.dtype == SFA_I4 ? 13 : 9) << 10 | draw(1024)); /* about 1/4 and 1/64 */
           if (spread > 1 && draw(4) == 0)
             *scale = (uint16_t)(*scale - 0x1000);
         }
@@ -178,12 +187,48 @@ static void free_side(side *s) {
 }
 
 static const char *dtype_name(sfa_dtype dtype) {
-  static const char *const names[] = {"-", "f32", "bf16", "f16", "i8", "i4"};
+  static const char *const names[] = {"-", "f32", "bf16", "f16", "i8", "i4", "e4m3"};
   return names[dtype];
 }
 
 static double worst_out, worst_lse;
 static int n_dropping, n_flat;
+
+static bool sees(const sfa_cuda_decode &args, int64_t position, int64_t j) {
+  const sfa_cuda_scores &c = args.scores;
+  return (!c.causal || j <= position) && (c.window_right < 0 || j <= position + c.window_right) &&
+         (c.window_left < 0 || j >= position - c.window_left || j < c.n_sink_tokens);
+}
+
+/* NaN in one column of all keys of a head: its rows that see a key have NaN there, and all other numbers the bits they had. */
+static bool nan_stays(const sfa_cuda_decode &args, const std::vector<int32_t> &lengths, side *v, const std::vector<float> &before) {
+  std::vector<float> after(before.size());
+  size_t E = (size_t)args.head_dim_v;
+  int b = (int)draw((uint32_t)args.n_sequences), g = (int)draw((uint32_t)args.n_kv_heads), column = (int)draw((uint32_t)E);
+  for (int64_t j = 0; j < lengths[(size_t)b]; j++)
+    ((unsigned char *)row_of(*v, v->store.values, 2, b, g, j))[column] = (unsigned char)(draw(2) ? 0x7f : 0xff);
+  check(cudaMemcpy(v->device, v->host.data(), v->host.size(), cudaMemcpyHostToDevice), "rows");
+  const char *refused = sfa_cuda_decode_run(&args, 0);
+  check(cudaMemcpy(after.data(), args.out, after.size() * 4, cudaMemcpyDeviceToHost), refused ? refused : "NaN");
+  for (size_t i = 0; i < after.size(); i++) {
+    size_t r = i / E;
+    int h = (int)(r % (size_t)args.n_heads), t = (int)(r / (size_t)args.n_heads) % args.n_queries;
+    bool own = (int)(r / (size_t)args.n_heads) / args.n_queries == b && h / (args.n_heads / args.n_kv_heads) == g;
+    if (!own || (int)(i % E) != column) {
+      if (memcmp(&before[i], &after[i], 4) == 0)
+        continue;
+    } else {
+      int64_t position = lengths[(size_t)b] - args.n_queries + t, j = 0;
+      while (j < lengths[(size_t)b] && !sees(args, position, j))
+        j++;
+      if (j == lengths[(size_t)b] || isnan(after[i]))
+        continue;
+    }
+    printf("NaN in column %d of sequence %d head %d: row %zu column %zu is %.7g, was %.7g\n", column, b, g, r, i % E, after[i], before[i]);
+    return false;
+  }
+  return true;
+}
 
 /* One random case; returns whether it is right. */
 static bool run_case(int number) {
@@ -191,7 +236,7 @@ static bool run_case(int number) {
   static const int lengths_of[] = {0, 1, 31, 32, 33, 63, 64, 65, 127, 128, 255, 257, 1000, 2049};
   static const int kept[] = {8, 16, 16, 24, 32, 5};
   static const sfa_dtype key_types[] = {SFA_I8, SFA_I8, SFA_I8, SFA_BF16, SFA_F16, SFA_F32};
-  static const sfa_dtype value_types[] = {SFA_I8, SFA_I8, SFA_BF16, SFA_BF16, SFA_I4, SFA_F32, SFA_F16};
+  static const sfa_dtype value_types[] = {SFA_I8, SFA_BF16, SFA_E4M3, SFA_E4M3, SFA_I8, SFA_BF16, SFA_I4, SFA_F32, SFA_F16};
   sfa_cuda_decode args = {};
   int group = groups[draw(9)], n_kv = 1 + (int)draw(3), n_seq = 1 + (int)draw(3);
   args.n_sequences = n_seq;
@@ -202,7 +247,7 @@ static bool run_case(int number) {
   args.head_dim = dims[common ? draw(3) : draw(6)];
   args.head_dim_v = draw(4) ? args.head_dim : dims[common ? draw(3) : draw(6)];
   sfa_row_format kf = {args.head_dim, draw(5) || common ? kept[common ? draw(3) : draw(6)] : 0, key_types[common ? 0 : draw(6)]};
-  sfa_row_format vf = {args.head_dim_v, 0, value_types[common ? draw(4) : draw(7)]};
+  sfa_row_format vf = {args.head_dim_v, 0, value_types[common ? draw(4) : draw(9)]};
   args.k_q = draw(3) ? 0 : 1 + (int)draw((uint32_t)args.head_dim);
   std::vector<int32_t> lengths((size_t)n_seq);
   int64_t longest = 1;
@@ -306,9 +351,7 @@ static bool run_case(int number) {
     s.assign((size_t)n, -INFINITY);
     for (int64_t j = 0; j < n; j++) {
       const sfa_cuda_scores &c = args.scores;
-      bool sees = (!c.causal || j <= position) && (c.window_right < 0 || j <= position + c.window_right) &&
-                  (c.window_left < 0 || j >= position - c.window_left || j < c.n_sink_tokens);
-      if (!sees)
+      if (!sees(args, position, j))
         continue;
       const unsigned char *key = row_of(k, k.store.values, twice(kf.dtype), b, g, j);
       const unsigned char *id = kf.k ? row_of(k, k.store.ids, args.head_dim <= 256 ? 2 : 4, b, g, j) : NULL;
@@ -333,7 +376,7 @@ static bool run_case(int number) {
         continue;
       double p = exp(s[(size_t)j] - m), unit = 1;
       l += p;
-      if (vf.dtype == SFA_I8 || vf.dtype == SFA_I4)
+      if (sfa_has_scales(vf.dtype))
         unit = half_value(*(const uint16_t *)row_of(v, v.store.scales, 4, b, g, j));
       const unsigned char *value = row_of(v, v.store.values, twice(vf.dtype), b, g, j);
       for (size_t e = 0; e < E; e++) {
@@ -372,6 +415,8 @@ static bool run_case(int number) {
       right = false;
     }
   }
+  if (right && vf.dtype == SFA_E4M3)
+    right = nan_stays(args, lengths, &v, out[0]);
   if (!right) {
     printf(
         "  case %d: B %d T %d H %d G %d D %d E %d k %d %s v %s k_q %d q %s %s causal %d window %d %d sinks %d softcap %g alibi %d logit %d "

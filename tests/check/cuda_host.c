@@ -3,6 +3,7 @@
  * the text leaves the order open. Algorithm 1 and captured graphs are left to machines with a GPU. */
 #include "cuda/cuda_library.h"
 
+#include "base/fp8.h"
 #include "base/half.h"
 #include "code/code.h"
 #include "oracle.h"
@@ -84,6 +85,7 @@ static float element(const void *row, sfa_dtype dtype, int64_t i) {
   case SFA_BF16: return sfa_f32_from_bf16(((const uint16_t *)row)[i]);
   case SFA_F16: return sfa_f32_from_f16(((const uint16_t *)row)[i]);
   case SFA_I8: return (float)((const int8_t *)row)[i];
+  case SFA_E4M3: return sfa_f32_from_e4m3(((const uint8_t *)row)[i]);
   case SFA_I4: return (float)((int)(((const uint8_t *)row)[i / 2] >> (i % 2 ? 4 : 0) & 15) - 8);
   default: return ((const float *)row)[i];
   }

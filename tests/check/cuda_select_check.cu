@@ -262,9 +262,9 @@ static void run_case(const sfa_kernels *kernels, const check_case *c) {
         }
         if (!c->rows)
           continue;
-        /* the rows that were stored, dense: whole numbers and a unit */
-        const bool is_whole = c->store && sfa_has_scales(c->store);
-        const float unit = is_whole ? sfa_f32_from_f16(scale) : 1.0f;
+        /* the rows that were stored, dense: numbers, of int8 and int4 whole ones, and a unit */
+        const bool is_whole = c->store == SFA_I8 || c->store == SFA_I4;
+        const float unit = c->store && sfa_has_scales(c->store) ? sfa_f32_from_f16(scale) : 1.0f;
         kernels->load_rows(1, width * (c->store != 0) + D * (c->store == 0 && c->k == 0) + k * (c->store == 0 && c->k != 0), stored.dtype,
                            values, width, NULL, kept, D);
         for (int32_t f = 0; f < D; f++)
@@ -279,7 +279,7 @@ static void run_case(const sfa_kernels *kernels, const check_case *c) {
         compare(c, "support", support + row * words, bits, 4, words, row);
         float scale_f32 = unit;
         for (int32_t f = 0; f < D; f++)
-          dense[f] = is_whole ? whole[f] * unit : whole[f];
+          dense[f] = whole[f] * unit;
         if (c->rows_f32 && unit == unit)
           compare(c, "rows_f32", rows_f32 + row * D, dense, 4, D, row);
         const int64_t key = ((int64_t)b * max_keys + first_token[b] + t) * H + h;
@@ -341,7 +341,7 @@ static void run_case(const sfa_kernels *kernels, const check_case *c) {
 
 static void check(const sfa_kernels *kernels, const check_wish *wish) {
   static const int32_t dims[] = {8, 16, 40, 64, 72, 128, 136, 192, 256, 264, 520, 4096};
-  static const sfa_dtype stores[] = {SFA_I8, SFA_BF16, SFA_F16, SFA_F32, SFA_I4};
+  static const sfa_dtype stores[] = {SFA_I8, SFA_BF16, SFA_F16, SFA_F32, SFA_I4, SFA_E4M3};
   int32_t n_cases = 0, number = 0;
   for (size_t d = 0; d < sizeof dims / sizeof *dims; d++)
     for (int32_t variant = 0; variant < 60; variant++, number++) {
@@ -358,7 +358,7 @@ static void check(const sfa_kernels *kernels, const check_wish *wish) {
       c.n_sequences = 1 + variant % 4;
       c.pages = variant / 2 % 2;
       c.x = variant % 2 ? SFA_BF16 : SFA_F32;
-      c.store = variant % 11 == 10 ? SFA_DTYPE_DEFAULT : stores[variant / 3 % (c.k ? 4 : 5)];
+      c.store = variant % 11 == 10 ? SFA_DTYPE_DEFAULT : stores[variant / 3 % (c.k ? 4 : 6)];
       c.rows = variant % 4 == 3 ? SFA_I8 : variant % 7 == 6 ? SFA_DTYPE_DEFAULT : SFA_BF16;
       c.norm = variant % 5 == 1;
       c.n_pairs = variant % 6 == 2 ? D / 2 : variant % 6 == 5 ? D / 4 : 0;

@@ -33,6 +33,9 @@ SFA k 8 int8, V int4"
   holds "bytes of a token" "$(get 0.token_bytes) == 2 * 32 * 4 && $(get 2.token_bytes) == 2 * (4 * 2 + 2 + 64)"
   holds "bytes of a step" "$(get 0.bytes) == 200 * $(get 0.token_bytes) && $(get 6.bytes) == (66 + 133 + 200) * $(get 6.token_bytes)"
   holds "times" "$(get 2.ms) > 0 && $(get 2.times_dense) > 0 && $(get 0.times_dense) == 1 && $(get 0.share_of_reads) > 0"
+  good bench decode --n 200 --head-dim 32 --k 4 --v-type fp8,int8 --repeats 1 --json
+  equal "fp8" "$(get 1.engine 1.v_dtype) $(get 1.token_bytes)" "SFA k 4 int8, V fp8
+fp8 $(get 2.token_bytes)"
   good bench decode --n 3000 --head-dim 64 --k 8 --v-type int8 --eps 0.01 --score-sd 2.3 --supports skewed --repeats 1 --json
   holds "what eps drops" "$(get 2.dropped) <= 0.01 && $(get 2.least_kept) > 0.2 && $(get 2.least_kept) < 0.8"
 

@@ -124,6 +124,7 @@ case_usage() {
   bad 2 "--policy cannot be \"int4\"; it takes auto\|tiles" generate -m "$story" -p a --policy int4
   bad 2 "policy is 6, postings" generate -m "$story" -p a --policy postings
   bad 1 "tensor cores of a GPU" generate -m "$story" -p a --policy sp-int8
+  bad 2 "--cache-k cannot be \"fp8\"" generate -m "$story" -p a --cache-k fp8
   bad 2 "--weights cannot be \"int4\"" generate -m "$story" -p a --weights int4
   bad 2 "chat template" generate -m "$story" -p a --system "be brief"
   bad 2 "more than the 512" generate -m "$story" -p a -c 513
@@ -329,7 +330,7 @@ case_index_reader() {
   printf 'Once upon a time, there was a little girl named Lily. She loved to play outside in the park.' >"$work/a.txt"
   printf ' One day, she saw a big, red ball. She wanted to play with it, but it was too high for her to reach.' >"$work/b.txt"
   cat "$work/a.txt" "$work/b.txt" >"$work/both.txt"
-  for which in "dense:--cache-k f32" "codes:--sfa-k 3 --cache-v int8" "mixed:--sfa-k 2 --sfa-layers 1,4 --cache-k f16 --cache-v bf16"; do
+  for which in "dense:--cache-k f32" "codes:--sfa-k 3 --cache-v int8" "fp8:--sfa-k 3 --cache-v fp8" "mixed:--sfa-k 2 --sfa-layers 1,4 --cache-k f16 --cache-v bf16"; do
     # shellcheck disable=SC2086
     good generate -m "$story" -f "$work/both.txt" --index "$work/${which%%:*}" -n 1 ${which#*:}
     good index "$work/${which%%:*}" --json
@@ -350,6 +351,13 @@ assert {i for i, x in enumerate(codes["key"]) if x} == set(top), (dense["key"], 
 for name, kept in (("key", top), ("value", range(8))):
     step = max(abs(x) for x in dense[name]) / 127
     assert 0 < step and all(abs(dense[name][i] - codes[name][i]) <= 0.51 * step for i in kept), (dense[name], codes[name])
+END
+  python3 - "$work/dense.json" "$work/fp8.json" <<'END' || fault "the rows of fp8 values are not those of f32"
+import json, sys
+dense, fp8 = (json.load(open(path))["value"] for path in sys.argv[1:])
+largest = max(map(abs, dense))
+assert 0 < largest and all(abs(x - y) <= max(2**-4 * abs(x), 2**-17 * largest) for x, y in zip(dense, fp8)), (dense, fp8)
+assert any(x != y for x, y in zip(dense, fp8))
 END
   # What it finds damaged.
   python3 - "$work/codes" "$work/bad" <<'END'

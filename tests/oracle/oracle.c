@@ -71,7 +71,33 @@ double oracle_whole(const float *x, int n, int most, int *values) {
   return scale;
 }
 
+double oracle_e4m3(const float *x, int n, double *values) {
+  double largest = 0, scale = 0x1p-24;
+  int odd = 0;
+  for (int i = 0; i < n; i++) {
+    odd |= !isfinite(x[i]);
+    largest = fmax(largest, fabs((double)x[i]));
+    values[i] = 0;
+  }
+  if (odd || largest == 0)
+    return odd ? NAN : 0;
+  while (scale * 448 < largest)
+    scale *= 2;
+  if (scale > 0x1p15)
+    return -1;
+  for (int i = 0; i < n; i++)
+    values[i] = round_binary(x[i] / scale, 4, -6, 448);
+  return scale;
+}
+
 void oracle_round(float *x, int n, int storage) {
+  if (storage == ORACLE_E4M3) {
+    double *values = malloc((size_t)n * sizeof *values), scale = oracle_e4m3(x, n, values);
+    for (int i = 0; i < n; i++)
+      x[i] = (float)(values[i] * scale);
+    free(values);
+    return;
+  }
   if (storage == ORACLE_I8 || storage == ORACLE_I4) {
     int *values = malloc((size_t)n * sizeof *values);
     double scale = oracle_whole(x, n, storage == ORACLE_I8 ? 127 : 7, values);

@@ -6,7 +6,7 @@
 
 #include <stdint.h>
 
-enum { ORACLE_F32 = 1, ORACLE_BF16 = 2, ORACLE_F16 = 3, ORACLE_I8 = 4, ORACLE_I4 = 5 };
+enum { ORACLE_F32 = 1, ORACLE_BF16 = 2, ORACLE_F16 = 3, ORACLE_I8 = 4, ORACLE_I4 = 5, ORACLE_E4M3 = 6 };
 
 /* The k features of largest magnitude of x [d], ascending: NaN above all, ties to the lower feature. */
 void oracle_topk(const float *x, int d, int k, int *ids);
@@ -17,6 +17,8 @@ void oracle_round(float *x, int n, int storage);
  * none). values may be NULL. */
 double oracle_whole(const float *x, int n, int most, int *values);
 double oracle_i8(const float *x, int n, int *values);
+/* One row to e4m3 numbers and a power of two, which is returned like that. */
+double oracle_e4m3(const float *x, int n, double *values);
 /* One query row that meets int8 keys of n_terms slots, in place: rounded to multiples of the least 2^e, e >= -100, of which it takes no
  * more than 32767, and so few that 32 slots' products with int8 numbers add up to 2^24 at most. NaN where an entry is NaN or reaches 2^100.
  */

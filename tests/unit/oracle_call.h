@@ -7,7 +7,7 @@
 #include "oracle.h"
 
 static inline int storage_of(sfa_dtype dtype) {
-  static const int storage[] = {ORACLE_F32, ORACLE_F32, ORACLE_BF16, ORACLE_F16, ORACLE_I8, ORACLE_I4};
+  static const int storage[] = {ORACLE_F32, ORACLE_F32, ORACLE_BF16, ORACLE_F16, ORACLE_I8, ORACLE_I4, ORACLE_E4M3};
   return storage[dtype];
 }
 

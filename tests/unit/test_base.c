@@ -243,7 +243,7 @@ static void names_exist(void **state) {
   assert_string_equal(sfa_isa_name(SFA_ISA_AVX512), "avx512");
   assert_string_equal(sfa_isa_name(SFA_ISA_AMX), "amx");
   assert_string_equal(sfa_isa_name((sfa_isa)1000), "unknown");
-  size_t bytes[] = {[SFA_DTYPE_DEFAULT] = 0, [SFA_F32] = 4, [SFA_BF16] = 2, [SFA_F16] = 2, [SFA_I8] = 1, [SFA_I4] = 0};
+  size_t bytes[] = {[SFA_DTYPE_DEFAULT] = 0, [SFA_F32] = 4, [SFA_BF16] = 2, [SFA_F16] = 2, [SFA_I8] = 1, [SFA_I4] = 0, [SFA_E4M3] = 1};
   for (size_t i = 0; i < sizeof bytes / sizeof *bytes; i++)
     assert_int_equal(sfa_dtype_bytes((sfa_dtype)i), bytes[i]);
 }

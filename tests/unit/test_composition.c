@@ -4,12 +4,13 @@
 
 enum { H = 4, E = 16, N_SEQUENCES = 2, STORE = 99991 };
 
-enum { WINDOWS = 2, SINKS = 4, CODES = 8, VALUES = 5, GROUPS = 2, QUERIES = 2, ROWS = 2 }; /* a problem */
+enum { WINDOWS = 2, SINKS = 4, CODES = 8, VALUES = 6, GROUPS = 2, QUERIES = 2, ROWS = 2 }; /* a problem */
 enum { ARRAYS, CACHE, TABLE, PLACES };                                                     /* three ways to pass it, */
 enum { BUDGETS = 2 };                                                                      /* exact or not */
 enum { N_PROBLEMS = WINDOWS * SINKS * CODES * VALUES * GROUPS * QUERIES * ROWS, N_CELLS = N_PROBLEMS * PLACES * BUDGETS };
 
-static const sfa_dtype key_types[] = {SFA_F32, SFA_BF16, SFA_F16, SFA_I8}, value_types[] = {SFA_F32, SFA_BF16, SFA_F16, SFA_I8, SFA_I4};
+static const sfa_dtype key_types[] = {SFA_F32, SFA_BF16, SFA_F16, SFA_I8},
+                       value_types[] = {SFA_F32, SFA_BF16, SFA_F16, SFA_I8, SFA_I4, SFA_E4M3};
 static const float budgets[] = {0, 1e-2f};
 
 typedef struct problem {
@@ -256,7 +257,8 @@ static double judge(const problem *p, const char *cell, float eps, const result 
   int64_t rows = n_rows(p);
   double sum = 0, most = 0;
   for (int64_t row = 0; row < rows; row++) {
-    double rho = (double)got->dropped[row], slack = 2.02 * rho * p->largest_v; /* int8 and int4 values may be 1 % above those that came */
+    double rho = (double)got->dropped[row],
+           slack = 2.13 * rho * p->largest_v; /* int8 and int4 values may be 1 % above those that came, e4m3 6.3 % */
     double lse_error = (double)got->lse[row] == p->lse[row] ? 0 : fabs((double)got->lse[row] - p->lse[row]);
     if (!(rho >= 0 && rho <= (double)eps))
       fail_msg("%s, %s: row %lld drops %g of %g", p->name, cell, (long long)row, rho, (double)eps);

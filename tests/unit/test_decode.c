@@ -3,7 +3,8 @@
 
 /* ---- The same bits as tiles ------------------------------------------------------------------------------------------------- */
 
-static const sfa_dtype key_types[] = {SFA_F32, SFA_BF16, SFA_F16, SFA_I8}, value_types[] = {SFA_F32, SFA_BF16, SFA_F16, SFA_I8, SFA_I4};
+static const sfa_dtype key_types[] = {SFA_F32, SFA_BF16, SFA_F16, SFA_I8},
+                       value_types[] = {SFA_F32, SFA_BF16, SFA_F16, SFA_I8, SFA_I4, SFA_E4M3};
 
 /* Tokens and heads of a group: their product is at most SFA_KEYS_ROWS. */
 static const int32_t rows[][2] = {{1, 1}, {1, 4}, {3, 1}, {5, 3}, {2, 8}};
@@ -51,7 +52,7 @@ static void keys_are_tiles(void **state) {
     int n = 0;
     for (int w = 0; w < 5; w++)
       for (int kt = 0; kt < 4; kt++)
-        for (int vt = 0; vt < 5; vt++, n++) { /* rows and masks take turns */
+        for (int vt = 0; vt < 6; vt++, n++) { /* rows and masks take turns */
           int mask = n % 3;
           sfa_attention_options o = options_of(mask, rows[n % N_ROWS], widths[w][0], widths[w][1], widths[w][2], 64 + n % 130);
           o.k_dtype = key_types[kt];
@@ -172,7 +173,7 @@ static void certificate(void **state) {
         for (int s = 0; s < 3; s++) {
           sfa_attention_options o = options_of(mask, rows[r], 32, 0, 8, mask == 1 && r < 2 ? 4200 : 700);
           o.k_dtype = r % 2 ? SFA_I8 : SFA_F32;
-          o.v_dtype = value_types[(r + b) % 5];
+          o.v_dtype = value_types[(r + b) % 6];
           o.policy = SFA_POLICY_KEYS;
           call exact = sharp_call(o, mask, sharpnesses[s]);
           o.eps = budgets[b];

@@ -442,7 +442,7 @@ static void test_cache(void **state) {
   (void)state;
   enum { D = 64, N = 330, T = 50 };
   static const int32_t kept = 8;
-  for (int v_dtype = SFA_F32; v_dtype <= SFA_I4; v_dtype++)
+  for (int v_dtype = SFA_F32; v_dtype <= SFA_E4M3; v_dtype++)
     for (int i = 0; i < N_ISAS && has(isas[i]); i++) {
       sfa_context *ctx = new_context(2, isas[i]);
       sfa_cache_options options = {.struct_size = sizeof options,

@@ -23,7 +23,7 @@ static void bytes(void **state) {
                                            {.struct_size = sizeof dense, .n_kv_heads = 1, .head_dim = 12},
                                            {.struct_size = sizeof dense, .n_kv_heads = 1, .head_dim = 8, .k = 9},
                                            {.struct_size = sizeof dense, .n_kv_heads = 1, .head_dim = 8, .k_dtype = SFA_I4},
-                                           {.struct_size = sizeof dense, .n_kv_heads = 1, .head_dim = 8, .v_dtype = (sfa_dtype)6}};
+                                           {.struct_size = sizeof dense, .n_kv_heads = 1, .head_dim = 8, .v_dtype = (sfa_dtype)7}};
   for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
     assert_int_equal(sfa_page_bytes(&wrong[i]), 0);
   assert_int_equal(sfa_page_bytes(NULL), 0);

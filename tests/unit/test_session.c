@@ -283,7 +283,7 @@ static void eps_is_kept_and_told(void **state) {
   (void)state;
   sfa_context *ctx = new_context(2, SFA_ISA_DEFAULT);
   sfa_model *model = open_model(ctx);
-  static const sfa_dtype stores[] = {SFA_F32, SFA_I8, SFA_I4};
+  static const sfa_dtype stores[] = {SFA_F32, SFA_I8, SFA_E4M3, SFA_I4};
   for (size_t v = 0; v < sizeof stores / sizeof *stores; v++) {
     float dropped[2];
     for (int pass = 0; pass < 2; pass++) {
