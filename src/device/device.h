@@ -99,6 +99,8 @@ typedef struct sfa_device {
   /* nll[row] = -log softmax(logits[row])[targets[row]], NaN where the target is below 0; argmax[row]: the first largest. */
   void (*score)(const sfa_context *ctx, int64_t n_rows, int32_t n_classes, const float *logits, const int32_t *targets, float *nll,
                 int32_t *argmax);
+  /* *most = the largest of it and of x [n]; none is NaN. */
+  void (*keep_most)(const sfa_context *ctx, int64_t n, const float *x, float *most);
 
   /* The rest is what machines with a memory of their own have; NULL on the CPU. */
 

@@ -457,6 +457,12 @@ static void score(const sfa_context *ctx, int64_t n_rows, int32_t n_classes, con
   sfa_parallel(ctx, n_rows, score_row, &(score_job){n_classes, logits, targets, nll, argmax});
 }
 
+static void keep_most(const sfa_context *ctx, int64_t n, const float *x, float *most) {
+  (void)ctx;
+  for (int64_t i = 0; i < n; i++)
+    *most = fmaxf(*most, x[i]);
+}
+
 const sfa_device *sfa_device_cpu(void) {
   static const sfa_device cpu = {.name = "cpu",
                                  .linear_create = linear_create,
@@ -472,6 +478,7 @@ const sfa_device *sfa_device_cpu(void) {
                                  .add = add,
                                  .softcap = softcap,
                                  .rotations = rotations,
-                                 .score = score};
+                                 .score = score,
+                                 .keep_most = keep_most};
   return &cpu;
 }

@@ -1,6 +1,7 @@
 /* Training on the CPU: work cut by shape over the context's threads, kernels of the context's instruction set. */
 #include "device/training_kernels.h"
 
+#include <math.h>
 #include <string.h>
 
 static const sfa_training_kernels *kernels_of(const sfa_context *ctx) {
@@ -191,16 +192,25 @@ static void sum_item(void *arg, int64_t item, int32_t thread) {
   j->sums[item] = j->kernels->square_sum((int32_t)sfa_min64(ELEMENTS_AN_ITEM, j->n - at), j->gradient + at);
 }
 
-static double square_sum(const sfa_context *ctx, int64_t n, const float *x) {
-  double sums[SUMS], sum = 0;
+static void square_sum(const sfa_context *ctx, int64_t n, const float *x, double *sum) {
+  double sums[SUMS];
   step_job job = {.kernels = kernels_of(ctx), .n = n, .gradient = x, .sums = sums};
+  *sum = 0;
   for (; job.first < items_of(n); job.first += SUMS) {
     int64_t n_items = sfa_min64(SUMS, items_of(n) - job.first);
     sfa_parallel(ctx, n_items, sum_item, &job);
     for (int64_t i = 0; i < n_items; i++)
-      sum += sums[i];
+      *sum += sums[i];
   }
-  return sum;
+}
+
+static void clip(const sfa_context *ctx, int32_t n, const double *sums, double most, sfa_clip *clip) {
+  double sum = 0;
+  (void)ctx;
+  for (int32_t i = 0; i < n; i++)
+    sum += sums[i];
+  clip->norm = sqrt(sum);
+  clip->factor = (float)(most > 0 ? fmin(1, most / (clip->norm + 1e-6)) : 1); /* 1e-6 as PyTorch has it */
 }
 
 static void scale_item(void *arg, int64_t item, int32_t thread) {
@@ -215,6 +225,11 @@ static void scale(const sfa_context *ctx, int64_t n, float factor, const float *
   sfa_parallel(ctx, items_of(n), scale_item, &job);
 }
 
+static void add_share(const sfa_context *ctx, int64_t n, double factor, const double *over, const float *x, float *out) {
+  if (*over != 0)
+    scale(ctx, n, (float)(factor / *over), x, true, out);
+}
+
 static void step_item(void *arg, int64_t item, int32_t thread) {
   (void)thread;
   const step_job *j = arg;
@@ -223,6 +238,8 @@ static void step_item(void *arg, int64_t item, int32_t thread) {
 }
 
 static void adamw(const sfa_context *ctx, const sfa_adamw *how, int64_t n, const float *gradient, float *m, float *v, float *value) {
+  if (how->clip && !isfinite(how->clip->norm))
+    return;
   step_job job = {.kernels = kernels_of(ctx), .how = how, .n = n, .gradient = gradient, .m = m, .v = v, .value = value};
   sfa_parallel(ctx, items_of(n), step_item, &job);
 }
@@ -250,7 +267,7 @@ static void keep_where(const sfa_context *ctx, int64_t n, const float *mask, flo
 }
 
 const sfa_training *sfa_training_cpu(void) {
-  static const sfa_training cpu = {scratch_bytes, product, column_sum, norm_backward, activate_backward, gather, scatter_add,
-                                   loss,          scale,   square_sum, adamw,         copy_rows,         shift,  keep_where};
+  static const sfa_training cpu = {scratch_bytes, product, column_sum, norm_backward, activate_backward, gather, scatter_add, loss, scale,
+                                   square_sum,    clip,    add_share,  adamw,         copy_rows,         shift,  keep_where};
   return &cpu;
 }

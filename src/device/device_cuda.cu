@@ -175,6 +175,27 @@ static void score(const sfa_context *ctx, int64_t n_rows, int32_t n_classes, con
     SFA_CUDA_LAUNCH(ctx, score_kernel, (unsigned)n_rows, THREADS, 0, n_classes, logits, targets, nll, argmax);
 }
 
+/* ---- The largest ------------------------------------------------------------------------------------------------------------------ */
+
+__global__ void __launch_bounds__(THREADS) most_kernel(int64_t n, const float *x, float *most) {
+  __shared__ float largest_of[THREADS];
+  float largest = *most;
+  for (int64_t i = threadIdx.x; i < n; i += THREADS)
+    largest = fmaxf(largest, x[i]);
+  largest_of[threadIdx.x] = largest;
+  for (int width = THREADS / 2; width > 0; width /= 2) {
+    __syncthreads();
+    if (threadIdx.x < width)
+      largest_of[threadIdx.x] = fmaxf(largest_of[threadIdx.x], largest_of[threadIdx.x + width]);
+  }
+  if (threadIdx.x == 0)
+    *most = largest_of[0];
+}
+
+static void keep_most(const sfa_context *ctx, int64_t n, const float *x, float *most) {
+  SFA_CUDA_LAUNCH(ctx, most_kernel, 1, THREADS, 0, n, x, most);
+}
+
 /* ---- Recording -------------------------------------------------------------------------------------------------------------------- */
 
 static void *host_alloc(sfa_context *ctx, size_t bytes) {
@@ -264,6 +285,7 @@ static void close_state(sfa_context *ctx) {
   if (state->pool)
     (void)cudaMemPoolDestroy(state->pool);
   state->memory->free(ctx, state->workspace);
+  state->memory->free(ctx, state->sums);
   sfa_free(ctx, state->plans);
   ctx->device_state = NULL;
   sfa_free(ctx, state);
@@ -289,6 +311,9 @@ static sfa_status fill_state(sfa_context *ctx, sfa_device_state *state) {
   if (cublasLtCreate(&state->products) != CUBLAS_STATUS_SUCCESS)
     return sfa_fail(ctx, SFA_ERROR_DEVICE, "cuBLASLt could not be started on this GPU");
   SFA_TRY(state->memory->alloc(ctx, SFA_CUDA_WORKSPACE_BYTES, &state->workspace));
+  SFA_TRY(state->memory->alloc(ctx, SFA_CUDA_SUMS * sizeof *state->sums + sizeof *state->arrived, (void **)&state->sums));
+  state->arrived = (unsigned *)(void *)(state->sums + SFA_CUDA_SUMS);
+  SFA_TRY(device_status(ctx, cudaMemsetAsync(state->arrived, 0, sizeof *state->arrived, sfa_cuda_stream_of(ctx)), "a counter"));
   return sfa_alloc_zero(ctx, SFA_CUDA_PLANS, sfa_cuda_plan_bytes, "plans of matrix products", (void **)&state->plans);
 }
 
@@ -322,6 +347,7 @@ const sfa_device *sfa_device_cuda(void) {
     d.record_end = record_end;
     d.record_run = record_run;
     d.record_destroy = record_destroy;
+    d.keep_most = keep_most;
     d.finish = finish;
     sfa_cuda_linear_ops(&d);
     return d;

@@ -19,14 +19,16 @@ extern "C" {
 #include "device/device_cuda.h"
 }
 
-enum { SFA_CUDA_WORKSPACE_BYTES = 32 << 20, SFA_CUDA_PLANS = 512 };
+enum { SFA_CUDA_WORKSPACE_BYTES = 32 << 20, SFA_CUDA_PLANS = 512, SFA_CUDA_SUMS = 256 };
 extern const size_t sfa_cuda_plan_bytes;
 
 /* What a context keeps here. */
 struct sfa_device_state {
   const sfa_device_cuda_memory *memory;
   cublasLtHandle_t products;
-  void *workspace; /* of cuBLASLt */
+  void *workspace;   /* of cuBLASLt */
+  double *sums;      /* [SFA_CUDA_SUMS] of the blocks of a sum */
+  unsigned *arrived; /* blocks of it; 0 between two sums */
   cudaMemPool_t pool;
   int n_processors;
   char failed[160];            /* the first operation that could not be put on the stream, "" if all could */

@@ -211,18 +211,6 @@ static void keep_where(const sfa_context *ctx, int64_t n, const float *mask, flo
   });
 }
 
-static void adamw(const sfa_context *ctx, const sfa_adamw *how, int64_t n, const float *gradient, float *m, float *v, float *value) {
-  const sfa_adamw t = *how;
-  const float keep = 1.0f - t.rate * t.decay, step = -t.rate / t.correction1, level = 1.0f / sqrtf(t.correction2);
-  run_elements(ctx, 1, n, [=] __device__(int64_t, int64_t i) {
-    const float g = gradient[i] * t.gradient_scale, first = fmaf(1.0f - t.beta1, g - m[i], m[i]);
-    const float second = fmaf(1.0f - t.beta2, g * g, t.beta2 * v[i]);
-    m[i] = first;
-    v[i] = second;
-    value[i] = fmaf(step, first / fmaf(sqrtf(second), level, t.eps), value[i] * keep);
-  });
-}
-
 /* ---- Rows with the same place ----------------------------------------------------------------------------------------------------- */
 
 /* table[ids[row]] += scale * x[row], rows in rising order: a block for every row that is the first with its id takes all rows of that id.
@@ -345,36 +333,76 @@ static void loss(const sfa_context *ctx, const sfa_loss *t) {
     SFA_CUDA_LAUNCH(ctx, loss_kernel, (unsigned)t->n_rows, THREADS, 0, *t);
 }
 
-/* ---- Sums of squares -------------------------------------------------------------------------------------------------------------- */
+/* ---- Sums of squares, and what hangs on them ---------------------------------------------------------------------------------------- */
 
-enum { SQUARE_BLOCKS = 256 };
-
-__global__ void __launch_bounds__(THREADS) squares_kernel(int64_t n, const float *x, double *sums) {
+/* Of a block each; the last block to arrive adds them up, in a tree over their places. `arrived` is 0 before and after. */
+__global__ void __launch_bounds__(THREADS) squares_kernel(int64_t n, const float *x, double *sums, unsigned *arrived, double *out) {
   __shared__ double room[WARPS];
+  __shared__ bool is_last;
   double sum = 0;
-  for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < n; i += (int64_t)SQUARE_BLOCKS * THREADS)
+  for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < n; i += (int64_t)gridDim.x * THREADS)
     sum += (double)x[i] * (double)x[i];
   sum = sfa_block_sum<WARPS>(sum, room);
-  if (threadIdx.x == 0)
+  if (threadIdx.x == 0) {
     sums[blockIdx.x] = sum;
+    __threadfence();
+    is_last = atomicInc(arrived, gridDim.x - 1) == gridDim.x - 1;
+  }
+  __syncthreads();
+  if (!is_last)
+    return;
+  __threadfence();
+  sum = sfa_block_sum<WARPS>(threadIdx.x < gridDim.x ? __ldcg(sums + threadIdx.x) : 0.0, room);
+  if (threadIdx.x == 0)
+    *out = sum;
 }
 
-static double square_sum(const sfa_context *ctx, int64_t n, const float *x) {
-  double sums[SQUARE_BLOCKS] = {}, sum = 0;
-  double *on_device = (double *)sfa_cuda_borrow(ctx, sizeof sums);
-  if (!on_device)
-    return NAN;
-  SFA_CUDA_LAUNCH(ctx, squares_kernel, SQUARE_BLOCKS, THREADS, 0, n, x, on_device);
-  sfa_cuda_note(ctx, cudaMemcpyAsync(sums, on_device, sizeof sums, cudaMemcpyDefault, sfa_cuda_stream_of(ctx)), "a sum of squares");
-  sfa_cuda_return(ctx, on_device);
-  sfa_cuda_note(ctx, cudaStreamSynchronize(sfa_cuda_stream_of(ctx)), "a sum of squares");
-  for (int i = 0; i < SQUARE_BLOCKS; i++)
+static void square_sum(const sfa_context *ctx, int64_t n, const float *x, double *sum) {
+  const sfa_device_state *state = ctx->device_state;
+  const int64_t blocks = (n + THREADS - 1) / THREADS;
+  SFA_CUDA_LAUNCH(ctx, squares_kernel,
+                  (unsigned)(blocks < 1               ? 1
+                             : blocks < SFA_CUDA_SUMS ? blocks
+                                                      : SFA_CUDA_SUMS),
+                  THREADS, 0, n, x, state->sums, state->arrived, sum);
+}
+
+__global__ void __launch_bounds__(32) clip_kernel(int32_t n, const double *sums, double most, sfa_clip *clip) {
+  double sum = 0;
+  for (int32_t i = threadIdx.x; i < n; i += 32)
     sum += sums[i];
-  return sum;
+  sum = sqrt(sfa_warp_sum(sum));
+  if (threadIdx.x == 0)
+    *clip = (sfa_clip){sum, (float)(most > 0 ? fmin(1.0, most / (sum + 1e-6)) : 1.0)};
+}
+
+static void clip(const sfa_context *ctx, int32_t n, const double *sums, double most, sfa_clip *clip) {
+  SFA_CUDA_LAUNCH(ctx, clip_kernel, 1, 32, 0, n, sums, most, clip);
+}
+
+static void add_share(const sfa_context *ctx, int64_t n, double factor, const double *over, const float *x, float *out) {
+  run_elements(ctx, 1, n, [=] __device__(int64_t, int64_t i) {
+    if (*over != 0)
+      out[i] = fmaf((float)(factor / *over), x[i], out[i]);
+  });
+}
+
+static void adamw(const sfa_context *ctx, const sfa_adamw *how, int64_t n, const float *gradient, float *m, float *v, float *value) {
+  const sfa_adamw t = *how;
+  const float keep = 1.0f - t.rate * t.decay, step = -t.rate / t.correction1, level = 1.0f / sqrtf(t.correction2);
+  run_elements(ctx, 1, n, [=] __device__(int64_t, int64_t i) {
+    if (t.clip && !isfinite(t.clip->norm))
+      return;
+    const float g = gradient[i] * (t.clip ? t.clip->factor : 1.0f), first = fmaf(1.0f - t.beta1, g - m[i], m[i]);
+    const float second = fmaf(1.0f - t.beta2, g * g, t.beta2 * v[i]);
+    m[i] = first;
+    v[i] = second;
+    value[i] = fmaf(step, first / fmaf(sqrtf(second), level, t.eps), value[i] * keep);
+  });
 }
 
 const sfa_training *sfa_training_cuda(void) {
-  static const sfa_training cuda = {scratch_bytes, product, column_sum, norm_backward, activate_backward, gather, scatter_add,
-                                    loss,          scale,   square_sum, adamw,         copy_rows,         shift,  keep_where};
+  static const sfa_training cuda = {scratch_bytes, product, column_sum, norm_backward, activate_backward, gather, scatter_add, loss, scale,
+                                    square_sum,    clip,    add_share,  adamw,         copy_rows,         shift,  keep_where};
   return &cuda;
 }

@@ -3,7 +3,8 @@
  *
  * Bits: as in device.h every sum has one order, which depends on the shapes alone; the number of threads and the instruction set change
  * nothing. Where operands of products are rounded to bf16 (sfa_product.bf16) matrix instructions sum in an order of their own.
- * Nothing here fails. scratch: scratch_bytes of memory, 64-byte aligned, for one call at a time.
+ * Nothing here fails or waits; every array, single numbers too, is in the machine's memory. scratch: scratch_bytes of memory, 64-byte
+ * aligned, for one call at a time.
  */
 #ifndef SFA_TRAINING_H
 #define SFA_TRAINING_H
@@ -62,10 +63,17 @@ typedef struct sfa_loss {
   float *divergences; /* [n_rows], of teacher alone */
 } sfa_loss;
 
-/* AdamW: g = gradient_scale * gradient; m += (1 - beta1) (g - m); v = beta2 v + (1 - beta2) g^2;
+/* The norm of all gradients, and what they are multiplied by so that it stays below a limit. */
+typedef struct sfa_clip {
+  double norm;
+  float factor;
+} sfa_clip;
+
+/* AdamW: g = factor * gradient; m += (1 - beta1) (g - m); v = beta2 v + (1 - beta2) g^2;
  * value = value (1 - rate * decay) - rate / correction1 * m / (sqrt(v / correction2) + eps), correction_i = 1 - beta_i^step. */
 typedef struct sfa_adamw {
-  float rate, beta1, beta2, eps, decay, gradient_scale, correction1, correction2;
+  float rate, beta1, beta2, eps, decay, correction1, correction2;
+  const sfa_clip *clip; /* in the machine's memory; where its norm is not finite nothing moves. NULL: a factor of 1 */
 } sfa_adamw;
 
 typedef struct sfa_training {
@@ -87,8 +95,12 @@ typedef struct sfa_training {
   void (*loss)(const sfa_context *ctx, const sfa_loss *loss);
   /* out [n] = factor * x, or added to out; out may be x. */
   void (*scale)(const sfa_context *ctx, int64_t n, float factor, const float *x, bool add, float *out);
-  /* Of all n elements; waits for it. */
-  double (*square_sum)(const sfa_context *ctx, int64_t n, const float *x);
+  /* *sum = that of the squares of x [n]. */
+  void (*square_sum)(const sfa_context *ctx, int64_t n, const float *x, double *sum);
+  /* norm = sqrt(sums [n] together); factor = min(1, most / (norm + 1e-6)), 1 without a limit (most = 0). */
+  void (*clip)(const sfa_context *ctx, int32_t n, const double *sums, double most, sfa_clip *clip);
+  /* out [n] += (float)(factor / *over) x; nothing where *over is 0. */
+  void (*add_share)(const sfa_context *ctx, int64_t n, double factor, const double *over, const float *x, float *out);
   void (*adamw)(const sfa_context *ctx, const sfa_adamw *how, int64_t n, const float *gradient, float *m, float *v, float *value);
   /* to [n_rows][width] = from, rows of both `stride` elements apart. */
   void (*copy_rows)(const sfa_context *ctx, int64_t n_rows, int64_t width, const float *from, int64_t from_stride, float *to,

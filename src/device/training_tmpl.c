@@ -146,7 +146,7 @@ static double square_sum(int32_t count, const float *x) {
 }
 
 static void adamw(const sfa_adamw *t, int32_t count, const float *gradient, float *m, float *v, float *value) {
-  lanes clip = lanes_set(t->gradient_scale), beta1 = lanes_set(1.0f - t->beta1), beta2 = lanes_set(t->beta2),
+  lanes clip = lanes_set(t->clip ? t->clip->factor : 1.0f), beta1 = lanes_set(1.0f - t->beta1), beta2 = lanes_set(t->beta2),
         rest = lanes_set(1.0f - t->beta2);
   lanes keep = lanes_set(1.0f - t->rate * t->decay), step = lanes_set(-t->rate / t->correction1), eps = lanes_set(t->eps);
   lanes level = lanes_set(1.0f / sqrtf(t->correction2));

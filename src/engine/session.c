@@ -23,13 +23,13 @@ static sfa_status need_memory(const sfa_session *s, size_t bytes, void *place) {
 
 /* For the logits of a few rows and their scores. */
 static sfa_status prepare_scores(sfa_session *s) {
-  const size_t rows = (size_t)s->score_rows, row_bytes = (size_t)s->vocab_size * sizeof(float);
+  const size_t chunk = (size_t)s->chunk_len, row_bytes = (size_t)s->vocab_size * sizeof(float);
   if (!s->host_logits)
     s->host_logits = sfa_model_host_alloc(s->model, row_bytes);
-  SFA_TRY(need_memory(s, rows * sizeof *s->targets, &s->targets));
-  SFA_TRY(need_memory(s, rows * sizeof *s->argmax, &s->argmax));
-  SFA_TRY(need_memory(s, rows * sizeof *s->nll, &s->nll));
-  return need_memory(s, rows * row_bytes, &s->logits);
+  SFA_TRY(need_memory(s, chunk * sizeof *s->targets, &s->targets));
+  SFA_TRY(need_memory(s, chunk * sizeof *s->argmax, &s->argmax));
+  SFA_TRY(need_memory(s, chunk * sizeof *s->nll, &s->nll));
+  return need_memory(s, (size_t)s->score_rows * row_bytes, &s->logits);
 }
 
 sfa_status sfa_session_create(const sfa_model *model, const sfa_session_options *options, sfa_session **session) {
@@ -209,21 +209,25 @@ typedef struct score_args {
   int32_t *argmax; /* [n_tokens] or NULL */
 } score_args;
 
+/* Rows row .. row + n - 1 of a chunk whose first token is `first`. */
 static sfa_status score_rows(sfa_session *s, const score_args *args, int64_t first, int32_t row, int32_t n) {
   int32_t targets[MAX_SCORE_ROWS];
   for (int32_t i = 0; i < n; i++)
-    targets[i] = first + i + 1 < args->n_tokens ? args->tokens[first + i + 1] : args->next;
-  SFA_TRY(sfa_memory_copy(s->ctx, s->targets, targets, (size_t)n * sizeof *targets));
+    targets[i] = first + row + i + 1 < args->n_tokens ? args->tokens[first + row + i + 1] : args->next;
+  SFA_TRY(sfa_memory_copy(s->ctx, s->targets + row, targets, (size_t)n * sizeof *targets));
   SFA_TRY(sfa_model_logits(s->model, n, s->hidden + (int64_t)row * s->hidden_dim, s->logits));
-  sfa_model_score(s->model, n, s->logits, s->targets, s->nll, s->argmax);
-  if (args->nll)
-    SFA_TRY(sfa_memory_copy(s->ctx, args->nll + first, s->nll, (size_t)n * sizeof *s->nll));
-  return args->argmax ? sfa_memory_copy(s->ctx, args->argmax + first, s->argmax, (size_t)n * sizeof *s->argmax) : SFA_OK;
+  sfa_model_score(s->model, n, s->logits, s->targets + row, s->nll + row, s->argmax + row);
+  return SFA_OK;
 }
 
 static sfa_status score_chunk(sfa_session *s, void *arg, int64_t first, int32_t n) {
+  const score_args *args = arg;
   for (int32_t row = 0; row < n; row += s->score_rows)
-    SFA_TRY(score_rows(s, arg, first + row, row, (int32_t)sfa_min64(s->score_rows, n - row)));
+    SFA_TRY(score_rows(s, args, first, row, (int32_t)sfa_min64(s->score_rows, n - row)));
+  if (args->nll)
+    SFA_TRY(sfa_memory_copy(s->ctx, args->nll + first, s->nll, (size_t)n * sizeof *s->nll));
+  if (args->argmax)
+    SFA_TRY(sfa_memory_copy(s->ctx, args->argmax + first, s->argmax, (size_t)n * sizeof *s->argmax));
   return sfa_stream_wait(s->ctx);
 }
 

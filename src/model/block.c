@@ -12,7 +12,6 @@
 
 #include <sfa/stream.h>
 
-#include <math.h>
 #include <string.h>
 
 static bool on_gpu(const sfa_forward *f) { return sfa_context_device(f->model->ctx) != SFA_DEVICE_CPU; }
@@ -250,6 +249,8 @@ static sfa_status run_layers(sfa_forward *f, int32_t n, float *hidden, int64_t *
   for (int32_t index = 0; index < m->config.n_layers; index++)
     SFA_TRY(run_layer(f, index, n, attention_ns));
   norm_rows(m, &m->final_norm, n, f->stream, hidden);
+  if (n == 1 && f->dropped)
+    m->device->keep_most(m->ctx, (int64_t)m->config.n_layers * m->config.n_heads, f->dropped, f->dropped_most);
   return SFA_OK;
 }
 
@@ -303,21 +304,6 @@ static sfa_status run_record(sfa_forward *f, int64_t first, float *hidden, bool 
   return m->device->record_run(m->ctx, f->record);
 }
 
-/* Looks at the masses that a step left out. */
-static sfa_status note_dropped(sfa_forward *f) {
-  const sfa_model *m = f->model;
-  size_t n = (size_t)m->config.n_layers * (size_t)m->config.n_heads;
-  float *masses;
-  SFA_TRY(sfa_alloc(m->ctx, n * sizeof *masses, "masses left out", (void **)&masses));
-  sfa_status status = sfa_memory_copy(m->ctx, masses, f->dropped, n * sizeof *masses);
-  if (status == SFA_OK)
-    status = sfa_stream_wait(m->ctx);
-  for (size_t i = 0; status == SFA_OK && i < n; i++)
-    f->dropped_most = fmaxf(f->dropped_most, masses[i]);
-  sfa_free(m->ctx, masses);
-  return status;
-}
-
 static sfa_status run_step(sfa_forward *f, const int32_t *tokens, int32_t n, int64_t first, float *hidden, int64_t *attention_ns) {
   const sfa_model *m = f->model;
   bool done = false;
@@ -326,8 +312,6 @@ static sfa_status run_step(sfa_forward *f, const int32_t *tokens, int32_t n, int
     SFA_TRY(run_record(f, first, hidden, &done));
   if (!done)
     SFA_TRY(run_layers(f, n, hidden, attention_ns));
-  if (n == 1 && f->dropped)
-    SFA_TRY(note_dropped(f));
   return m->device->finish ? m->device->finish(m->ctx) : SFA_OK;
 }
 

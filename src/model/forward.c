@@ -4,6 +4,7 @@
 #include <sfa/plan.h>
 #include <sfa/stream.h>
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -250,8 +251,10 @@ static sfa_status fill_forward(sfa_forward *f, resolution *r) {
   SFA_TRY(create_caches(m, r, f->caches, f->routes));
   memcpy(f->k_dtype, r->k_dtype, sizeof f->k_dtype);
   f->v_dtype = r->v_dtype;
-  if (r->eps > 0)
+  if (r->eps > 0) {
     SFA_TRY(alloc_device(f, n_layers * (size_t)m->config.n_heads, sizeof *f->dropped, "masses left out", &f->dropped));
+    SFA_TRY(alloc_device(f, 1, sizeof *f->dropped_most, "masses left out", &f->dropped_most));
+  }
   SFA_TRY(route_attention(f, r, &workspace_bytes));
   return create_buffers(f, workspace_bytes);
 }
@@ -301,7 +304,7 @@ void sfa_forward_destroy(sfa_forward *f) {
     f->model->device->record_destroy(ctx, f->record);
   void *buffers[] = {f->stream,         f->normed,         f->qkv,         f->attended,    f->ffn,       f->inputs,
                      f->rope_cos[0],    f->rope_cos[1],    f->rope_sin[0], f->rope_sin[1], f->workspace, f->scratch,
-                     f->frequencies[0], f->frequencies[1], f->dropped};
+                     f->frequencies[0], f->frequencies[1], f->dropped,     f->dropped_most};
   for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++)
     sfa_memory_free(ctx, buffers[i]);
   sfa_free(ctx, f->keep_keys);
@@ -322,7 +325,12 @@ sfa_status sfa_forward_truncate(sfa_forward *f, int64_t new_len) {
   return SFA_OK;
 }
 
-float sfa_forward_dropped(const sfa_forward *f) { return f->dropped_most; }
+float sfa_forward_dropped(const sfa_forward *f) {
+  sfa_context *ctx = f->model->ctx;
+  float most = 0;
+  bool good = !f->dropped || (sfa_memory_copy(ctx, &most, f->dropped_most, sizeof most) == SFA_OK && sfa_stream_wait(ctx) == SFA_OK);
+  return good ? most : NAN;
+}
 
 sfa_policy sfa_forward_policy(const sfa_forward *f) {
   sfa_attention_report report = {.struct_size = sizeof report};

@@ -45,10 +45,10 @@ struct sfa_forward {
   void *scratch;                                                /* of linear layers */
   void *workspace;                                              /* of attention */
   float *dropped;                                               /* [n_layers][H] mass that a step left out; NULL without eps */
+  float *dropped_most;                                          /* [1] the largest of all steps */
   int32_t *inputs;                                              /* [SFA_INPUTS][chunk_len + 2] of the step */
   double *frequencies[SFA_LAYER_KINDS];                         /* [rope_pairs] */
 
-  float dropped_most; /* the largest so far */
   sfa_probe_fn probe; /* NULL: none */
   void *probe_user;
 

@@ -100,8 +100,8 @@ static sfa_status create_buffers(sfa_learner *l) {
   SFA_TRY(alloc_rows(l, c->ffn_dim, &l->activated));
   SFA_TRY(sfa_learn_alloc_device(l, (size_t)c->hidden_dim + (size_t)c->head_dim, sizeof(float), &l->norm_weight));
   SFA_TRY(sfa_learn_alloc_device(l, loss_tokens, (size_t)c->vocab_size * sizeof(float), &l->logits));
-  SFA_TRY(sfa_learn_alloc_device(l, loss_tokens, 2 * sizeof(float), &l->losses));
-  SFA_TRY(sfa_learn_alloc(l, loss_tokens, 2 * sizeof(float), "losses", &l->host_losses));
+  SFA_TRY(sfa_learn_alloc_device(l, n_tokens, 2 * sizeof(float), &l->losses));
+  SFA_TRY(sfa_learn_alloc_device(l, (size_t)c->n_layers, 2 * sizeof(double), &l->heads_off));
   return sfa_learn_alloc_device(l, 1, l->training->scratch_bytes(widest), &l->scratch);
 }
 
@@ -164,6 +164,8 @@ void sfa_learner_destroy(sfa_learner *l) {
   }
   for (int32_t i = 0; l->saved && i < n_saved(l); i++)
     free_saved(l, &l->saved[i]);
+  for (int32_t i = 0; i < l->most_answers; i++)
+    sfa_learner_host_free(l, l->answers[i].heads);
   sfa_learn_plans_free(l);
   for (int kind = 0; kind < SFA_LAYER_KINDS; kind++) {
     sfa_memory_free(l->ctx, l->rope_cos[kind]);
@@ -171,12 +173,12 @@ void sfa_learner_destroy(sfa_learner *l) {
     sfa_memory_free(l->ctx, l->rope_back[kind]);
     sfa_memory_free(l->ctx, l->frequencies[kind]);
   }
-  void *device[] = {l->streams, l->positions_of, l->tokens,      l->targets, l->cu_seqlens, l->normed,    l->d_normed,   l->d_q,
-                    l->d_k,     l->d_v,          l->heads,       l->d_heads, l->lse_heads,  l->d_stream,  l->d_attended, l->logits,
-                    l->teacher, l->uses,         l->norm_weight, l->losses,  l->scratch,    l->workspace, l->activated};
+  void *device[] = {l->streams, l->positions_of, l->tokens,      l->targets, l->cu_seqlens, l->normed,   l->d_normed,   l->d_q,
+                    l->d_k,     l->d_v,          l->heads,       l->d_heads, l->lse_heads,  l->d_stream, l->d_attended, l->logits,
+                    l->teacher, l->uses,         l->norm_weight, l->losses,  l->heads_off,  l->scratch,  l->workspace,  l->activated};
   for (size_t i = 0; i < sizeof device / sizeof *device; i++)
     sfa_memory_free(l->ctx, device[i]);
-  void *host[] = {l->parameters, l->names, l->layers, l->k_keys, l->k_queries, l->saved, l->host_positions, l->host_losses, l->host_uses};
+  void *host[] = {l->parameters, l->names, l->layers, l->k_keys, l->k_queries, l->saved, l->host_positions, l->host_uses, l->answers};
   for (size_t i = 0; i < sizeof host / sizeof *host; i++)
     sfa_free(l->ctx, host[i]);
   sfa_model_config_free(l->ctx, &l->config);
@@ -190,6 +192,20 @@ size_t sfa_learner_bytes(const sfa_learner *l) { return l->bytes; }
 int32_t sfa_learner_count(const sfa_learner *l) { return l->n_parameters; }
 sfa_parameter *sfa_learner_parameter(sfa_learner *l, int32_t index) {
   return index >= 0 && index < l->n_parameters ? &l->parameters[index] : NULL;
+}
+
+sfa_status sfa_learner_host_alloc(sfa_learner *l, size_t bytes, const char *what, void **memory) {
+  if (!l->device->host_alloc)
+    return sfa_alloc(l->ctx, bytes, what, memory);
+  *memory = l->device->host_alloc(l->ctx, bytes);
+  return *memory ? SFA_OK : sfa_fail(l->ctx, SFA_ERROR_MEMORY, "out of page-locked memory: %zu bytes for %s", bytes, what);
+}
+
+void sfa_learner_host_free(sfa_learner *l, void *memory) {
+  if (l->device->host_free)
+    l->device->host_free(l->ctx, memory);
+  else
+    sfa_free(l->ctx, memory);
 }
 
 sfa_learner_shape sfa_learner_shape_of(const sfa_learner *l) {
@@ -212,7 +228,7 @@ sfa_status sfa_learner_clear(sfa_learner *l) {
   return SFA_OK;
 }
 
-/* ---- Run -------------------------------------------------------------------------------------------------------------------------- */
+/* ---- A batch ---------------------------------------------------------------------------------------------------------------------- */
 
 static sfa_status check_batch(const sfa_learner *l, const sfa_learn_batch *batch) {
   sfa_context *ctx = l->ctx;
@@ -237,6 +253,14 @@ static sfa_status check_batch(const sfa_learner *l, const sfa_learn_batch *batch
   return SFA_OK;
 }
 
+/* To the device in pieces that a GPU's driver copies at once: for more than 64 KB it may wait until the stream comes to them. */
+static sfa_status place(sfa_learner *l, int32_t *to, const int32_t *from, int64_t n) {
+  enum { PIECE = 65536 / sizeof(int32_t) };
+  for (int64_t i = 0; i < n; i += PIECE)
+    SFA_TRY(sfa_memory_copy(l->ctx, to + i, from + i, (size_t)sfa_min64(PIECE, n - i) * sizeof *to));
+  return SFA_OK;
+}
+
 static sfa_status place_tokens(sfa_learner *l, const sfa_learn_batch *batch) {
   const sfa_model_config *c = &l->config;
   int32_t most = 0;
@@ -248,12 +272,11 @@ static sfa_status place_tokens(sfa_learner *l, const sfa_learn_batch *batch) {
   if (l->positions && most >= c->context_len)
     return sfa_fail(l->ctx, SFA_ERROR_RANGE, "a sequence of %d tokens: this model has learned positions for %lld", most + 1,
                     (long long)c->context_len);
-  const size_t bytes = (size_t)batch->n_tokens * sizeof(int32_t);
-  SFA_TRY(sfa_memory_copy(l->ctx, l->positions_of, l->host_positions, bytes));
-  SFA_TRY(sfa_memory_copy(l->ctx, l->tokens, batch->tokens, bytes));
+  SFA_TRY(place(l, l->positions_of, l->host_positions, batch->n_tokens));
+  SFA_TRY(place(l, l->tokens, batch->tokens, batch->n_tokens));
   if (batch->targets)
-    SFA_TRY(sfa_memory_copy(l->ctx, l->targets, batch->targets, bytes));
-  SFA_TRY(sfa_memory_copy(l->ctx, l->cu_seqlens, batch->cu_seqlens, (size_t)(batch->n_sequences + 1) * sizeof(int32_t)));
+    SFA_TRY(place(l, l->targets, batch->targets, batch->n_tokens));
+  SFA_TRY(place(l, l->cu_seqlens, batch->cu_seqlens, batch->n_sequences + 1));
   for (int kind = 0; c->rope_pairs && kind < SFA_LAYER_KINDS; kind++) {
     l->device->rotations(l->ctx, batch->n_tokens, l->positions_of, c->rope_pairs, l->frequencies[kind], l->rope_cos[kind],
                          l->rope_sin[kind]);
@@ -290,27 +313,28 @@ static int32_t lowest_layer(const sfa_learner *l) {
   return lowest;
 }
 
-/* What the caller wants to see of a layer, and its share of the head loss. */
-static sfa_status show_heads(sfa_learner *l, const sfa_learn_batch *batch, int32_t index, const float *attended, sfa_learn_result *result) {
+/* What the caller wants to see of a layer, and what its head loss is made of. */
+static sfa_status show_heads(sfa_learner *l, const sfa_learn_batch *batch, int32_t index, const float *attended) {
   int64_t n = batch->n_tokens * sfa_learn_attended_dim(&l->config);
   const float *target = batch->head_targets ? batch->head_targets[index] : NULL;
+  double *off = l->heads_off + 2 * index;
   if (batch->head_outputs && batch->head_outputs[index])
     SFA_TRY(sfa_memory_copy(l->ctx, batch->head_outputs[index], attended, (size_t)n * sizeof *attended));
   if (!target)
-    return SFA_OK;
-  double size = l->training->square_sum(l->ctx, n, target);
+    return batch->head_targets ? sfa_memory_zero(l->ctx, off, 2 * sizeof *off) : SFA_OK;
+  l->training->square_sum(l->ctx, n, target, off + 1);
   l->training->scale(l->ctx, n, 1.0f, attended, false, l->heads);
   l->training->scale(l->ctx, n, -1.0f, target, true, l->heads);
-  result->head_loss += size > 0 ? l->training->square_sum(l->ctx, n, l->heads) / size / l->config.n_layers : 0;
+  l->training->square_sum(l->ctx, n, l->heads, off);
   return SFA_OK;
 }
 
-static sfa_status run_back(sfa_learner *l, const sfa_learn_batch *batch, const sfa_learn_result *result) {
+static sfa_status run_back(sfa_learner *l, const sfa_learn_batch *batch, int64_t n_scored) {
   int32_t lowest = lowest_layer(l);
   sfa_learn_batch again = *batch;
   again.key_uses = again.query_uses = NULL;
   float head_scale =
-      !batch->head_targets ? 0.0f : sfa_learn_scale(batch) * batch->head_weight * (float)result->n_scored / (float)l->config.n_layers;
+      !batch->head_targets ? 0.0f : sfa_learn_scale(batch) * batch->head_weight * (float)n_scored / (float)l->config.n_layers;
   for (int32_t i = l->config.n_layers - 1; i >= 0 && i >= lowest; i--) {
     sfa_learn_saved *saved = &l->saved[l->options.checkpointing ? 0 : i];
     if (l->options.checkpointing && i < l->config.n_layers - 1) /* the last layer's is still there */
@@ -322,9 +346,91 @@ static sfa_status run_back(sfa_learner *l, const sfa_learn_batch *batch, const s
   return SFA_OK;
 }
 
-sfa_status sfa_learner_run(sfa_learner *l, const sfa_learn_batch *given, sfa_learn_result *result) {
+/* ---- What comes back ---------------------------------------------------------------------------------------------------------------- */
+
+/* A place for the answer to another batch. */
+static sfa_status next_answer(sfa_learner *l, const sfa_learn_batch *batch, sfa_learn_answer **answer) {
+  if (l->n_answers == l->most_answers) {
+    sfa_learn_answer *more;
+    const int32_t most = 2 * l->most_answers + 1;
+    SFA_TRY(sfa_alloc_zero(l->ctx, (size_t)most, sizeof *more, "answers to batches", (void **)&more));
+    if (l->answers)
+      memcpy(more, l->answers, (size_t)l->most_answers * sizeof *more);
+    sfa_free(l->ctx, l->answers);
+    l->answers = more;
+    l->most_answers = most;
+  }
+  sfa_learn_answer *a = &l->answers[l->n_answers];
+  const size_t n_layers = (size_t)l->config.n_layers, n_tokens = (size_t)l->options.max_tokens;
+  const size_t head_bytes = 2 * n_layers * sizeof *a->heads, bytes = head_bytes + 2 * n_tokens * sizeof *a->losses;
+  if (!a->heads) {
+    SFA_TRY(sfa_learner_host_alloc(l, bytes, "the losses of a batch", (void **)&a->heads));
+    l->bytes += bytes;
+  }
+  *a = (sfa_learn_answer){.heads = a->heads,
+                          .losses = (float *)(void *)(a->heads + 2 * n_layers),
+                          .n_tokens = batch->n_tokens,
+                          .token_losses = batch->token_losses};
+  memset(a->heads, 0, head_bytes);
+  for (int32_t t = 0; batch->targets && t < batch->n_tokens; t++)
+    a->n_scored += batch->targets[t] >= 0;
+  l->n_answers++;
+  *answer = a;
+  return SFA_OK;
+}
+
+/* Asks for it, behind the batch's work. */
+static sfa_status ask(sfa_learner *l, const sfa_learn_batch *batch, sfa_learn_answer *a) {
+  const size_t bytes = (size_t)a->n_tokens * sizeof *a->losses;
+  const int64_t apart = l->options.max_tokens;
+  if (batch->head_targets)
+    SFA_TRY(sfa_memory_copy(l->ctx, a->heads, l->heads_off, 2 * (size_t)l->config.n_layers * sizeof *a->heads));
+  if (batch->targets)
+    SFA_TRY(sfa_memory_copy(l->ctx, a->losses, l->losses, bytes));
+  if (batch->targets && batch->teacher)
+    SFA_TRY(sfa_memory_copy(l->ctx, a->losses + apart, l->losses + apart, bytes));
+  a->has_losses = batch->targets != NULL;
+  a->has_divergences = a->has_losses && batch->teacher;
+  a->is_whole = true;
+  return SFA_OK;
+}
+
+static void read_answer(const sfa_learner *l, const sfa_learn_answer *a, sfa_learn_result *result) {
+  double loss_sum = 0, head_loss = 0, teacher_sum = 0;
+  for (int32_t t = 0; a->has_losses && t < a->n_tokens; t++)
+    loss_sum += (double)a->losses[t];
+  for (int32_t t = 0; a->has_divergences && t < a->n_tokens; t++)
+    teacher_sum += (double)a->losses[l->options.max_tokens + t];
+  for (int32_t i = 0; i < l->config.n_layers; i++)
+    head_loss += a->heads[2 * i + 1] > 0 ? a->heads[2 * i] / a->heads[2 * i + 1] / l->config.n_layers : 0;
+  if (a->has_losses && a->token_losses)
+    memcpy(a->token_losses, a->losses, (size_t)a->n_tokens * sizeof *a->losses);
+  result->loss_sum += loss_sum;
+  result->n_scored += a->n_scored;
+  result->head_loss += head_loss;
+  result->teacher_sum += teacher_sum;
+}
+
+/* ---- Run -------------------------------------------------------------------------------------------------------------------------- */
+
+static sfa_status run_batch(sfa_learner *l, const sfa_learn_batch *batch, sfa_learn_answer *answer) {
+  SFA_TRY(place_tokens(l, batch));
+  embed(l, batch);
+  for (int32_t i = 0; i < l->config.n_layers; i++) {
+    sfa_learn_saved *saved = &l->saved[l->options.checkpointing ? 0 : i];
+    SFA_TRY(sfa_learn_layer_forward(l, batch, i, saved));
+    SFA_TRY(show_heads(l, batch, i, saved->attended));
+  }
+  SFA_TRY(sfa_learn_loss_run(l, batch));
+  if (batch->backward)
+    SFA_TRY(run_back(l, batch, answer->n_scored));
+  SFA_TRY(ask(l, batch, answer));
+  return l->device->finish ? l->device->finish(l->ctx) : SFA_OK;
+}
+
+sfa_status sfa_learner_start(sfa_learner *l, const sfa_learn_batch *given) {
   sfa_learn_batch batch = *given;
-  *result = (sfa_learn_result){0};
+  sfa_learn_answer *answer;
   SFA_TRY(check_batch(l, &batch));
   const int32_t whole[2] = {0, batch.n_tokens};
   if (!batch.cu_seqlens) {
@@ -332,15 +438,25 @@ sfa_status sfa_learner_run(sfa_learner *l, const sfa_learn_batch *given, sfa_lea
     batch.n_sequences = 1;
   }
   batch.backward = batch.backward && batch.targets;
-  SFA_TRY(place_tokens(l, &batch));
-  embed(l, &batch);
-  for (int32_t i = 0; i < l->config.n_layers; i++) {
-    sfa_learn_saved *saved = &l->saved[l->options.checkpointing ? 0 : i];
-    SFA_TRY(sfa_learn_layer_forward(l, &batch, i, saved));
-    SFA_TRY(show_heads(l, &batch, i, saved->attended, result));
-  }
-  SFA_TRY(sfa_learn_loss_run(l, &batch, result));
-  if (batch.backward)
-    SFA_TRY(run_back(l, &batch, result));
-  return l->device->finish ? l->device->finish(l->ctx) : SFA_OK;
+  SFA_TRY(next_answer(l, &batch, &answer));
+  return run_batch(l, &batch, answer);
+}
+
+sfa_status sfa_learner_finish(sfa_learner *l, sfa_learn_result *result) {
+  sfa_learn_result sum = {0};
+  const int32_t n = l->n_answers;
+  l->n_answers = 0;
+  SFA_TRY(sfa_stream_wait(l->ctx));
+  for (int32_t i = 0; i < n; i++)
+    if (l->answers[i].is_whole)
+      read_answer(l, &l->answers[i], &sum);
+  if (result)
+    *result = sum;
+  return SFA_OK;
+}
+
+sfa_status sfa_learner_run(sfa_learner *l, const sfa_learn_batch *batch, sfa_learn_result *result) {
+  *result = (sfa_learn_result){0};
+  SFA_TRY(sfa_learner_start(l, batch));
+  return sfa_learner_finish(l, result);
 }

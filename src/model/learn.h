@@ -5,8 +5,9 @@
  *
  * A training step, by its caller:
  *     sfa_learner_clear(learner);
- *     for each batch of the step: sfa_learner_run(learner, &batch, &result)      batch.loss_scale = 1 / scored tokens of the whole step
- *     clip and step over sfa_learner_parameter(learner, 0 ..)                     device ops square_sum and adamw
+ *     for each batch of the step: sfa_learner_start(learner, &batch)              batch.loss_scale = 1 / scored tokens of the whole step
+ *     clip and step over sfa_learner_parameter(learner, 0 ..)                     device ops square_sum, clip and adamw
+ *     sfa_learner_finish(learner, &result)                                        the only wait for a GPU
  */
 #ifndef SFA_LEARN_H
 #define SFA_LEARN_H
@@ -46,6 +47,9 @@ void sfa_learner_destroy(sfa_learner *learner);
 const sfa_weights *sfa_learner_weights(const sfa_learner *learner);
 /* The operations of its machine, the optimizer's among them. */
 const sfa_training *sfa_learner_training(const sfa_learner *learner);
+/* Memory of the host that copies from the device go to without a wait, page-locked where there is such. */
+sfa_status sfa_learner_host_alloc(sfa_learner *learner, size_t bytes, const char *what, void **memory);
+void sfa_learner_host_free(sfa_learner *learner, void *memory);
 /* Bytes of parameters, gradients and activations. */
 size_t sfa_learner_bytes(const sfa_learner *learner);
 
@@ -110,12 +114,17 @@ typedef struct sfa_learn_batch {
 typedef struct sfa_learn_result {
   double loss_sum; /* next-token losses of scored tokens, nats */
   int64_t n_scored;
-  double head_loss;   /* mean over the layers with targets, relative */
+  double head_loss;   /* mean over the layers with targets, relative; of several batches: the sum */
   double teacher_sum; /* KL of scored tokens */
 } sfa_learn_result;
 
-/* A batch larger than max_tokens, ids outside the vocabulary: an error, nothing changed. A loss that is not finite is no error here: the
- * caller looks at the result. */
+/* Puts the work of a batch on the context's stream; its arrays on the host may be changed on return, but for token_losses. A batch larger
+ * than max_tokens, ids outside the vocabulary: an error, nothing changed. */
+sfa_status sfa_learner_start(sfa_learner *learner, const sfa_learn_batch *batch);
+/* Waits, and tells of all batches started since the last time. A loss that is not finite is no error here: the caller looks at the result,
+ * which may be NULL. */
+sfa_status sfa_learner_finish(sfa_learner *learner, sfa_learn_result *result);
+/* Both. */
 sfa_status sfa_learner_run(sfa_learner *learner, const sfa_learn_batch *batch, sfa_learn_result *result);
 /* logits [n][vocab_size] of hidden rows, final softcap included, in the memory of the device: for teachers. */
 sfa_status sfa_learner_logits(sfa_learner *learner, int32_t n, const float *hidden, float *logits);

@@ -184,12 +184,11 @@ static void feed_forward_backward(sfa_learner *l, int32_t index, int64_t n, sfa_
 }
 
 /* d_attended += d head_loss: 2 (o - t) / sum t^2. */
-static void add_head_gradient(sfa_learner *l, int64_t n, const float *attended, const float *target, float head_scale) {
+static void add_head_gradient(sfa_learner *l, int64_t n, int32_t index, const float *attended, const float *target, float head_scale) {
   int64_t n_elements = n * sfa_learn_attended_dim(&l->config);
-  double size = l->training->square_sum(l->ctx, n_elements, target);
-  float factor = size > 0 ? (float)(2.0 * (double)head_scale / size) : 0.0f;
-  l->training->scale(l->ctx, n_elements, factor, attended, true, l->d_attended);
-  l->training->scale(l->ctx, n_elements, -factor, target, true, l->d_attended);
+  const double *size = l->heads_off + 2 * index + 1, factor = 2.0 * (double)head_scale;
+  l->training->add_share(l->ctx, n_elements, factor, size, attended, l->d_attended);
+  l->training->add_share(l->ctx, n_elements, -factor, size, target, l->d_attended);
 }
 
 sfa_status sfa_learn_layer_backward(sfa_learner *l, const sfa_learn_batch *batch, int32_t index, sfa_learn_saved *saved, float head_scale) {
@@ -202,7 +201,7 @@ sfa_status sfa_learn_layer_backward(sfa_learner *l, const sfa_learn_batch *batch
   const float *d_projected = through_post_norm(l, &layer->post_attention_norm, n, saved->projected);
   sfa_learn_linear_backward(l, &layer->o, n, saved->attended, d_projected, false, l->d_attended);
   if (head_scale > 0 && batch->head_targets[index])
-    add_head_gradient(l, n, saved->attended, batch->head_targets[index], head_scale);
+    add_head_gradient(l, n, index, saved->attended, batch->head_targets[index], head_scale);
   SFA_TRY(sfa_learn_attend_backward(l, batch, index, saved));
   turn(l, index, n, c->n_heads, true, l->d_q);
   turn(l, index, n, c->n_kv_heads, true, l->d_k);

@@ -1,8 +1,6 @@
 /* The end of the model: final norm, logits of a few hundred tokens at a time, losses, and their way back to the stream. */
 #include "model/learn_parts.h"
 
-#include <string.h>
-
 static void head_logits(sfa_learner *l, int64_t n, const float *hidden, float *logits) {
   sfa_learn_linear_forward(l, &l->head, n, hidden, false, logits);
 }
@@ -27,9 +25,8 @@ static sfa_status teach(sfa_learner *l, const sfa_learn_batch *batch, int32_t fi
 }
 
 /* Tokens first .. first + n - 1; hidden and d_hidden are theirs. */
-static sfa_status loss_chunk(sfa_learner *l, const sfa_learn_batch *batch, int32_t first, int32_t n, const float *hidden, float *d_hidden,
-                             sfa_learn_result *result) {
-  float *divergences = l->losses + l->options.loss_tokens;
+static sfa_status loss_chunk(sfa_learner *l, const sfa_learn_batch *batch, int32_t first, int32_t n, const float *hidden, float *d_hidden) {
+  float *losses = l->losses + first;
   sfa_loss loss = {.n_rows = n,
                    .n_classes = l->config.vocab_size,
                    .logits = l->logits,
@@ -39,36 +36,24 @@ static sfa_status loss_chunk(sfa_learner *l, const sfa_learn_batch *batch, int32
                    .target_scale = sfa_learn_scale(batch) * (batch->loss_weight > 0   ? batch->loss_weight
                                                              : batch->loss_weight < 0 ? 0.0f
                                                                                       : 1.0f),
-                   .losses = l->losses,
-                   .divergences = divergences};
+                   .losses = losses,
+                   .divergences = losses + l->options.max_tokens};
   SFA_TRY(teach(l, batch, first, n, &loss));
   head_logits(l, n, hidden, l->logits);
   l->training->loss(l->ctx, &loss);
   if (batch->backward)
     sfa_learn_linear_backward(l, &l->head, n, hidden, l->logits, false, d_hidden);
-  float *losses = l->host_losses, *apart = losses + l->options.loss_tokens;
-  SFA_TRY(sfa_memory_copy(l->ctx, losses, l->losses, (size_t)n * sizeof(float)));
-  if (loss.teacher)
-    SFA_TRY(sfa_memory_copy(l->ctx, apart, divergences, (size_t)n * sizeof(float)));
-  SFA_TRY(sfa_stream_wait(l->ctx));
-  for (int32_t t = 0; t < n; t++) {
-    result->n_scored += batch->targets[first + t] >= 0;
-    result->loss_sum += (double)losses[t];
-    result->teacher_sum += loss.teacher ? (double)apart[t] : 0.0;
-  }
-  if (batch->token_losses)
-    memcpy(batch->token_losses + first, losses, (size_t)n * sizeof(float));
   return SFA_OK;
 }
 
-sfa_status sfa_learn_loss_run(sfa_learner *l, const sfa_learn_batch *batch, sfa_learn_result *result) {
+sfa_status sfa_learn_loss_run(sfa_learner *l, const sfa_learn_batch *batch) {
   int64_t dim = l->config.hidden_dim;
   const float *x = sfa_learn_stream(l, l->config.n_layers);
   float *hidden = batch->hidden ? batch->hidden : l->normed;
   sfa_learn_norm_forward(l, &l->final_norm, batch->n_tokens, 1, (int32_t)dim, x, hidden);
   for (int32_t first = 0; batch->targets && first < batch->n_tokens; first += l->options.loss_tokens)
     SFA_TRY(loss_chunk(l, batch, first, (int32_t)sfa_min64(l->options.loss_tokens, batch->n_tokens - first), hidden + first * dim,
-                       l->d_normed + first * dim, result));
+                       l->d_normed + first * dim));
   if (batch->backward)
     sfa_learn_norm_backward(l, &l->final_norm, batch->n_tokens, 1, (int32_t)dim, x, l->d_normed, l->d_stream, false);
   return SFA_OK;

@@ -46,6 +46,16 @@ typedef struct sfa_learn_plan {
 
 enum { SFA_LEARN_PLANS = 32 };
 
+/* What comes back of a batch: on the host, there after a wait. */
+typedef struct sfa_learn_answer {
+  double *heads; /* [n_layers][2] squares of what head outputs are off their targets, and of the targets; 0, 0 without */
+  float *losses; /* [T] of tokens, 0 where not scored; [T] divergences */
+  bool is_whole, has_losses, has_divergences; /* is_whole: all of it was asked for */
+  int32_t n_tokens;
+  int64_t n_scored;
+  float *token_losses; /* the caller's, or NULL */
+} sfa_learn_answer;
+
 struct sfa_learner {
   sfa_context *ctx;
   sfa_weights *weights;
@@ -84,15 +94,17 @@ struct sfa_learner {
   float *d_heads, *lse_heads;
   float *norm_weight;      /* [hidden] one plus a weight */
   float *logits, *teacher; /* [loss_tokens][vocab]; teacher allocated when wanted */
-  float *losses;           /* [loss_tokens][2] of tokens, divergences */
+  double *heads_off;       /* [n_layers][2], as sfa_learn_answer.heads */
+  float *losses;           /* [T] of tokens, [T] divergences */
   float *uses;             /* [T][H * D] */
   void *scratch, *workspace;
   size_t workspace_bytes;
 
   /* On the host. */
-  int32_t *host_positions; /* [T] */
-  float *host_losses;      /* [loss_tokens][2] */
-  float *host_uses;        /* [T][H * D] for statistics, and uses on the device; NULL until they are wanted */
+  int32_t *host_positions;   /* [T] */
+  float *host_uses;          /* [T][H * D] for statistics, and uses on the device; NULL until they are wanted */
+  sfa_learn_answer *answers; /* [most_answers], the first n_answers of them of batches that were started since the last wait */
+  int32_t n_answers, most_answers;
 };
 
 /* Zeros that count in bytes: memory of the host, or of the context's device. */
@@ -125,7 +137,7 @@ sfa_status sfa_learn_attend_backward(sfa_learner *learner, const sfa_learn_batch
 void sfa_learn_plans_free(sfa_learner *learner);
 
 /* learn_loss.c: from streams[n_layers] to the losses and, where wanted, to d_stream. */
-sfa_status sfa_learn_loss_run(sfa_learner *learner, const sfa_learn_batch *batch, sfa_learn_result *result);
+sfa_status sfa_learn_loss_run(sfa_learner *learner, const sfa_learn_batch *batch);
 
 static inline bool sfa_learn_on_gpu(const sfa_learner *l) { return sfa_context_device(l->ctx) != SFA_DEVICE_CPU; }
 static inline float sfa_learn_scale(const sfa_learn_batch *batch) { return batch->loss_scale != 0 ? batch->loss_scale : 1.0f; }

@@ -26,6 +26,12 @@ sfa_status sfa_optimizer_create(sfa_context *ctx, sfa_learner *learner, sfa_opti
     if (status == SFA_OK)
       status = alloc_moments(ctx, p->n, &o->v[i]);
   }
+  if (status == SFA_OK)
+    status = sfa_memory_alloc(ctx, (size_t)n * sizeof *o->squares, (void **)&o->squares);
+  if (status == SFA_OK)
+    status = sfa_memory_alloc(ctx, sizeof *o->clip, (void **)&o->clip);
+  if (status == SFA_OK)
+    status = sfa_learner_host_alloc(learner, sizeof *o->told, "the norm of gradients", (void **)&o->told);
   if (status != SFA_OK)
     sfa_optimizer_free(o);
   return status;
@@ -40,32 +46,39 @@ void sfa_optimizer_free(sfa_optimizer *o) {
     if (o->v)
       sfa_memory_free(o->ctx, o->v[i]);
   }
+  sfa_memory_free(o->ctx, o->squares);
+  sfa_memory_free(o->ctx, o->clip);
+  sfa_learner_host_free(o->learner, o->told);
   sfa_free(o->ctx, o->m);
   sfa_free(o->ctx, o->v);
   *o = (sfa_optimizer){0};
 }
 
-double sfa_optimizer_norm(const sfa_optimizer *o) {
+double sfa_optimizer_norm(const sfa_optimizer *o) { return o->told->norm; }
+
+/* The norm of all gradients, and the factor of this step. */
+static sfa_status clip_gradients(const sfa_optimizer *o, double most) {
   const sfa_training *device = sfa_learner_training(o->learner);
-  double sum = 0;
+  int32_t n = 0;
   for (int32_t i = 0; i < o->n; i++) {
     const sfa_parameter *p = sfa_learner_parameter(o->learner, i);
     if (o->m[i])
-      sum += device->square_sum(o->ctx, p->n, p->gradient);
+      device->square_sum(o->ctx, p->n, p->gradient, &o->squares[n++]);
   }
-  return sqrt(sum);
+  device->clip(o->ctx, n, o->squares, most, o->clip);
+  return sfa_memory_copy(o->ctx, o->told, o->clip, sizeof *o->told);
 }
 
-void sfa_optimizer_step(const sfa_optimizer *o, const sfa_recipe *recipe, int64_t step, double norm) {
+sfa_status sfa_optimizer_step(const sfa_optimizer *o, const sfa_recipe *recipe, int64_t step) {
   const sfa_training *device = sfa_learner_training(o->learner);
-  const double clip = recipe->clip_norm > 0 ? fmin(1, recipe->clip_norm / (norm + 1e-6)) : 1; /* 1e-6 as PyTorch has it */
   sfa_adamw how = {.rate = (float)sfa_recipe_rate(recipe, step),
                    .beta1 = (float)recipe->beta1,
                    .beta2 = (float)recipe->beta2,
                    .eps = (float)recipe->epsilon,
-                   .gradient_scale = (float)clip,
                    .correction1 = (float)(1 - pow(recipe->beta1, (double)(step + 1))),
-                   .correction2 = (float)(1 - pow(recipe->beta2, (double)(step + 1)))};
+                   .correction2 = (float)(1 - pow(recipe->beta2, (double)(step + 1))),
+                   .clip = o->clip};
+  SFA_TRY(clip_gradients(o, recipe->clip_norm));
   for (int32_t i = 0; i < o->n; i++) {
     const sfa_parameter *p = sfa_learner_parameter(o->learner, i);
     if (!o->m[i])
@@ -73,6 +86,7 @@ void sfa_optimizer_step(const sfa_optimizer *o, const sfa_recipe *recipe, int64_
     how.decay = p->decays ? (float)recipe->weight_decay : 0;
     device->adamw(o->ctx, &how, p->n, p->gradient, o->m[i], o->v[i], p->value);
   }
+  return SFA_OK;
 }
 
 size_t sfa_optimizer_bytes(const sfa_optimizer *o) {

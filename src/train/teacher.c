@@ -58,8 +58,7 @@ sfa_status sfa_teacher_answer(sfa_teacher *t, sfa_learn_batch *batch) {
                                     .cu_seqlens = batch->cu_seqlens,
                                     .hidden = t->hidden,
                                     .head_outputs = t->heads};
-  sfa_learn_result result;
-  SFA_TRY(sfa_learner_run(t->learner, &question, &result));
+  SFA_TRY(sfa_learner_start(t->learner, &question));
   batch->head_targets = (const float *const *)t->heads;
   if (t->hidden) {
     batch->teacher = predict;

@@ -86,7 +86,7 @@ static sfa_status fill_batch(sfa_train *t, int64_t first) {
 static sfa_status run_step(sfa_train *t, double *loss, double *norm) {
   const sfa_recipe *r = &t->recipe;
   const int64_t n = r->sequences * r->sequence_len;
-  double sum = 0;
+  sfa_learn_result result;
   SFA_TRY(set_sparsity(t, t->state.step, true));
   SFA_TRY(sfa_learner_clear(t->learner));
   for (int64_t i = 0; i < r->accumulate; i++) {
@@ -100,19 +100,20 @@ static sfa_status run_step(sfa_train *t, double *loss, double *norm) {
                              .head_weight = (float)r->head_weight,
                              .teacher_weight = (float)r->teacher_weight,
                              .temperature = (float)r->temperature};
-    sfa_learn_result result;
     SFA_TRY(fill_batch(t, (t->state.step * r->accumulate + i) * r->sequences));
     batch.n_sequences = cut_sequences(t, r->sequences);
     if (t->teacher.learner)
       SFA_TRY(sfa_teacher_answer(&t->teacher, &batch));
-    SFA_TRY(sfa_learner_run(t->learner, &batch, &result));
-    sum += result.loss_sum;
+    SFA_TRY(sfa_learner_start(t->learner, &batch));
   }
-  *loss = sum / (double)(n * r->accumulate);
+  SFA_TRY(sfa_optimizer_step(&t->optimizer, r, t->state.step));
+  SFA_TRY(sfa_learner_finish(t->learner, &result));
+  if (t->teacher.learner)
+    SFA_TRY(sfa_learner_finish(t->teacher.learner, NULL));
+  *loss = result.loss_sum / (double)(n * r->accumulate);
   *norm = sfa_optimizer_norm(&t->optimizer);
   if (!isfinite(*loss) || !isfinite(*norm))
     return fail_not_finite(t, *loss, *norm);
-  sfa_optimizer_step(&t->optimizer, r, t->state.step, *norm);
   t->state.step++;
   t->state.n_tokens += n * r->accumulate;
   t->state.loss_sum += *loss;

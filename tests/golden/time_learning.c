@@ -3,7 +3,6 @@
  * norm 1, AdamW. K > 0: every layer keeps K features of queries and keys. */
 #include "model/learn.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -43,7 +42,10 @@ static int run(sfa_context *ctx, char **argv) {
                                  .cu_seqlens = cu,
                                  .backward = true,
                                  .loss_scale = 1.0f / (float)n};
-  sfa_adamw how = {.rate = 1e-4f, .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f, .decay = 0.1f, .correction1 = 0.1f, .correction2 = 0.05f};
+  sfa_clip clip;
+  sfa_adamw how = {
+      .rate = 1e-4f, .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f, .decay = 0.1f, .correction1 = 0.1f, .correction2 = 0.05f, .clip = &clip};
+  double *squares = malloc((size_t)sfa_learner_count(learner) * sizeof *squares);
   char line[64];
   if (sfa_learner_sparsity(learner, &sparsity) != SFA_OK)
     return 1;
@@ -52,13 +54,12 @@ static int run(sfa_context *ctx, char **argv) {
     int64_t start = sfa_now_ns();
     clock_t cpu = clock();
     for (int32_t step = 0; step < n_steps; step++) {
-      double squares = 0;
       sfa_learner_clear(learner);
       if (sfa_learner_run(learner, &batch, &result) != SFA_OK)
         return 1;
       for (int32_t i = 0; i < sfa_learner_count(learner); i++)
-        squares += ops->square_sum(ctx, sfa_learner_parameter(learner, i)->n, sfa_learner_parameter(learner, i)->gradient);
-      how.gradient_scale = (float)fmin(1.0, 1.0 / sqrt(squares));
+        ops->square_sum(ctx, sfa_learner_parameter(learner, i)->n, sfa_learner_parameter(learner, i)->gradient, &squares[i]);
+      ops->clip(ctx, sfa_learner_count(learner), squares, 1, &clip);
       for (int32_t i = 0; i < sfa_learner_count(learner); i++) {
         sfa_parameter *p = sfa_learner_parameter(learner, i);
         ops->adamw(ctx, &how, p->n, p->gradient, states[i].m, states[i].v, p->value);

@@ -508,16 +508,8 @@ static void sums_and_steps(void **state) {
   both.cpu_training->scatter_add(both.cpu, ROWS, DIM, x.host, places, 0.5f, table.host);
   both.gpu_training->scatter_add(both.gpu, ROWS, DIM, x.gpu, gpu_integers(&ids), 0.5f, table.gpu);
   check("scatter_add", &table, 1e-6);
-  double squares = both.cpu_training->square_sum(both.cpu, N, x.host), found = both.gpu_training->square_sum(both.gpu, N, x.gpu);
-  assert_true(fabs(squares - found) <= 1e-9 * squares);
-  const sfa_adamw how = {.rate = 1e-2f,
-                         .beta1 = 0.9f,
-                         .beta2 = 0.95f,
-                         .eps = 1e-8f,
-                         .decay = 0.1f,
-                         .gradient_scale = 0.5f,
-                         .correction1 = 0.1f,
-                         .correction2 = 0.05f};
+  const sfa_adamw how = {
+      .rate = 1e-2f, .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f, .decay = 0.1f, .correction1 = 0.1f, .correction2 = 0.05f};
   for (int64_t i = 0; i < N; i++)
     dup.host[i] = fabsf(dup.host[i]);
   array m = randoms(N, 8), v = array_of(dup.host, N);
@@ -540,12 +532,87 @@ static void sums_and_steps(void **state) {
   check("keep_where", &x, 1e-6);
 }
 
+/* Norms, the factors they lead to, and who uses them, as often as twice: the same bits. */
+static void clipped_steps(void **state) {
+  (void)state;
+  need_gpu();
+  enum { N = 210001, SUMS = 3 };
+  static const int64_t lengths[SUMS] = {1, 700, N};
+  const double limits[] = {0, 10, 1e9};
+  array x = randoms(N, 1), out = randoms(N, 2), m = randoms(N, 3), value = randoms(N, 5), v = array_of(m.host, N);
+  for (int64_t i = 0; i < N; i++)
+    v.host[i] = fabsf(v.host[i]);
+  assert_int_equal(sfa_memory_copy(both.gpu, v.gpu, v.host, N * sizeof(float)), SFA_OK);
+  double sums[SUMS], found_sums[2][SUMS], *gpu_sums;
+  sfa_clip clip, found[2], *gpu_clip;
+  assert_int_equal(sfa_memory_alloc(both.gpu, sizeof sums, (void **)&gpu_sums), SFA_OK);
+  assert_int_equal(sfa_memory_alloc(both.gpu, sizeof clip, (void **)&gpu_clip), SFA_OK);
+  for (int variant = 0; variant < 4; variant++) {
+    const double limit = limits[variant % 3];
+    if (variant == 3) { /* a gradient that is not finite: nothing moves */
+      x.host[N / 2] = NAN;
+      assert_int_equal(sfa_memory_copy(both.gpu, x.gpu, x.host, N * sizeof(float)), SFA_OK);
+    }
+    for (int i = 0; i < SUMS; i++)
+      both.cpu_training->square_sum(both.cpu, lengths[i], x.host, &sums[i]);
+    both.cpu_training->clip(both.cpu, SUMS, sums, limit, &clip);
+    for (int again = 0; again < 2; again++) {
+      for (int i = 0; i < SUMS; i++)
+        both.gpu_training->square_sum(both.gpu, lengths[i], x.gpu, gpu_sums + i);
+      both.gpu_training->clip(both.gpu, SUMS, gpu_sums, limit, gpu_clip);
+      assert_int_equal(sfa_memory_copy(both.gpu, found_sums[again], gpu_sums, sizeof sums), SFA_OK);
+      assert_int_equal(sfa_memory_copy(both.gpu, &found[again], gpu_clip, sizeof clip), SFA_OK);
+      assert_int_equal(sfa_stream_wait(both.gpu), SFA_OK);
+    }
+    assert_memory_equal(found_sums[0], found_sums[1], sizeof sums);
+    assert_memory_equal(&found[0].norm, &found[1].norm, sizeof clip.norm);
+    assert_memory_equal(&found[0].factor, &found[1].factor, sizeof clip.factor);
+    if (variant == 3) {
+      assert_true(isnan(clip.norm) && isnan(found[0].norm));
+    } else {
+      for (int i = 0; i < SUMS; i++)
+        assert_true(fabs(sums[i] - found_sums[0][i]) <= 1e-12 * sums[i]);
+      assert_true(fabs(clip.norm - found[0].norm) <= 1e-12 * clip.norm);
+      assert_true(fabsf(clip.factor - found[0].factor) <= 1e-7f * clip.factor);
+      both.cpu_training->add_share(both.cpu, N, 3.0, &sums[1], x.host, out.host);
+      both.gpu_training->add_share(both.gpu, N, 3.0, gpu_sums + 1, x.gpu, out.gpu);
+      check("add_share", &out, 1e-6);
+    }
+    sfa_adamw how = {.rate = 1e-2f, .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f, .decay = 0.1f, .correction1 = 0.1f, .correction2 = 0.05f};
+    how.clip = &clip;
+    both.cpu_training->adamw(both.cpu, &how, N, x.host, m.host, v.host, value.host);
+    how.clip = gpu_clip;
+    both.gpu_training->adamw(both.gpu, &how, N, x.gpu, m.gpu, v.gpu, value.gpu);
+    check("clipped adamw: m", &m, 1e-6);
+    check("clipped adamw: v", &v, 1e-6);
+    check("clipped adamw: value", &value, 1e-6);
+  }
+  sums[0] = 0;
+  assert_int_equal(sfa_memory_copy(both.gpu, gpu_sums, sums, sizeof sums), SFA_OK);
+  both.gpu_training->add_share(both.gpu, N, 3.0, gpu_sums, x.gpu, out.gpu); /* nothing, though x has a NaN */
+  check("add_share over 0", &out, 1e-6);
+  float most = -1, *gpu_most;
+  assert_int_equal(sfa_memory_alloc(both.gpu, sizeof most, (void **)&gpu_most), SFA_OK);
+  assert_int_equal(sfa_memory_zero(both.gpu, gpu_most, sizeof most), SFA_OK);
+  float expected = 0;
+  both.cpu_ops->keep_most(both.cpu, N, v.host, &expected);
+  both.gpu_ops->keep_most(both.gpu, N, v.gpu, gpu_most);
+  both.gpu_ops->keep_most(both.gpu, 3, m.gpu, gpu_most);
+  both.cpu_ops->keep_most(both.cpu, 3, m.host, &expected);
+  assert_int_equal(sfa_memory_copy(both.gpu, &most, gpu_most, sizeof most), SFA_OK);
+  assert_int_equal(sfa_stream_wait(both.gpu), SFA_OK);
+  assert_true(fabsf(most - expected) <= 1e-6f * expected);
+  sfa_memory_free(both.gpu, gpu_sums);
+  sfa_memory_free(both.gpu, gpu_clip);
+  sfa_memory_free(both.gpu, gpu_most);
+}
+
 #define ONE(function) cmocka_unit_test_setup_teardown(function, begin, end)
 
 int main(int argc, char **argv) {
   const struct CMUnitTest tests[] = {
       ONE(norms),    ONE(elements),          ONE(scores), ONE(projections),    ONE(parts_and_tables), ONE(records),
-      ONE(products), ONE(backward_of_norms), ONE(losses), ONE(sums_and_steps),
+      ONE(products), ONE(backward_of_norms), ONE(losses), ONE(sums_and_steps), ONE(clipped_steps),
   };
   if (argc > 1)
     cmocka_set_test_filter(argv[1]);

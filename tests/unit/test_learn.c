@@ -203,7 +203,7 @@ static void follow(const char *name, const char *which) {
     sfa_learn_result result = must_run(ctx, learner, &batch);
     assert_int_equal(fscanf(file, "%lf", &loss), 1);
     worst = fmax(worst, fabs(result.loss_sum / (double)result.n_scored - loss));
-    sfa_optimizer_step(&optimizer, &recipe, step, sfa_optimizer_norm(&optimizer));
+    assert_int_equal(sfa_optimizer_step(&optimizer, &recipe, step), SFA_OK);
   }
   fclose(file);
   print_message("%s %s: losses %.2g away over 50 steps, the last %.4f\n", name, which, worst, loss);

@@ -7,12 +7,15 @@
 #include "model/learn.h"
 #include "model/model_parts.h"
 
+#include <dlfcn.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include <cmocka.h>
 #include <sfa/plan.h>
@@ -22,6 +25,7 @@
 #include "backend/backend.h"
 #include "base/half.h"
 #include "temp_files.h"
+#include "train/optimizer.h"
 
 #define MODELS SFA_TEST_DATA "/golden/models/"
 
@@ -564,7 +568,6 @@ static void learn(sfa_context *ctx, sfa_learner *learner, int32_t k, int n_steps
                              .beta1 = 0.9f,
                              .beta2 = 0.95f,
                              .eps = 1e-8f,
-                             .gradient_scale = 1,
                              .correction1 = (float)(1 - pow(0.9, step + 1)),
                              .correction2 = (float)(1 - pow(0.95, step + 1))};
       for (int m = 0; step == 0 && m < 2; m++) {
@@ -642,6 +645,120 @@ static void curves(void **state) {
   sfa_learner_destroy(c);
 }
 
+/* A function of the host on the GPU's stream that holds up all work behind it, until it is let go or has waited too long. */
+typedef struct gate {
+  atomic_bool open, gave_up;
+} gate;
+
+static void hold(void *user) {
+  gate *g = user;
+  for (int ms = 0; !atomic_load(&g->open) && !atomic_load(&g->gave_up); ms++) {
+    nanosleep(&(struct timespec){0, 1000000}, NULL);
+    atomic_store(&g->gave_up, ms == 10000);
+  }
+}
+
+static void close_gate(gate *g) {
+  void *driver = dlopen("libcuda.so.1", RTLD_NOW), *symbol = driver ? dlsym(driver, "cuLaunchHostFunc") : NULL;
+  int (*launch)(void *stream, void (*function)(void *), void *user);
+  assert_non_null(symbol);
+  memcpy(&launch, &symbol, sizeof launch);
+  atomic_store(&g->open, false);
+  atomic_store(&g->gave_up, false);
+  assert_int_equal(launch(sfa_stream_of(gpu), hold, g), 0);
+}
+
+static void open_gate(gate *g, const char *what) {
+  if (atomic_load(&g->gave_up))
+    fail_msg("%s waits for the GPU", what);
+  atomic_store(&g->open, true);
+  assert_int_equal(sfa_stream_wait(gpu), SFA_OK);
+}
+
+/* Steps are put on a stream that does not move. All of a training step is but its end: two batches, the norm of the gradients, AdamW. */
+static void training_does_not_wait(void **state) {
+  (void)state;
+  static const int32_t cu_seqlens[LENGTHS + 1] = {0, 40, 41, BATCH};
+  static gate g; /* the driver's thread has it */
+  if (!gpu)
+    skip();
+  sfa_learner *learner = open_learner(gpu, paths[0], true);
+  const sfa_learner_shape shape = sfa_learner_shape_of(learner);
+  const sfa_recipe recipe = {
+      .steps = 9, .learning_rate = 1e-3, .beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8, .weight_decay = 0.1, .clip_norm = 0.01};
+  int32_t *ids = make_text(BATCH + 1, shape.vocab_size), kept[64];
+  for (int i = 0; i < 64; i++)
+    kept[i] = 4;
+  const sfa_learn_sparsity sparsity = {.k_keys = kept, .k_queries = kept};
+  const size_t target_bytes = BATCH * (size_t)(shape.n_heads * shape.head_dim_v) * sizeof(float);
+  float *targets[64] = {NULL};
+  for (int i = 0; i < shape.n_layers; i += 2) /* a layer between without */
+    assert_int_equal(sfa_memory_alloc(gpu, target_bytes, (void **)&targets[i]), SFA_OK);
+  sfa_learn_batch batch = {.n_tokens = BATCH,
+                           .n_sequences = LENGTHS,
+                           .tokens = ids,
+                           .targets = ids + 1,
+                           .cu_seqlens = cu_seqlens,
+                           .backward = true,
+                           .loss_scale = 1.0f / BATCH,
+                           .head_outputs = targets};
+  sfa_optimizer optimizer;
+  sfa_learn_result result, twice = {0};
+  assert_int_equal(sfa_learner_sparsity(learner, &sparsity), SFA_OK);
+  assert_int_equal(sfa_optimizer_create(gpu, learner, &optimizer), SFA_OK);
+  assert_int_equal(sfa_learner_clear(learner), SFA_OK);
+  assert_int_equal(sfa_learner_run(learner, &batch, &result), SFA_OK); /* plans and workspaces are made now */
+  batch.head_outputs = NULL;
+  batch.head_targets = (const float *const *)targets;
+  batch.head_weight = 1;
+  for (int step = 0; step < 3; step++) {
+    if (step > 0)
+      close_gate(&g);
+    assert_int_equal(sfa_learner_clear(learner), SFA_OK);
+    for (int i = 0; i < 2; i++)
+      assert_int_equal(sfa_learner_start(learner, &batch), SFA_OK);
+    assert_int_equal(sfa_optimizer_step(&optimizer, &recipe, step), SFA_OK);
+    if (step > 0)
+      open_gate(&g, "a training step");
+    assert_int_equal(sfa_learner_finish(learner, &twice), SFA_OK);
+    assert_true(sfa_optimizer_norm(&optimizer) > 0.01);
+    assert_int_equal(twice.n_scored, 2 * result.n_scored);
+    assert_true(step > 0 || (twice.loss_sum == 2 * result.loss_sum && twice.head_loss == 0));
+    assert_true(step == 0 || (twice.loss_sum < 2 * result.loss_sum && twice.head_loss > 0));
+  }
+  sfa_optimizer_free(&optimizer);
+  sfa_learner_destroy(learner);
+  for (int i = 0; i < shape.n_layers; i++)
+    sfa_memory_free(gpu, targets[i]);
+  free(ids);
+}
+
+/* And of a session all but what brings logits to the host: chunks of a prompt, recorded steps, with eps too. */
+static void sessions_do_not_wait(void **state) {
+  (void)state;
+  static gate g;
+  if (!gpu)
+    skip();
+  for (int eps = 0; eps < 2; eps++) {
+    const sfa_attention_choice choice = {.struct_size = sizeof choice, .sparse = 1, .k = 4, .eps = eps ? 1e-3f : 0};
+    side s = open_side(gpu, paths[0], SFA_WEIGHTS_BF16, &choice, 16);
+    int32_t *ids = make_text(120, s.info.vocab_size);
+    float *logits = malloc((size_t)s.info.vocab_size * sizeof *logits);
+    assert_int_equal(sfa_session_append(s.session, ids, 40, logits), SFA_OK);
+    for (int i = 40; i < 43; i++) /* the record is made */
+      assert_int_equal(sfa_session_append(s.session, ids + i, 1, logits), SFA_OK);
+    close_gate(&g);
+    for (int i = 43; i < 46; i++)
+      assert_int_equal(sfa_session_append(s.session, ids + i, 1, NULL), SFA_OK);
+    assert_int_equal(sfa_session_append(s.session, ids + 46, 40, NULL), SFA_OK);
+    open_gate(&g, "a session");
+    assert_int_equal(sfa_session_len(s.session), 86);
+    free(logits);
+    free(ids);
+    close_side(&s);
+  }
+}
+
 /* Noise is drawn on the CPU: said before anything begins, and not where a dense-first training turns sparse. */
 static void noise(void **state) {
   (void)state;
@@ -656,10 +773,19 @@ static void noise(void **state) {
 }
 
 int main(int argc, char **argv) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(families),  cmocka_unit_test(sparse),        cmocka_unit_test(policies),
-                                     cmocka_unit_test(by_head),   cmocka_unit_test(features_kept), cmocka_unit_test(index_files),
-                                     cmocka_unit_test(own_model), cmocka_unit_test(looks),         cmocka_unit_test(gradients),
-                                     cmocka_unit_test(curves),    cmocka_unit_test(noise)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(families),
+                                     cmocka_unit_test(sparse),
+                                     cmocka_unit_test(policies),
+                                     cmocka_unit_test(by_head),
+                                     cmocka_unit_test(features_kept),
+                                     cmocka_unit_test(index_files),
+                                     cmocka_unit_test(own_model),
+                                     cmocka_unit_test(looks),
+                                     cmocka_unit_test(gradients),
+                                     cmocka_unit_test(curves),
+                                     cmocka_unit_test(noise),
+                                     cmocka_unit_test(training_does_not_wait),
+                                     cmocka_unit_test(sessions_do_not_wait)};
   if (argc > 1)
     cmocka_set_test_filter(argv[1]);
   return cmocka_run_group_tests(tests, open_both, close_both);

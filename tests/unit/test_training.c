@@ -101,7 +101,8 @@ static void sums(void **state) {
         sum += (double)x[i * STRIDE + j];
       assert_true(fabs((double)out[j] - sum) <= 1e-4);
     }
-    double found = ops->square_sum(ctx, N, x);
+    double found;
+    ops->square_sum(ctx, N, x, &found);
     assert_true(fabs(found - squares) <= 1e-9 * squares);
     if (isa == 0)
       memcpy(first, out, sizeof out), first_squares = found;
@@ -118,6 +119,7 @@ static void optimizer(void **state) {
   enum { N = 70001, STEPS = 5 };
   const sfa_training *ops = sfa_training_cpu();
   float *start = normals(5, N), *gradients[STEPS], *first = NULL;
+  const sfa_clip clip = {1, 0.5f};
   for (int step = 0; step < STEPS; step++)
     gradients[step] = normals((uint64_t)step + 6, N);
   for (int isa = 0; isa < N_ISAS; isa++) {
@@ -130,9 +132,9 @@ static void optimizer(void **state) {
                              .beta2 = 0.95f,
                              .eps = 1e-8f,
                              .decay = 0.1f,
-                             .gradient_scale = 0.5f,
                              .correction1 = (float)(1 - pow(0.9, step + 1)),
-                             .correction2 = (float)(1 - pow(0.95, step + 1))};
+                             .correction2 = (float)(1 - pow(0.95, step + 1)),
+                             .clip = &clip};
       ops->adamw(ctx, &how, N, gradients[step], m, v, value);
     }
     for (int i = 0; isa == 0 && i < N; i += 13) {
@@ -159,7 +161,36 @@ static void optimizer(void **state) {
   free(start), free(first);
 }
 
+/* The factor of a norm, and what a norm that is not finite moves: nothing. */
+static void clipping(void **state) {
+  (void)state;
+  const sfa_training *ops = sfa_training_cpu();
+  sfa_context *ctx = new_context(1, SFA_ISA_DEFAULT);
+  const double sums[] = {9, 0, 16};
+  sfa_clip clip;
+  ops->clip(ctx, 3, sums, 0, &clip);
+  assert_true(clip.norm == 5 && clip.factor == 1);
+  ops->clip(ctx, 3, sums, 6, &clip);
+  assert_true(clip.norm == 5 && clip.factor == 1);
+  ops->clip(ctx, 3, sums, 1, &clip);
+  assert_true(clip.norm == 5 && clip.factor == (float)(1 / (5 + 1e-6)));
+  float x[] = {1, 2}, out[] = {3, 4};
+  ops->add_share(ctx, 2, -8, &sums[2], x, out);
+  assert_true(out[0] == 2.5f && out[1] == 3);
+  ops->add_share(ctx, 2, 8, &sums[1], x, out);
+  assert_true(out[0] == 2.5f && out[1] == 3);
+  const double too_much = INFINITY;
+  float gradient[] = {INFINITY, 1}, m[] = {0, 0}, v[] = {0, 0};
+  const sfa_adamw how = {
+      .rate = 1, .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f, .decay = 0.1f, .correction1 = 0.1f, .correction2 = 0.05f, .clip = &clip};
+  ops->clip(ctx, 1, &too_much, 1, &clip);
+  ops->adamw(ctx, &how, 2, gradient, m, v, x);
+  assert_true(x[0] == 1 && x[1] == 2 && m[1] == 0 && v[1] == 0);
+  sfa_context_destroy(ctx);
+}
+
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(products), cmocka_unit_test(sums), cmocka_unit_test(optimizer)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(products), cmocka_unit_test(sums), cmocka_unit_test(optimizer),
+                                     cmocka_unit_test(clipping)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
