@@ -181,6 +181,28 @@ static const struct {
             .k_dtype = SFA_I8,
             .v_dtype = SFA_I8,
             .causal = 1}}},
+    {"dense, lengths",
+     {.o = {.n_heads = 2, .head_dim = 64, .n_sequences = 4, .max_seqlen_q = 271, .max_seqlen_k = 271, .causal = 1},
+      .cu_q = lens_q,
+      .cu_k = lens_k,
+      .bf16 = true}},
+    {"dense rows with gaps",
+     {.o = {.n_heads = 2, .head_dim = 64, .n_sequences = 2, .max_seqlen_q = 90, .max_seqlen_k = 130}, .bf16 = true, .gap = 4}},
+    {"rows with gaps, one sequence",
+     {.o = {.n_heads = 2, .head_dim = 64, .max_seqlen_q = 90, .max_seqlen_k = 130, .k_k = 8, .causal = 1}, .bf16 = true, .gap = 8}},
+    {"few queries, rows with gaps",
+     {.o = {.n_heads = 2, .head_dim = 64, .n_sequences = 2, .max_seqlen_q = 2, .max_seqlen_k = 130}, .bf16 = true, .gap = 3}},
+    {"f16 keys, int4 values",
+     {.o = {.n_heads = 2,
+            .head_dim = 64,
+            .max_seqlen_q = 100,
+            .max_seqlen_k = 130,
+            .k_q = 8,
+            .k_k = 8,
+            .k_dtype = SFA_F16,
+            .v_dtype = SFA_I4,
+            .causal = 1},
+      .bf16 = true}},
     {"int8 keys, fp8 values",
      {.o = {.n_heads = 2,
             .head_dim = 128,
@@ -319,6 +341,7 @@ void cuda_check_attention(cuda_check *t) {
 static void codes_case(cuda_check *t, cuda_call c, sfa_dtype dtype) {
   const sfa_attention_options *o = &c.o;
   c.o.k_dtype = dtype;
+  c.o.v_dtype = dtype == SFA_I8 ? SFA_I8 : SFA_DTYPE_DEFAULT;
   c.seed = 300;
   cuda_call_fill(&c);
   char what[96];
@@ -619,10 +642,11 @@ static void gradients(cuda_check *t, const char *what, cuda_call *c, bool coded)
                                .workspace = workspace};
     sfa_codes q_codes, k_codes;
     void *q_memory = NULL, *k_memory = NULL;
+    const sfa_rope beside = {.cos = q, .sin = q, .n_rotated = 8}; /* not looked at */
     if (coded) {
       q_memory = codes_of(t, q, c->n_q * o->n_heads, o->head_dim, o->k_q, SFA_F32, &q_codes);
       k_memory = codes_of(t, k, c->n_k * o->n_kv_heads, o->head_dim, o->k_k, o->k_dtype ? o->k_dtype : SFA_F32, &k_codes);
-      args.q.data = args.k.data = NULL;
+      args.q = args.k = (sfa_rows){.rope = &beside};
       args.q_codes = &q_codes, args.k_codes = &k_codes;
     }
     sfa_attention_grad_args grad = {.struct_size = sizeof grad,

@@ -273,12 +273,21 @@ static const char *prefill(const sfa_cuda_prefill *p, sfa_cuda_stream stream) {
   return stream_wait(stream);
 }
 
-/* Code of sm_90a runs on no other GPU; mma.sync has bf16 rows alone. */
+/* Rows are read 16 bytes at a time. Code of sm_90a runs on no other GPU; mma.sync has bf16 rows alone. */
+static const char *prefill_aligned(const sfa_cuda_prefill *p, sfa_cuda_stream stream) {
+  const sfa_cuda_rows *const all[] = {&p->q, &p->k, &p->v};
+  for (int i = 0; i < 3; i++) {
+    size_t bytes = sfa_dtype_bytes(all[i]->dtype);
+    if (((uintptr_t)all[i]->data | (size_t)all[i]->token_stride * bytes | (size_t)all[i]->head_stride * bytes) % 16)
+      return "rows lie apart by what is no multiple of 16 bytes";
+  }
+  return prefill(p, stream);
+}
 static const char *prefill_sm90(const sfa_cuda_prefill *p, sfa_cuda_stream stream) {
-  return computes[entered] == 90 ? prefill(p, stream) : "no kernel image is available for execution on the device";
+  return computes[entered] == 90 ? prefill_aligned(p, stream) : "no kernel image is available for execution on the device";
 }
 static const char *prefill_portable(const sfa_cuda_prefill *p, sfa_cuda_stream stream) {
-  return p->policy == SFA_POLICY_BF16 && p->q.dtype == SFA_BF16 ? prefill(p, stream) : "rows of bf16 are all that there is here";
+  return p->policy == SFA_POLICY_BF16 && p->q.dtype == SFA_BF16 ? prefill_aligned(p, stream) : "rows of bf16 are all that there is here";
 }
 
 static size_t decode_bytes(const sfa_cuda_decode *d) { return (size_t)d->n_sequences * 256; }
