@@ -188,19 +188,24 @@ template <int DIM> static __global__ void finish_queries_kernel(backward_call ca
     return;
   const int tile_log2 = BACKWARD_KEYS_LOG2(DIM);
   const backward_shape shape = shape_of(queries.count, range_of(call.cu_keys, call.max_keys, b).count, tile_log2);
-  const bool met = count_above(&call, &shape, -1, m) > 0;
+  const bool met = count_before(&call, &shape, shape.k_tiles, m) > 0;
   const float factor = call.softmax_scale / BACKWARD_WEIGHT;
   const float4 *sums = call.d_q + tile * (DIM / 8) * 128 + t;
   const int64_t token = (int64_t)queries.first + row;
-  backward_line lines[2] = {{token * call.n_heads + h, 0}, {(token + 8) * call.n_heads + h, 0}};
-#pragma unroll 4
-  for (int c = 0; c < call.dim / 8; c++) {
-    const float4 x = met ? sums[128 * c] : make_float4(0, 0, 0, 0);
-    const float pairs[2][2] = {{factor * x.x, factor * x.y}, {factor * x.z, factor * x.w}};
+  backward_line lines[2] = {{token, h, token * call.n_heads + h, 0}, {token + 8, h, (token + 8) * call.n_heads + h, 0}};
+#pragma unroll 2
+  for (int column = 0; column < call.dim; column += 32) {
+    float pairs[2][4][2];
+#pragma unroll
+    for (int c = 0; c < 4; c++) {
+      const float4 x = met ? sums[16 * column + 128 * c] : make_float4(0, 0, 0, 0);
+      pairs[0][c][0] = factor * x.x, pairs[0][c][1] = factor * x.y;
+      pairs[1][c][0] = factor * x.z, pairs[1][c][1] = factor * x.w;
+    }
 #pragma unroll
     for (int half = 0; half < 2; half++)
       if (row + 8 * half < queries.count)
-        store_pair(&d_q, &lines[half], token + 8 * half, h, 8 * c + t % 4 * 2, call.dim, pairs[half][0], pairs[half][1]);
+        store_pairs(&d_q, &lines[half], column + t % 4 * 2, call.dim, pairs[half]);
   }
 }
 

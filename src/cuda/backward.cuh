@@ -20,8 +20,9 @@ enum {
 #define BACKWARD_CLUSTER(DIM) ((DIM) == 64 ? 1 : 2)
 #define BACKWARD_KEYS_LOG2(DIM) ((DIM) == 256 ? 7 : 8)
 #define BACKWARD_UNITS(DIM) (1 << (BACKWARD_KEYS_LOG2(DIM) - 6))
-#define BACKWARD_FAR (1 << 29) /* a window without an end */
-#define BACKWARD_SHIFT 14      /* weights are computed times 2^14 (backward_sm90.cuh) */
+#define BACKWARD_BATCH(DIM) (512 / (DIM)) /* heads whose key tiles are begun together */
+#define BACKWARD_FAR (1 << 29)            /* a window without an end */
+#define BACKWARD_SHIFT 14                 /* weights are computed times 2^14 (backward_sm90.cuh) */
 #define BACKWARD_WEIGHT ((float)(1 << BACKWARD_SHIFT))
 
 typedef struct backward_call {
@@ -76,59 +77,89 @@ static __device__ __forceinline__ void tiles_met(const backward_call *call, cons
   *end = call->left == BACKWARD_FAR || first_key < call->n_sinks ? s->q_tiles : min((last >> 6) + 1, s->q_tiles);
 }
 
-/* How many of the key tiles above n meet query tile m (n = -1: how many of all). Key tiles add to a query tile in falling order: under a
- * causal mask the block of tile n begins at its diagonal, and the one before is a step ahead of it everywhere. Windows leave the tiles
- * [lowest, highest], and those with sink tokens below. */
-static __device__ __forceinline__ int count_above(const backward_call *call, const backward_shape *s, int n, int m) {
-  const int highest = min((64 * (m + 1) + call->right + s->shift - 1) >> s->tile_log2, s->k_tiles - 1);
-  const int lowest = call->left == BACKWARD_FAR ? 0 : max((64 * m + s->shift - call->left) >> s->tile_log2, 0);
-  const int sinks = min(min((call->n_sinks + (1 << s->tile_log2) - 1) >> s->tile_log2, lowest), highest + 1);
-  return max(highest - max(n, lowest - 1), 0) + max(sinks - 1 - n, 0);
+/* Key tiles with sink tokens that are met from beyond a window. */
+static __device__ __forceinline__ int sink_tiles(const backward_call *call, const backward_shape *s) {
+  return call->left == BACKWARD_FAR ? 0 : min((call->n_sinks + (1 << s->tile_log2) - 1) >> s->tile_log2, s->k_tiles);
+}
+
+/* The key tile whose turn it is: they come in rising order, those with sink tokens last. */
+static __device__ __forceinline__ int tile_of_turn(const backward_call *call, const backward_shape *s, int turn) {
+  const int n = turn + sink_tiles(call, s);
+  return n < s->k_tiles ? n : n - s->k_tiles;
+}
+
+/* How many key tiles meet query tile m before n has its turn (n = k_tiles: how many do at all). A window leaves the tiles [lowest,
+ * highest], and those with sink tokens below. */
+static __device__ __forceinline__ int count_before(const backward_call *call, const backward_shape *s, int n, int m) {
+  const int highest = min((64 * (m + 1) + call->right + s->shift - 1) >> s->tile_log2, s->k_tiles - 1), sinks = sink_tiles(call, s);
+  const int lowest = call->left == BACKWARD_FAR ? 0 : max((64 * m + s->shift - call->left) >> s->tile_log2, sinks);
+  const int in_window = max(highest + 1 - lowest, 0);
+  if (n == s->k_tiles)
+    return in_window + max(min(sinks, highest + 1), 0);
+  return n < sinks ? in_window + n : n - lowest;
 }
 
 /* ---- Rows of the caller ---------------------------------------------------------------------------------------------- */
 
-/* A row of gradients that a thread writes by pairs of columns, one in each 8 columns, from left to right. */
+/* A row of gradients that a thread writes 32 columns at a time, from left to right. */
 typedef struct backward_line {
+  int64_t token;
+  int head;
   int64_t row; /* token * n_heads + head */
-  int before;  /* kept features in the words of the support that it has left behind */
+  int before;  /* kept features left of what comes next */
 } backward_line;
 
-/* x, y to columns `column` and column + 1 of the row: 0 where the support has no bit; and to their places among the kept ones. */
-static __device__ __forceinline__ void store_pair(const sfa_cuda_gradient *to, backward_line *line, int64_t token, int head, int column,
-                                                  int dim, float x, float y) {
-  const uint32_t *support = to->support ? to->support + line->row * ((dim + 31) / 32) + column / 32 : NULL;
-  const uint32_t word = support ? *support : ~0u, kept = word >> column % 32;
+/* 4 pairs x, of columns `column` and column + 1, and 8, 16 and 24 beyond, column % 32 = 0, 2, 4 or 6, to the row: 0 where the support has
+ * no bit; and to their places among the kept ones. */
+static __device__ __forceinline__ void store_pairs(const sfa_cuda_gradient *to, backward_line *line, int column, int dim,
+                                                   const float (&x)[4][2]) {
+  const uint32_t word = to->support ? to->support[line->row * ((dim + 31) / 32) + column / 32] : ~0u, kept = word >> column % 32;
   if (to->values) {
-    if (column >= 32 && column % 32 < 8)
-      line->before += support ? __popc(support[-1]) : 32;
-    float *out = to->values + line->row * to->k + line->before + __popc(word & ((1u << column % 32) - 1));
-    if (kept & 1)
-      *out++ = x;
-    if (kept & 2)
-      *out = y;
+#pragma unroll
+    for (int c = 0; c < 4; c++) {
+      float *out = to->values + line->row * to->k + line->before + __popc(word & ((1u << (column % 32 + 8 * c)) - 1));
+      if (column + 8 * c < dim && kept >> 8 * c & 1)
+        *out++ = x[c][0];
+      if (column + 8 * c < dim && kept >> 8 * c & 2)
+        *out = x[c][1];
+    }
+    line->before += __popc(word);
   }
   if (!to->rows.data)
     return;
-  x = kept & 1 ? x : 0;
-  y = kept & 2 ? y : 0;
-  const int64_t at = token * to->rows.token_stride + head * to->rows.head_stride + column;
+  float y[4][2];
+#pragma unroll
+  for (int c = 0; c < 4; c++) {
+    y[c][0] = kept >> 8 * c & 1 ? x[c][0] : 0;
+    y[c][1] = kept >> 8 * c & 2 ? x[c][1] : 0;
+  }
+  const int64_t at = line->token * to->rows.token_stride + line->head * to->rows.head_stride + column;
   if (to->rows.dtype == SFA_F32) {
     float *out = (float *)to->rows.data + at;
-    if (((uintptr_t)out & 7) == 0)
-      *(float2 *)out = make_float2(x, y);
-    else {
-      out[0] = x;
-      out[1] = y;
-    }
+    const bool aligned = ((uintptr_t)out & 7) == 0;
+#pragma unroll
+    for (int c = 0; c < 4; c++)
+      if (column + 8 * c < dim) {
+        if (aligned)
+          *(float2 *)(out + 8 * c) = make_float2(y[c][0], y[c][1]);
+        else {
+          out[8 * c] = y[c][0];
+          out[8 * c + 1] = y[c][1];
+        }
+      }
   } else {
     __nv_bfloat16 *out = (__nv_bfloat16 *)to->rows.data + at;
-    if (((uintptr_t)out & 3) == 0)
-      *(__nv_bfloat162 *)out = __floats2bfloat162_rn(x, y);
-    else {
-      out[0] = __float2bfloat16_rn(x);
-      out[1] = __float2bfloat16_rn(y);
-    }
+    const bool aligned = ((uintptr_t)out & 3) == 0;
+#pragma unroll
+    for (int c = 0; c < 4; c++)
+      if (column + 8 * c < dim) {
+        if (aligned)
+          *(__nv_bfloat162 *)(out + 8 * c) = __floats2bfloat162_rn(y[c][0], y[c][1]);
+        else {
+          out[8 * c] = __float2bfloat16_rn(y[c][0]);
+          out[8 * c + 1] = __float2bfloat16_rn(y[c][1]);
+        }
+      }
   }
 }
 
