@@ -224,6 +224,7 @@ sfa_status sfa_cache_pages_map(sfa_cache *cache, int32_t sequence, int32_t layer
     for (int64_t p = 0; p < n_pages; p++)
       SFA_TRY(cache->backend->memory_copy(cache->ctx, table->pages[p], pages[p], cache->layers[layer].page_bytes));
     SFA_TRY(cache->backend->set_lens(cache->ctx, cache->device_lens + (int64_t)layer * cache->n_sequences + sequence, 1, 1, len, false));
+    SFA_TRY(cache->backend->stream_wait(cache->ctx)); /* the images may go */
   } else
     sfa_cache_table_shrink(cache, layer, table, 0); /* what was reserved */
   cache->n_stamps++;
@@ -252,6 +253,7 @@ sfa_status sfa_cache_pages_save(const sfa_cache *cache, int32_t sequence, int32_
                  {layer->v_scales, sfa_row_scale_bytes(&layer->v)}};
   size_t n_rows = (size_t)sfa_min64(SFA_PAGE_LEN, table->len - index * SFA_PAGE_LEN);
   SFA_TRY(cache->backend->memory_copy(cache->ctx, image, table->pages[index], layer->page_bytes));
+  SFA_TRY(cache->backend->stream_wait(cache->ctx)); /* nobody else does where image is memory that a GPU can write to by itself */
   memset(image, 0, SFA_PAGE_HEADER);
   for (int32_t g = 0; g < cache->n_kv_heads; g++)
     for (size_t i = 0; i < sizeof streams / sizeof *streams; i++) {

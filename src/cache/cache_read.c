@@ -46,6 +46,8 @@ sfa_status sfa_cache_pages_read_keys(const sfa_cache *cache, int32_t sequence, i
     n = sfa_min64(SFA_PAGE_LEN - row, n_tokens - t);
     if (copy) {
       status = cache->backend->memory_copy(cache->ctx, copy, block, layer->v_values);
+      if (status == SFA_OK)
+        status = cache->backend->stream_wait(cache->ctx);
       block = copy;
     }
     if (status == SFA_OK)

@@ -601,6 +601,8 @@ static __device__ __forceinline__ void sfa_prefill_consume(const sfa_prefill_job
     sfa_matrix_wait<0>();
     softmax(0, first);
     round_weights();
+    if (n > 1)
+      sfa_barrier_wait(k_there + 8, 0);
     for (int32_t j = 1; j < n; j++) {
       const int before = stage;
       const uint32_t before_parity = parity;
@@ -609,7 +611,6 @@ static __device__ __forceinline__ void sfa_prefill_consume(const sfa_prefill_job
         parity ^= 1;
       }
       first = j == tiles.n_main ? (tiles.n_sinks - 1) * KEYS : first - KEYS;
-      sfa_barrier_wait(k_there + 8 * stage, parity);
       sfa_named_sync(SFA_PREFILL_TURN + consumer, 256);
       start_scores(stage);
       sfa_barrier_wait(v_there + 8 * before, before_parity);
@@ -617,14 +618,15 @@ static __device__ __forceinline__ void sfa_prefill_consume(const sfa_prefill_job
       sfa_named_arrive(SFA_PREFILL_TURN + (consumer + 1) % TILE::CONSUMERS, 256);
       sfa_matrix_wait<1>();
       const bool moved = softmax(stage, first);
-      /* Both ways wait, behind the branch: a wait before it would be moved up, and nothing would run under the products of values. */
-      if (moved) {
-        sfa_matrix_wait<0>();
+      /* All warps wait for the products in one place, as PTX demands, and behind the softmax: the compiler moves such a wait up to the
+       * last place where code branches, and the loop that waits for the next tile's keys is one. */
+      if (j + 1 < n)
+        sfa_barrier_wait(k_there + (stage + 1 == STAGES ? 0 : 8 * (stage + 1)), parity ^ (stage + 1 == STAGES));
+      sfa_matrix_wait<0>();
+      if (moved)
 #pragma unroll
         for (int i = 0; i < WIDTH / 2; i++)
           o[i] *= rows.change[i >> 1 & 1];
-      } else
-        asm volatile("wgmma.wait_group.sync.aligned 0; // O stays" ::: "memory");
       if (lane == 0)
         sfa_barrier_arrive(v_used + 8 * before);
       round_weights();
