@@ -12,10 +12,7 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
-enum {
-  BACKWARD_ROWS = 64,       /* of a tile of queries, of a unit of keys */
-  BACKWARD_BLOCK = 64 * 128 /* bytes of a block of 64 columns */
-};
+enum { BACKWARD_BLOCK = 64 * 128 }; /* bytes of a block of 64 columns */
 /* Of a key tile: blocks in its cluster, keys (their logarithm), units. */
 #define BACKWARD_CLUSTER(DIM) ((DIM) == 64 ? 1 : 2)
 #define BACKWARD_KEYS_LOG2(DIM) ((DIM) == 256 ? 7 : 8)
