@@ -226,16 +226,21 @@ sfa_status sfa_attention_run_cached(const sfa_attention_plan *plan, const sfa_at
               "args.postings is NULL: policy postings reads an index of each sequence");
   for (int32_t b = 0; args->postings && b < o->n_sequences; b++)
     SFA_TRY(sfa_check_postings(args->postings[b], cache, layer));
+  int64_t least_len = INT64_MAX, most_len = 0;
   for (int32_t b = 0; b < o->n_sequences; b++) {
     SFA_REQUIRE(ctx, sequences[b] >= 0 && sequences[b] < cache->n_sequences, "sequences[%d] is %d: the cache has %d", b, sequences[b],
                 cache->n_sequences);
     int64_t len = sfa_cache_table_of(cache, sequences[b], layer)->len;
     SFA_REQUIRE(ctx, len <= o->max_seqlen_k, "sequence %d holds %lld tokens, the plan's max_seqlen_k is %lld: make a larger plan",
                 sequences[b], (long long)len, (long long)o->max_seqlen_k);
+    least_len = sfa_min64(least_len, len);
+    most_len = sfa_max64(most_len, len);
   }
   if (ctx->backend->attend_tables) {
     sfa_kv_tables tables;
     sfa_cache_pages_tables(cache, layer, sequences, &tables);
+    tables.least_len = least_len;
+    tables.most_len = most_len;
     return ctx->backend->attend_tables(plan, &checked, &tables);
   }
   sfa_kv_view *views = sfa_attention_views(plan, &checked);

@@ -93,6 +93,7 @@ typedef struct sfa_kv_tables {
   /* A cache: table and length number sequences[b] (host) are those of sequence b. */
   unsigned char *const *pages; /* [n_sequences][table_stride] */
   const int32_t *sequences;
+  int64_t least_len, most_len; /* of these sequences, as the host knows them; a captured call meets others when it runs again */
   /* Or a pool: page block_table[b][i] of it is page i of sequence b. */
   const unsigned char *pool;
   size_t page_bytes;

@@ -61,6 +61,11 @@ static void stream_destroy(sfa_cuda_stream stream) { (void)text_of(cudaStreamDes
 
 static const char *stream_wait(sfa_cuda_stream stream) { return text_of(cudaStreamSynchronize(stream)); }
 
+static bool stream_is_captured(sfa_cuda_stream stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  return text_of(cudaStreamIsCapturing(stream, &status)) || status != cudaStreamCaptureStatusNone;
+}
+
 static const char *memory_alloc(size_t bytes, void **out, size_t *free_bytes) {
   *out = NULL;
   cudaError_t error = cudaMalloc(out, bytes ? bytes : 1);
@@ -96,6 +101,7 @@ static const sfa_cuda_library library = {
     stream_create,
     stream_destroy,
     stream_wait,
+    stream_is_captured,
     memory_alloc,
     memory_free,
     memory_copy,

@@ -424,15 +424,58 @@ static sfa_status tables_of(const sfa_attention_plan *plan, const sfa_attention_
   return SFA_OK;
 }
 
+/* Keys that a call over pages sees: those before `sinks`, then begin .. end - 1. sinks and begin are whole tiles. */
+typedef struct seen_keys {
+  int64_t sinks, begin, end;
+} seen_keys;
+
+static int64_t whole_tiles(int64_t n) { return n / SFA_CUDA_WHOLE_TILES * SFA_CUDA_WHOLE_TILES; }
+
+/* Without lengths on the host, all that the plan is for. */
+static seen_keys seen_of(const sfa_attention_plan *plan, const sfa_kv_tables *t) {
+  const sfa_attention_options *o = &plan->options;
+  const sfa_cuda *cuda = plan->ctx->cuda;
+  if (!t->sequences || cuda->library->stream_is_captured(cuda->stream))
+    return (seen_keys){0, 0, o->max_seqlen_k};
+  seen_keys seen = {0, 0, sfa_max64(t->most_len, 1)};
+  if (o->has_window && o->window_size[0] >= 0) { /* the first query of the shortest sequence sees furthest back */
+    seen.begin = whole_tiles(sfa_max64(t->least_len - o->max_seqlen_q - o->window_size[0], 0));
+    seen.sinks = sfa_min64(whole_tiles(sfa_min64(o->n_sink_tokens, seen.begin) + SFA_CUDA_WHOLE_TILES - 1), seen.begin);
+  }
+  if (seen.sinks > 0 && seen.begin - seen.sinks < sfa_cuda_far_keys(plan))
+    seen.sinks = seen.begin = 0;
+  return seen;
+}
+
+/* Keys and values of places first .. first + n - 1 of each sequence, k_lens of them, as rows. */
+static sfa_status gather(const sfa_attention_plan *plan, const sfa_kv_tables *t, const sfa_cuda_operands *p, unsigned char *const *pages,
+                         int64_t max_pages, int64_t first, sfa_cuda_prefill *prefill) {
+  const sfa_attention_options *o = &plan->options;
+  for (int side = 0; side < 2; side++) {
+    const sfa_cuda_operand *operand = side ? &p->v : &p->k;
+    sfa_cuda_gather g = {.store = sfa_cuda_store_pages(side ? &t->v : &t->k, pages + first / 64, max_pages),
+                         .n_sequences = o->n_sequences,
+                         .n_heads = o->n_kv_heads,
+                         .n_keys = prefill->k_lens,
+                         .max_keys = prefill->k_tokens.max_seqlen,
+                         .rows = sfa_cuda_rows_in(operand->rows, operand->whole ? SFA_I8 : SFA_BF16, o->n_kv_heads, operand->dim),
+                         .row_scales = operand->scales};
+    SFA_TRY(sfa_cuda_status(plan->ctx, "reading pages", sfa_cuda_stages_of(plan->ctx)->gather(&g, plan->ctx->cuda->stream)));
+    *(side ? &prefill->v : &prefill->k) = g.rows;
+  }
+  return SFA_OK;
+}
+
 /* Queries of a call over pages, as run_tensor has them; keys and values gathered, so many at a time as the workspace has room for: then
- * the results of each time join those before. */
+ * the results of each turn join those before. */
 static sfa_status tensor_over_tables(const sfa_attention_plan *plan, const sfa_attention_args *args, const size_t *parts,
                                      const sfa_kv_tables *t, unsigned char *const *pages, int64_t max_pages, const int32_t *n_keys) {
   const sfa_attention_options *o = &plan->options;
   sfa_context *ctx = plan->ctx;
   const sfa_cuda_helpers *help = sfa_cuda_help_of(ctx);
   sfa_cuda_stream stream = ctx->cuda->stream;
-  int64_t most = sfa_cuda_keys_at_once(plan);
+  const int64_t most = sfa_cuda_keys_at_once(plan);
+  const seen_keys seen = seen_of(plan, t);
   int32_t *lens = (int32_t *)part(args, parts, SFA_CUDA_PART_NUMBERS) + SFA_CUDA_NUMBERS + o->n_sequences, *ends = lens + o->n_sequences;
   sfa_cuda_operands p;
   sfa_cuda_prefill prefill = prefill_of(plan, args, plan->policy);
@@ -444,42 +487,34 @@ static sfa_status tensor_over_tables(const sfa_attention_plan *plan, const sfa_a
   SFA_TRY(sfa_cuda_rows_of(plan->ctx, &p.q, &prefill.q));
   prefill.q_scales = p.q.scales;
   prefill.k_scales = p.k.scales;
-  prefill.k_tokens = (sfa_cuda_tokens){.n_sequences = o->n_sequences, .max_seqlen = most};
   prefill.k_lens = n_keys;
-  if (most < o->max_seqlen_k) {
+  if (seen.begin > 0 || most < seen.end) { /* a part of the keys at a time */
     prefill.k_lens = lens;
     prefill.k_ends = ends;
-    prefill.lse = args->lse ? args->lse : part(args, parts, SFA_CUDA_PART_LSE_ALL);
+    if (!prefill.lse && sfa_cuda_in_turns(plan))
+      prefill.lse = part(args, parts, SFA_CUDA_PART_LSE_ALL);
   }
   const sfa_cuda_prefill all = prefill;
-  int64_t first = 0;
-  do {
+  bool begun = false;
+  for (int64_t first = seen.sinks > 0 ? 0 : seen.begin, end; first < seen.end; first = end == seen.sinks ? seen.begin : end) {
+    end = sfa_min64(first + most, first < seen.sinks ? seen.sinks : seen.end);
+    prefill.k_tokens = (sfa_cuda_tokens){.n_sequences = o->n_sequences, .max_seqlen = end - first};
     if (prefill.k_ends)
-      SFA_TRY(sfa_cuda_status(ctx, "lengths", help->span(o->n_sequences, n_keys, first, most, lens, ends, stream)));
-    for (int side = 0; side < 2; side++) {
-      const sfa_cuda_operand *operand = side ? &p.v : &p.k;
-      sfa_cuda_gather g = {.store = sfa_cuda_store_pages(side ? &t->v : &t->k, pages + first / 64, max_pages),
-                           .n_sequences = o->n_sequences,
-                           .n_heads = o->n_kv_heads,
-                           .n_keys = prefill.k_lens,
-                           .max_keys = most,
-                           .rows = sfa_cuda_rows_in(operand->rows, operand->whole ? SFA_I8 : SFA_BF16, o->n_kv_heads, operand->dim),
-                           .row_scales = operand->scales};
-      SFA_TRY(sfa_cuda_status(ctx, "reading pages", sfa_cuda_stages_of(ctx)->gather(&g, stream)));
-      *(side ? &prefill.v : &prefill.k) = g.rows;
-    }
-    if (first > 0) {
+      SFA_TRY(sfa_cuda_status(ctx, "lengths", help->span(o->n_sequences, n_keys, first, end - first, lens, ends, stream)));
+    SFA_TRY(gather(plan, t, &p, pages, max_pages, first, &prefill));
+    prefill.scores.n_sink_tokens = sfa_max64(all.scores.n_sink_tokens - first, 0);
+    if (begun) {
       prefill.out.data = part(args, parts, SFA_CUDA_PART_OUT);
       prefill.lse = part(args, parts, SFA_CUDA_PART_LSE);
       prefill.scores.sink_logit = NULL; /* it has been counted */
-      prefill.scores.n_sink_tokens = all.scores.n_sink_tokens > first ? all.scores.n_sink_tokens - first : 0;
     }
     SFA_TRY(multiply(plan, &prefill));
-    if (first > 0)
+    if (begun)
       SFA_TRY(sfa_cuda_status(
           ctx, "joining results",
           help->merge(&prefill.q_tokens, o->n_heads, o->head_dim_v, args->out, all.lse, prefill.out.data, prefill.lse, stream)));
-  } while ((first += most) < o->max_seqlen_k);
+    begun = true;
+  }
   return SFA_OK;
 }
 

@@ -64,6 +64,8 @@ typedef struct sfa_cuda_library {
   const char *(*stream_create)(sfa_cuda_stream *stream);
   void (*stream_destroy)(sfa_cuda_stream stream);
   const char *(*stream_wait)(sfa_cuda_stream stream);
+  /* Whether a capture holds what is put on it, to be run again. */
+  bool (*stream_is_captured)(sfa_cuda_stream stream);
   /* *out NULL without a text: out of memory; *free_bytes is what there was. */
   const char *(*memory_alloc)(size_t bytes, void **out, size_t *free_bytes);
   void (*memory_free)(void *memory);

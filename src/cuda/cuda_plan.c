@@ -8,8 +8,7 @@ enum {
   MOST_DIM = 256,          /* of heads on the tensor cores */
   MOST_DECODE_ROWS = 64,   /* query rows of a kv head that read keys and values as they are stored; more pay for writing them out */
   WRITTEN_BYTES = 1 << 28, /* of keys and values that are written out at once: of half as many, turns take up to 12 % longer than one */
-  WRITTEN_KEYS = 1280,     /* of each sequence at least */
-  WHOLE_TILES = 640        /* of 64, 80 and 128 keys */
+  WRITTEN_KEYS = 1280      /* of each sequence at least */
 };
 
 static bool is_whole(sfa_policy policy) { return policy == SFA_POLICY_INT8 || policy == SFA_POLICY_SP_INT8; }
@@ -150,11 +149,22 @@ sfa_cuda_backward sfa_cuda_backward_shape(const sfa_attention_plan *plan) {
                              .scores = sfa_cuda_scores_of(plan, NULL)};
 }
 
-int64_t sfa_cuda_keys_at_once(const sfa_attention_plan *plan) {
+int64_t sfa_cuda_turn_keys(const sfa_attention_plan *plan) {
   const sfa_attention_options *o = &plan->options;
   int64_t key_bytes = (int64_t)o->n_sequences * o->n_kv_heads * (o->head_dim + o->head_dim_v) * 2; /* bf16 */
-  int64_t n_keys = WRITTEN_BYTES / key_bytes / WHOLE_TILES * WHOLE_TILES;
-  return o->from_cache ? sfa_min64(o->max_seqlen_k, n_keys < WRITTEN_KEYS ? WRITTEN_KEYS : n_keys) : o->max_seqlen_k;
+  int64_t n_keys = WRITTEN_BYTES / key_bytes / SFA_CUDA_WHOLE_TILES * SFA_CUDA_WHOLE_TILES;
+  return n_keys < WRITTEN_KEYS ? WRITTEN_KEYS : n_keys;
+}
+
+int64_t sfa_cuda_keys_at_once(const sfa_attention_plan *plan) {
+  const sfa_attention_options *o = &plan->options;
+  return o->from_cache ? sfa_min64(o->max_seqlen_k, sfa_cuda_turn_keys(plan)) : o->max_seqlen_k;
+}
+
+bool sfa_cuda_in_turns(const sfa_attention_plan *plan) {
+  const sfa_attention_options *o = &plan->options;
+  bool far = o->n_sink_tokens > 0 && o->has_window && o->window_size[0] >= 0 && o->max_seqlen_k > sfa_cuda_far_keys(plan);
+  return is_tensor(plan->policy) && o->from_cache && (far || o->max_seqlen_k > sfa_cuda_turn_keys(plan));
 }
 
 static size_t paper_bytes(const sfa_attention_plan *plan) {
@@ -179,7 +189,7 @@ bool sfa_cuda_parts(const sfa_attention_plan *plan, bool backward, size_t parts[
   int64_t n_q = B * o->max_seqlen_q, n_k = B * o->max_seqlen_k, n_pages = (o->max_seqlen_k + 63) / 64;
   int64_t n_written = backward ? n_k : B * sfa_cuda_keys_at_once(plan);
   bool paper = plan->policy == SFA_POLICY_PAPER && !backward, keys = plan->policy == SFA_POLICY_KEYS && !backward;
-  bool tensor = backward || is_tensor(plan->policy), in_turns = n_written < n_k && tensor;
+  bool tensor = backward || is_tensor(plan->policy), in_turns = !backward && sfa_cuda_in_turns(plan);
   bool whole = is_whole(plan->policy) && !backward, arguments = !o->from_cache || backward;
   size_t sizes[SFA_CUDA_N_PARTS] = {0}, lse_bytes = sizeof(float) * (size_t)(n_q * H);
   int64_t most; /* every array is less than the rows of all heads in f32 with their scales: API checks those, this adds what is beside */

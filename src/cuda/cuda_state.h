@@ -54,9 +54,16 @@ typedef enum sfa_cuda_part {
 sfa_status sfa_cuda_plan(sfa_attention_plan *plan, const sfa_costs *costs);
 /* Where the parts are, the last entry what all take; false: they do not fit an address. */
 bool sfa_cuda_parts(const sfa_attention_plan *plan, bool backward, size_t parts[SFA_CUDA_N_PARTS + 1]);
-/* Keys of each sequence of a cache that are written out for the tensor cores at once: however long the cache, the workspace holds no more.
- */
+enum { SFA_CUDA_WHOLE_TILES = 640 }; /* keys: whole tiles of 64, 80 and 128 */
+/* Keys of each sequence of a cache that are written out for the tensor cores in a turn: however long the cache, the workspace holds no
+ * more. */
+int64_t sfa_cuda_turn_keys(const sfa_attention_plan *plan);
+/* So many between sink tokens and a window are worth a turn more. */
+static inline int64_t sfa_cuda_far_keys(const sfa_attention_plan *plan) { return sfa_cuda_turn_keys(plan) / 8; }
+/* As many, or all that the plan is for. */
 int64_t sfa_cuda_keys_at_once(const sfa_attention_plan *plan);
+/* Whether those that a call sees may be written out in several turns. */
+bool sfa_cuda_in_turns(const sfa_attention_plan *plan);
 /* The stage that multiplies rows of a policy on the context's GPU; NULL: none. */
 const char *(*sfa_cuda_prefill_of(const sfa_context *ctx, sfa_policy policy))(const sfa_cuda_prefill *args, sfa_cuda_stream stream);
 /* A decode of the plan's shape, without pointers but for the sizes. */

@@ -137,8 +137,9 @@ typedef struct reading {
   const int32_t *sequences, *cu_q; /* [B], [B + 1]: how many queries each has, at most T; NULL: T */
   float eps;
   sfa_policy policy;
-  bool dense_q, q_codes, window, sinks, alibi; /* queries as codes; a window of 500 keys with 1300 sink tokens */
+  bool dense_q, q_codes, window, sinks, alibi; /* queries as codes; a window of 500 keys */
   bool only_out;                               /* lse and dropped are not wanted */
+  int32_t sink_tokens;
 } reading;
 
 static int64_t first_query(const reading *r, int32_t b) { return r->cu_q ? r->cu_q[b] : (int64_t)b * r->T; }
@@ -163,7 +164,7 @@ static sfa_attention_options options_of(const pair *p, const reading *r) {
                                  .causal = 1,
                                  .has_window = r->window,
                                  .window_size = {500, 0},
-                                 .n_sink_tokens = r->window ? 1300 : 0,
+                                 .n_sink_tokens = r->sink_tokens,
                                  .eps = r->eps,
                                  .policy = r->policy};
 }
@@ -587,6 +588,7 @@ void cuda_check_long(cuda_check *t) {
                    .cu_q = packed ? cu_q : NULL,
                    .policy = cases[i].policy,
                    .window = cases[i].window,
+                   .sink_tokens = cases[i].window ? 1300 : 0,
                    .sinks = cases[i].sinks,
                    .alibi = cases[i].alibi};
       expect_attended(t, &p, what, &r);
@@ -598,6 +600,20 @@ void cuda_check_long(cuda_check *t) {
       cuda_expect(t, !memcmp(whole.out, out.out, (size_t)(first_query(&r, B) * p.H * p.E) * sizeof(float)), "%s: other bits without lse",
                   what);
       free_attended(&whole), free_attended(&out);
+    }
+    for (int j = 0; cases[i].window && j < 4; j++) { /* it begins far behind the first key, for one sequence and for a batch in turns */
+      static const int32_t far[B], sink_tokens[] = {0, 350, 700, 350};
+      char what[96];
+      snprintf(what, sizeof what, "case %zu, a window %s behind %d sink tokens", i, j < 3 ? "alone" : "in turns", sink_tokens[j]);
+      expect_attended(t, &p, what,
+                      &(reading){.layer = (int32_t)i % LAYERS,
+                                 .B = j < 3 ? 1 : B,
+                                 .T = 3,
+                                 .sequences = far,
+                                 .policy = cases[i].policy,
+                                 .window = true,
+                                 .sinks = true,
+                                 .sink_tokens = sink_tokens[j]});
     }
     free_pair(t, &p);
   }

@@ -47,6 +47,11 @@ static const char *stream_wait(sfa_cuda_stream stream) {
   return !stream ? "no stream" : lost ? "an illegal memory access was encountered" : NULL;
 }
 
+static bool stream_is_captured(sfa_cuda_stream stream) {
+  (void)stream;
+  return false;
+}
+
 static const char *memory_alloc(size_t bytes, void **out, size_t *free_bytes) {
   *free_bytes = (size_t)1 << 40;
   *out = NULL;
@@ -526,6 +531,7 @@ static const sfa_cuda_library library = {
     .stream_create = stream_create,
     .stream_destroy = stream_destroy,
     .stream_wait = stream_wait,
+    .stream_is_captured = stream_is_captured,
     .memory_alloc = memory_alloc,
     .memory_free = memory_free,
     .memory_copy = memory_copy,
