@@ -14,13 +14,13 @@ struct sfa_session {
   int32_t chunk_len, hidden_dim, vocab_size;
   sfa_progress_fn progress;
   void *progress_user;
-  float *hidden; /* [chunk_len][hidden_dim], like the next ones in the memory of the context's device */
-  float *logits; /* [score_rows][vocab_size]; NULL until something is scored, or on a GPU wanted */
-  int32_t *targets, *argmax;
-  float *nll;         /* [score_rows] */
-  float *host_logits; /* [vocab_size] where a GPU's copies go; NULL: none */
-  int32_t score_rows; /* rows whose logits are held at once */
-  int32_t *tokens;    /* [capacity], the first sfa_session_len of them are the timeline */
+  float *hidden;             /* [chunk_len][hidden_dim], like the next ones in the memory of the context's device */
+  float *logits;             /* [score_rows][vocab_size]; NULL until something is scored, or on a GPU wanted */
+  int32_t *targets, *argmax; /* [chunk_len] */
+  float *nll;                /* the same */
+  float *host_logits;        /* [vocab_size] where a GPU's copies go; NULL: none */
+  int32_t score_rows;        /* rows whose logits are held at once */
+  int32_t *tokens;           /* [capacity], the first sfa_session_len of them are the timeline */
   int64_t capacity;
   sfa_index *index;        /* whose pages the timeline begins with; NULL: none */
   sfa_postings **postings; /* [n_layers] inverted indexes that explanations made; NULL until the first */
