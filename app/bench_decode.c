@@ -37,6 +37,9 @@ enum {
   C_MAX_MS,
   C_ROUNDS,
   C_TIMES_DENSE,
+  C_TOPK_MS,
+  C_ATTEND_MS,
+  C_JOIN_MS,
   C_PREDICTED_MS,
   C_BYTES,
   C_RATE,
@@ -73,6 +76,9 @@ static const bench_column columns[N_COLUMNS] = {
     [C_MAX_MS] = {"max_ms", NULL, CELL_NUMBER},
     [C_ROUNDS] = {"rounds", NULL, CELL_COUNT},
     [C_TIMES_DENSE] = {"times_dense", "faster", CELL_TIMES, 7, 2},
+    [C_TOPK_MS] = {"topk_ms", NULL, CELL_NUMBER},
+    [C_ATTEND_MS] = {"attend_ms", NULL, CELL_NUMBER},
+    [C_JOIN_MS] = {"join_ms", "join ms", CELL_NUMBER, 7, 3},
     [C_PREDICTED_MS] = {"predicted_ms", "planned", CELL_NUMBER, 9, 3},
     [C_BYTES] = {"bytes", "bytes", CELL_BYTES, 9},
     [C_RATE] = {"bytes_per_s", "a second", CELL_BYTES, 9},
@@ -189,11 +195,22 @@ static void bench_close(decode_bench *b) {
   sfa_context_destroy(b->ctx);
 }
 
+/* The stages of a call: one more, behind others, so that a GPU does not wait for it to be enqueued. */
+static sfa_status time_stages(const decode_side *s, sfa_attention_args *args, int64_t *stage_ns) {
+  enum { BEFORE = 2 };
+  const decode_bench *b = s->bench;
+  sfa_status status = SFA_OK;
+  for (int call = b->on_gpu ? 0 : BEFORE; call <= BEFORE && status == SFA_OK; call++) {
+    args->stage_ns = call == BEFORE ? stage_ns : NULL;
+    status = sfa_attention_run_cached(s->plan, args, s->cache, 0, b->slots + call % b->c.n_sets * b->c.batch);
+  }
+  return status;
+}
+
 /* A bench_engine's run. */
 static int side_run(void *arg, double *ms, int64_t *stage_ns) {
   decode_side *s = arg;
   const decode_bench *b = s->bench;
-  (void)stage_ns;
   sfa_attention_args args = {.struct_size = sizeof args,
                              .q = {.data = b->device_q},
                              .out = b->device_out,
@@ -209,7 +226,7 @@ static int side_run(void *arg, double *ms, int64_t *stage_ns) {
   *ms = 1e3 * passed / (double)s->n_calls;
   if (b->on_gpu && passed < 5e-3) /* from the next round on, so that waiting does not count */
     s->n_calls *= 1 + (int64_t)(10e-3 / (passed + 1e-5));
-  return EXIT_OK;
+  return time_stages(s, &args, stage_ns) == SFA_OK ? EXIT_OK : app_fail_status(b->ctx);
 }
 
 /* ---- Filling the caches ---------------------------------------------------------------------------------------------------- */
@@ -461,11 +478,11 @@ static void fill_case(bench_cell *row, const decode_bench *b) {
 }
 
 /* What a side of ours tells beyond its time. */
-static int fill_side(bench_cell *row, decode_bench *b, decode_side *s, double ms) {
+static int fill_side(bench_cell *row, decode_bench *b, decode_side *s, const bench_times *times) {
   sfa_attention_report report = {.struct_size = sizeof report};
   if (sfa_attention_plan_report(s->plan, &report) != SFA_OK)
     return app_fail_status(b->ctx);
-  double tokens = 0, threads = (double)b->c.n_threads;
+  double tokens = 0, threads = b->on_gpu ? 1 : (double)b->c.n_threads;
   for (int64_t i = 0; i < b->c.batch; i++)
     tokens += (double)length_of(&b->c, i);
   row[C_K].number = s->k;
@@ -476,15 +493,19 @@ static int fill_side(bench_cell *row, decode_bench *b, decode_side *s, double ms
   if (!b->on_gpu)
     row[C_PREDICTED_MS].number =
         1e-6 / threads * (report.topk_ns + report.pack_ns + report.score_ns + report.softmax_ns + report.value_ns + report.call_ns);
+  row[C_TOPK_MS].number = times->stage_ms[SFA_STAGE_TOPK] / threads;
+  row[C_ATTEND_MS].number = times->stage_ms[SFA_STAGE_ATTEND] / threads;
+  row[C_JOIN_MS].number = b->on_gpu ? times->stage_ms[SFA_STAGE_JOIN] : NAN;
   row[C_TOKEN_BYTES].number = (double)sfa_cache_token_bytes(s->cache);
   row[C_BYTES].number = tokens * row[C_TOKEN_BYTES].number;
-  row[C_RATE].number = row[C_BYTES].number / (1e-3 * ms);
+  row[C_RATE].number = row[C_BYTES].number / (1e-3 * times->median_ms);
   row[C_READ_RATE].number = b->on_gpu ? b->copy_rate : bench_read_rate((int64_t)row[C_BYTES].number, b->c.n_threads);
   row[C_READ_SHARE].number = row[C_READ_RATE].number > 0 ? row[C_RATE].number / row[C_READ_RATE].number : NAN;
   if (s->eps <= 0)
     return EXIT_OK;
   double once;
-  int status = side_run(s, &once, NULL); /* for what it drops */
+  int64_t stage_ns[SFA_STAGE_COUNT] = {0};
+  int status = side_run(s, &once, stage_ns); /* for what it drops */
   size_t n_dropped = (size_t)(b->c.batch * b->c.n_q * b->c.heads);
   if (!status && sfa_memory_copy(b->ctx, b->dropped, b->device_dropped, n_dropped * sizeof *b->dropped) != SFA_OK)
     return app_fail_status(b->ctx);
@@ -500,7 +521,7 @@ static int fill_row(void *bench, bench_table *t, int i, bench_cell *row) {
   decode_bench *b = bench;
   fill_case(row, b);
   row[C_TIMES_DENSE].number = 1 / row[C_TIMES_DENSE].number; /* the dense one over this */
-  return i < b->n_sides ? fill_side(row, b, &b->sides[i], t->times[i].median_ms) : EXIT_OK;
+  return i < b->n_sides ? fill_side(row, b, &b->sides[i], &t->times[i]) : EXIT_OK;
 }
 
 /* ---- The grid ----------------------------------------------------------------------------------------------------------- */

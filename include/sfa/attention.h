@@ -218,8 +218,10 @@ typedef struct sfa_attention_args {
   int64_t *stage_ns; /* [SFA_STAGE_COUNT] or NULL: time is added here, summed over threads */
 } sfa_attention_args;
 
-/* What stage_ns counts. */
-enum { SFA_STAGE_TOPK = 0, SFA_STAGE_PACK = 1, SFA_STAGE_ATTEND = 2, SFA_STAGE_COUNT = 3 };
+/* What stage_ns counts: choosing features and writing rows; packing them, or reading pages; scores, softmax and values; and on a GPU,
+ * behind the pass over the keys, values kept with eps and the joining of parts (on the CPU part of SFA_STAGE_ATTEND). On a GPU times are
+ * those of the stream, and the call waits for it. */
+enum { SFA_STAGE_TOPK = 0, SFA_STAGE_PACK = 1, SFA_STAGE_ATTEND = 2, SFA_STAGE_JOIN = 3, SFA_STAGE_COUNT = 4 };
 
 /* o = softmax(scores) v, exactly. Neither allocates nor fails for memory. Arguments that do not fit the plan: SFA_ERROR_ARGUMENT. */
 SFA_API sfa_status sfa_attention_run(const sfa_attention_plan *plan, const sfa_attention_args *args);

@@ -92,6 +92,21 @@ static const char *memory_zero(void *memory, size_t bytes, sfa_cuda_stream strea
   return bytes ? text_of(cudaMemsetAsync(memory, 0, bytes, stream)) : NULL;
 }
 
+/* ---- Marks --------------------------------------------------------------------------------------------------------------------------- */
+
+static const char *mark_create(void **mark) { return text_of(cudaEventCreate((cudaEvent_t *)mark)); }
+
+static void mark_destroy(void *mark) { (void)text_of(cudaEventDestroy((cudaEvent_t)mark)); }
+
+static const char *mark(void *mark, sfa_cuda_stream stream) { return text_of(cudaEventRecord((cudaEvent_t)mark, stream)); }
+
+static const char *mark_ns(void *from, void *to, int64_t *ns) {
+  float ms = 0;
+  const char *text = text_of(cudaEventElapsedTime(&ms, (cudaEvent_t)from, (cudaEvent_t)to));
+  *ns = (int64_t)(1e6 * (double)ms);
+  return text;
+}
+
 /* ---- The table ----------------------------------------------------------------------------------------------------------------------- */
 
 static const sfa_cuda_library library = {
@@ -107,6 +122,10 @@ static const sfa_cuda_library library = {
     memory_copy,
     memory_copy_rows,
     memory_zero,
+    mark_create,
+    mark_destroy,
+    mark,
+    mark_ns,
     {sfa_cuda_help_words, sfa_cuda_help_lens, sfa_cuda_help_numbers, sfa_cuda_help_span, sfa_cuda_help_tables, sfa_cuda_help_slots,
      sfa_cuda_help_unpack, sfa_cuda_help_pack, sfa_cuda_help_merge, sfa_cuda_help_spread, sfa_cuda_help_unrotate},
     {

@@ -149,7 +149,8 @@ static sfa_cuda_prefill prefill_of(const sfa_attention_plan *plan, const sfa_att
 }
 
 static sfa_status multiply(const sfa_attention_plan *plan, const sfa_cuda_prefill *prefill) {
-  return sfa_cuda_status(plan->ctx, "attention", sfa_cuda_prefill_of(plan->ctx, prefill->policy)(prefill, plan->ctx->cuda->stream));
+  SFA_TRY(sfa_cuda_status(plan->ctx, "attention", sfa_cuda_prefill_of(plan->ctx, prefill->policy)(prefill, plan->ctx->cuda->stream)));
+  return sfa_cuda_lap(plan->ctx, SFA_STAGE_ATTEND);
 }
 
 static sfa_status run_tensor(const sfa_attention_plan *plan, const sfa_attention_args *args, const size_t *parts) {
@@ -164,6 +165,7 @@ static sfa_status run_tensor(const sfa_attention_plan *plan, const sfa_attention
   prefill.q_scales = p.q.scales;
   prefill.k_scales = p.k.scales;
   SFA_TRY(clear_dropped(plan, args));
+  SFA_TRY(sfa_cuda_lap(plan->ctx, SFA_STAGE_TOPK));
   return multiply(plan, &prefill);
 }
 
@@ -240,7 +242,10 @@ static sfa_status decode_side(const sfa_attention_plan *plan, const sfa_cuda_ope
 static sfa_status decode(const sfa_attention_plan *plan, const sfa_attention_args *args, const size_t *parts, sfa_cuda_decode *d) {
   d->scores = sfa_cuda_scores_of(plan, args);
   d->workspace = part(args, parts, SFA_CUDA_PART_STAGE);
-  return sfa_cuda_status(plan->ctx, "decode", sfa_cuda_stages_of(plan->ctx)->decode(d, plan->ctx->cuda->stream));
+  SFA_TRY(sfa_cuda_lap(plan->ctx, SFA_STAGE_TOPK));
+  SFA_TRY(sfa_cuda_lap_inside(plan->ctx, SFA_STAGE_ATTEND, &d->between));
+  SFA_TRY(sfa_cuda_status(plan->ctx, "decode", sfa_cuda_stages_of(plan->ctx)->decode(d, plan->ctx->cuda->stream)));
+  return sfa_cuda_lap(plan->ctx, SFA_STAGE_JOIN);
 }
 
 /* Codes of keys with max_seqlen_k of each sequence: the caller's, or those of sequences of different lengths laid out so. */
@@ -371,7 +376,9 @@ static sfa_status run_paper(const sfa_attention_plan *plan, const sfa_attention_
   SFA_TRY(paper_codes(plan->ctx, &p.k, o->k_k, &paper.k_codes));
   SFA_TRY(sfa_cuda_rows_of(plan->ctx, &p.v, &paper.shape.v));
   SFA_TRY(clear_dropped(plan, args));
-  return sfa_cuda_status(plan->ctx, "Algorithm 1", sfa_cuda_stages_of(plan->ctx)->paper(&paper, plan->ctx->cuda->stream));
+  SFA_TRY(sfa_cuda_lap(plan->ctx, SFA_STAGE_TOPK));
+  SFA_TRY(sfa_cuda_status(plan->ctx, "Algorithm 1", sfa_cuda_stages_of(plan->ctx)->paper(&paper, plan->ctx->cuda->stream)));
+  return sfa_cuda_lap(plan->ctx, SFA_STAGE_ATTEND);
 }
 
 /* ---- Calls ------------------------------------------------------------------------------------------------------------------------ */
@@ -380,9 +387,11 @@ sfa_status sfa_cuda_run(const sfa_attention_plan *plan, const sfa_attention_args
   size_t parts[SFA_CUDA_N_PARTS + 1];
   sfa_cuda_parts(plan, false, parts);
   SFA_TRY(sfa_cuda_enter(plan->ctx));
-  if (plan->policy == SFA_POLICY_PAPER)
-    return run_paper(plan, args, parts);
-  return plan->policy == SFA_POLICY_KEYS ? run_few(plan, args, parts) : run_tensor(plan, args, parts);
+  SFA_TRY(sfa_cuda_laps_begin(plan->ctx, args->stage_ns));
+  SFA_TRY(plan->policy == SFA_POLICY_PAPER  ? run_paper(plan, args, parts)
+          : plan->policy == SFA_POLICY_KEYS ? run_few(plan, args, parts)
+                                            : run_tensor(plan, args, parts));
+  return sfa_cuda_laps_end(plan->ctx);
 }
 
 /* The tables of the call's sequences: the cache's own where they follow each other, or a copy in the workspace. */
@@ -487,6 +496,7 @@ static sfa_status tensor_over_tables(const sfa_attention_plan *plan, const sfa_a
   SFA_TRY(sfa_cuda_rows_of(plan->ctx, &p.q, &prefill.q));
   prefill.q_scales = p.q.scales;
   prefill.k_scales = p.k.scales;
+  SFA_TRY(sfa_cuda_lap(ctx, SFA_STAGE_TOPK));
   prefill.k_lens = n_keys;
   if (seen.begin > 0 || most < seen.end) { /* a part of the keys at a time */
     prefill.k_lens = lens;
@@ -502,6 +512,7 @@ static sfa_status tensor_over_tables(const sfa_attention_plan *plan, const sfa_a
     if (prefill.k_ends)
       SFA_TRY(sfa_cuda_status(ctx, "lengths", help->span(o->n_sequences, n_keys, first, end - first, lens, ends, stream)));
     SFA_TRY(gather(plan, t, &p, pages, max_pages, first, &prefill));
+    SFA_TRY(sfa_cuda_lap(ctx, SFA_STAGE_PACK));
     prefill.scores.n_sink_tokens = sfa_max64(all.scores.n_sink_tokens - first, 0);
     if (begun) {
       prefill.out.data = part(args, parts, SFA_CUDA_PART_OUT);
@@ -513,6 +524,7 @@ static sfa_status tensor_over_tables(const sfa_attention_plan *plan, const sfa_a
       SFA_TRY(sfa_cuda_status(
           ctx, "joining results",
           help->merge(&prefill.q_tokens, o->n_heads, o->head_dim_v, args->out, all.lse, prefill.out.data, prefill.lse, stream)));
+    SFA_TRY(sfa_cuda_lap(ctx, SFA_STAGE_JOIN));
     begun = true;
   }
   return SFA_OK;
@@ -527,11 +539,14 @@ sfa_status sfa_cuda_attend_tables(const sfa_attention_plan *plan, const sfa_atte
   SFA_TRY(sfa_cuda_enter(plan->ctx));
   if (plan->policy == SFA_POLICY_PAPER)
     return sfa_fail(plan->ctx, SFA_ERROR_UNSUPPORTED, "policy paper takes arguments, not pages, on a GPU: choose SFA_POLICY_AUTO");
+  SFA_TRY(sfa_cuda_laps_begin(plan->ctx, args->stage_ns));
   if (args->q_codes) /* before the tables, whose lengths lie behind these */
     SFA_TRY(sfa_cuda_put_numbers(plan, args, parts));
   SFA_TRY(tables_of(plan, args, parts, t, &pages, &max_pages, &n_keys));
-  if (plan->policy != SFA_POLICY_KEYS)
-    return tensor_over_tables(plan, args, parts, t, pages, max_pages, n_keys);
+  if (plan->policy != SFA_POLICY_KEYS) {
+    SFA_TRY(tensor_over_tables(plan, args, parts, t, pages, max_pages, n_keys));
+    return sfa_cuda_laps_end(plan->ctx);
+  }
   sfa_cuda_decode d = sfa_cuda_decode_shape(plan);
   d.k = sfa_cuda_store_pages(&t->k, pages, max_pages);
   d.v = sfa_cuda_store_pages(&t->v, pages, max_pages);
@@ -539,7 +554,8 @@ sfa_status sfa_cuda_attend_tables(const sfa_attention_plan *plan, const sfa_atte
   answer_at(args, parts, &d);
   SFA_TRY(decode_queries(plan, args, parts, &d));
   SFA_TRY(decode(plan, args, parts, &d));
-  return put_back(plan, args, &d);
+  SFA_TRY(put_back(plan, args, &d));
+  return sfa_cuda_laps_end(plan->ctx);
 }
 
 sfa_status sfa_cuda_merge(sfa_context *ctx, int64_t n_rows, int32_t head_dim_v, float *out_a, float *lse_a, const float *out_b,

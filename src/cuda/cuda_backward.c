@@ -48,6 +48,7 @@ sfa_status sfa_cuda_gradients(const sfa_attention_plan *plan, const sfa_attentio
   sfa_cuda_parts(plan, true, parts);
   SFA_TRY(check(plan));
   SFA_TRY(sfa_cuda_enter(ctx));
+  SFA_TRY(sfa_cuda_laps_begin(ctx, args->stage_ns));
   sfa_cuda_operands_of(plan, forward, parts, false, &p);
   if (p.q.k || p.q.codes)
     p.q.support = (uint32_t *)(void *)(workspace + parts[SFA_CUDA_PART_Q_SUPPORT]);
@@ -62,6 +63,7 @@ sfa_status sfa_cuda_gradients(const sfa_attention_plan *plan, const sfa_attentio
   SFA_TRY(sfa_cuda_rows_of(ctx, &p.q, &b.q));
   SFA_TRY(sfa_cuda_rows_of(ctx, &p.k, &b.k));
   SFA_TRY(sfa_cuda_rows_of(ctx, &p.v, &b.v));
+  SFA_TRY(sfa_cuda_lap(ctx, SFA_STAGE_TOPK));
   b.out = sfa_cuda_rows_in(forward->out, SFA_F32, o->n_heads, o->head_dim_v);
   b.d_out = sfa_cuda_rows_in((void *)(uintptr_t)args->d_out, SFA_F32, o->n_heads, o->head_dim_v);
   b.lse = forward->lse;
@@ -73,5 +75,7 @@ sfa_status sfa_cuda_gradients(const sfa_attention_plan *plan, const sfa_attentio
   b.workspace = workspace + parts[SFA_CUDA_PART_STAGE];
   SFA_TRY(sfa_cuda_status(ctx, "gradients", sfa_cuda_stages_of(ctx)->backward(&b, ctx->cuda->stream)));
   SFA_TRY(turn_back(ctx, &p.q, args->d_q, args->d_q_token_stride));
-  return turn_back(ctx, &p.k, args->d_k, args->d_k_token_stride);
+  SFA_TRY(turn_back(ctx, &p.k, args->d_k, args->d_k_token_stride));
+  SFA_TRY(sfa_cuda_lap(ctx, SFA_STAGE_ATTEND));
+  return sfa_cuda_laps_end(ctx);
 }

@@ -117,6 +117,7 @@ void sfa_cuda_close(sfa_context *ctx) {
     return;
   if (cuda->own_stream && !cuda->library->enter(cuda->device)) {
     cuda->library->stream_wait(cuda->stream);
+    sfa_cuda_laps_close(cuda);
     cuda->library->memory_free(cuda->n_bad);
     cuda->library->memory_free(cuda->scratch);
     cuda->library->stream_destroy(cuda->own_stream);

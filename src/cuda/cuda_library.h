@@ -73,6 +73,11 @@ typedef struct sfa_cuda_library {
   /* n_rows of row_bytes each, those of `to` to_pitch bytes apart, those of `from` together. */
   const char *(*memory_copy_rows)(void *to, size_t to_pitch, const void *from, size_t row_bytes, size_t n_rows, sfa_cuda_stream stream);
   const char *(*memory_zero)(void *memory, size_t bytes, sfa_cuda_stream stream);
+  /* Marks: moments of a stream, and the time between two that have passed. */
+  const char *(*mark_create)(void **mark);
+  void (*mark_destroy)(void *mark);
+  const char *(*mark)(void *mark, sfa_cuda_stream stream);
+  const char *(*mark_ns)(void *from, void *to, int64_t *ns);
   sfa_cuda_helpers help;
   sfa_cuda_stages stages;
 } sfa_cuda_library;

@@ -140,6 +140,8 @@ typedef struct sfa_cuda_decode {
   float *out;      /* [B * T][H][E] */
   float *lse;      /* [B * T][H] or NULL */
   float *dropped;  /* [B * T][H] or NULL */
+  void *between;   /* an event to record when the keys have been gone through, before what follows (kept values, the joining of parts); or
+                      NULL */
   void *workspace; /* sfa_cuda_decode_workspace_bytes, 256-byte aligned; needs no preparation */
 } sfa_cuda_decode;
 size_t sfa_cuda_decode_workspace_bytes(const sfa_cuda_decode *args); /* of the numbers; pointers are not looked at */

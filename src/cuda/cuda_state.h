@@ -5,6 +5,15 @@
 #include "cuda/cuda.h"
 #include "cuda/cuda_library.h"
 
+/* Marks of the call that runs (cuda_laps.c). */
+enum { SFA_CUDA_MARKS = 8 };
+typedef struct sfa_cuda_laps {
+  int64_t *stage_ns; /* NULL: nobody asks */
+  int32_t n;
+  void *marks[SFA_CUDA_MARKS];    /* made when they are first needed */
+  int32_t stages[SFA_CUDA_MARKS]; /* what is over at each */
+} sfa_cuda_laps;
+
 typedef struct sfa_cuda {
   const sfa_cuda_library *library;
   int32_t device;                     /* its index */
@@ -13,6 +22,7 @@ typedef struct sfa_cuda {
   void *scratch;                      /* device: of one call after the other, in the order of the stream */
   size_t scratch_bytes;
   int32_t *n_bad; /* device, [1] rows that their storage type cannot hold, since the last wait */
+  sfa_cuda_laps laps;
 } sfa_cuda;
 
 /* SFA_ERROR_DEVICE with a text of the library's, or SFA_OK without one; `what` was to be done. */
@@ -93,6 +103,17 @@ sfa_status sfa_cuda_keep(sfa_context *ctx, const sfa_keep_options *options, int6
 sfa_status sfa_cuda_append(sfa_context *ctx, const sfa_kv_append *job);
 sfa_status sfa_cuda_set_table(sfa_context *ctx, unsigned char **to, int64_t n, unsigned char *const *pages);
 sfa_status sfa_cuda_set_lens(sfa_context *ctx, int32_t *lens, int64_t stride, int64_t n, int64_t len, bool only_less);
+
+/* ---- Times of stages (cuda_laps.c) ----------------------------------------------------------------------------------------------- */
+
+/* A call begins, and ends by waiting for it if stage_ns is not NULL. Between the two, each stage that has been enqueued is a lap: what the
+ * stream does from the lap before on counts as `stage`. */
+sfa_status sfa_cuda_laps_begin(sfa_context *ctx, int64_t *stage_ns);
+sfa_status sfa_cuda_lap(sfa_context *ctx, int32_t stage);
+sfa_status sfa_cuda_laps_end(sfa_context *ctx);
+/* The same for a mark that a stage puts on the stream itself; *mark NULL: it need not. */
+sfa_status sfa_cuda_lap_inside(sfa_context *ctx, int32_t stage, void **mark);
+void sfa_cuda_laps_close(sfa_cuda *cuda);
 
 /* ---- Attention (cuda_attention.c, cuda_backward.c) --------------------------------------------------------------------------------- */
 

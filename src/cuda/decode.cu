@@ -86,6 +86,9 @@ static __global__ __launch_bounds__(JOIN_THREADS) void join_kernel(const __grid_
 }
 
 static const char *join(const sfa_decode_call *call, cudaStream_t stream) {
+  const char *refused = sfa_decode_mark_between(call, stream);
+  if (refused)
+    return refused;
   const dim3 grid((unsigned)(call->args.n_sequences * call->args.n_kv_heads * call->n_rows));
   return sfa_cuda_launch_after(join_kernel, grid, JOIN_THREADS, 0, stream, *call);
 }

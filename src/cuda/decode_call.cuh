@@ -42,6 +42,12 @@ typedef struct sfa_decode_call {
   size_t drop_scores_at; /* in a short one's shared memory */
 } sfa_decode_call;
 
+/* On the host, when the pass over the keys has been enqueued: whoever times the stages marks the stream here. */
+static inline const char *sfa_decode_mark_between(const sfa_decode_call *call, cudaStream_t stream) {
+  cudaError_t error = call->args.between ? cudaEventRecord((cudaEvent_t)call->args.between, stream) : cudaSuccess;
+  return error == cudaSuccess ? NULL : cudaGetErrorString(error);
+}
+
 /* ---- Small things -------------------------------------------------------------------------------------------------------------------- */
 
 static __device__ __forceinline__ float sfa_decode_exp2(float x) {

@@ -290,6 +290,7 @@ static const char *sfa_drop_long_launch(const sfa_decode_call *call, cudaStream_
   if (error != cudaSuccess)
     return cudaGetErrorString(error);
   const char *refused = sfa_cuda_launch_after(weigh, grid, SFA_DECODE_THREADS, weigh_shared, stream, *call);
+  refused = refused ? refused : sfa_decode_mark_between(call, stream);
   return refused ? refused : sfa_cuda_launch_after(gather, grid, SFA_DECODE_THREADS, gather_shared, stream, *call);
 }
 

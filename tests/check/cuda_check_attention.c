@@ -661,7 +661,11 @@ static void gradients(cuda_check *t, const char *what, cuda_call *c, bool coded)
     bool good = cuda_ok(t, t->gpu, sfa_attention_run(plan, &args), what) && cuda_ok(t, t->gpu, sfa_attention_backward(plan, &grad), what);
     for (int i = 0; good && i < 3 + (c->sink_logit != NULL); i++)
       fetch(t, first[i], there[i], (size_t)counts[i] * 4);
+    int64_t stage_ns[SFA_STAGE_COUNT] = {0};
+    grad.stage_ns = stage_ns;
     good = good && cuda_ok(t, t->gpu, sfa_attention_backward(plan, &grad), what);
+    grad.stage_ns = NULL;
+    cuda_expect(t, !good || stage_ns[SFA_STAGE_ATTEND] > 0, "%s: no time passes", what);
     for (int i = 0; good && i < 3 + (c->sink_logit != NULL); i++) {
       fetch(t, second[i], there[i], (size_t)counts[i] * 4);
       cuda_expect(t, !memcmp(first[i], second[i], (size_t)counts[i] * 4), "%s, %s: other bits the second time", what, names[i]);

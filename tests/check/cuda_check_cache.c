@@ -172,7 +172,8 @@ static sfa_attention_options options_of(const pair *p, const reading *r) {
 enum { MOST_HEADS = 16 };
 static const float sink_logits[MOST_HEADS] = {2, -1, 0.5f, 3, 0, 1}, slopes[MOST_HEADS] = {0.25f, 0.0625f, 0.5f, 0.001f};
 
-static attended attend(cuda_check *t, const pair *p, const reading *r) {
+/* timed: with the times of its stages. */
+static attended attend(cuda_check *t, const pair *p, const reading *r, bool timed) {
   const sfa_attention_options o = options_of(p, r);
   size_t n = (size_t)(first_query(r, r->B) * p->H);
   attended a = {host_memory(n * (size_t)p->E * 4), host_memory(n * 4), host_memory(n * 4)};
@@ -197,6 +198,8 @@ static attended attend(cuda_check *t, const pair *p, const reading *r) {
                              .sink_logit = r->sinks ? dev_sinks : NULL,
                              .alibi_slopes = r->alibi ? dev_slopes : NULL,
                              .workspace = workspace};
+  int64_t stage_ns[SFA_STAGE_COUNT] = {0, 0, 7, 7}; /* added to */
+  args.stage_ns = timed ? stage_ns : NULL;
   void *code_memory = NULL;
   sfa_codes codes;
   if (r->q_codes) {
@@ -211,6 +214,12 @@ static attended attend(cuda_check *t, const pair *p, const reading *r) {
     fetch(t, a.lse, lse, n * 4);
     fetch(t, a.dropped, dropped, n * 4);
   }
+  sfa_attention_report report = {.struct_size = sizeof report};
+  cuda_ok(t, t->gpu, sfa_attention_plan_report(plan, &report), "sfa_attention_plan_report");
+  if (timed)
+    cuda_expect(t, stage_ns[SFA_STAGE_ATTEND] > 7 && (report.policy != SFA_POLICY_KEYS || stage_ns[SFA_STAGE_JOIN] > 7),
+                "no time passes in a stage: keys %lld ns, join %lld ns", (long long)stage_ns[SFA_STAGE_ATTEND],
+                (long long)stage_ns[SFA_STAGE_JOIN]);
   void *all[] = {q, out, lse, dropped, workspace, cu_q, dev_sinks, dev_slopes, code_memory};
   for (size_t i = 0; i < sizeof all / sizeof *all; i++)
     sfa_memory_free(t->gpu, all[i]);
@@ -257,7 +266,7 @@ static void expect_sequence(cuda_check *t, const pair *p, const char *what, cons
 
 /* All sequences; those that come again in a batch have the same bits again. And the call, made again, has them. */
 static void expect_attended(cuda_check *t, const pair *p, const char *what, const reading *r) {
-  attended a = attend(t, p, r), again = attend(t, p, r);
+  attended a = attend(t, p, r, false), again = attend(t, p, r, true);
   size_t row_bytes = (size_t)(p->H * p->E) * sizeof(float);
   for (int32_t b = 0; b < r->B; b++) {
     int32_t twin = 0;
@@ -400,7 +409,7 @@ static void paged(cuda_check *t, const pair *p, int32_t T, const int32_t *cu_q, 
     cuda_ok(t, t->gpu, sfa_pages_store(t->gpu, &page, pool, POOL, lens[b] + 1, there, &k, &v), "sfa_pages_store");
     sfa_memory_free(t->gpu, there);
   }
-  attended cached = attend(t, p, &r);
+  attended cached = attend(t, p, &r, false);
   sfa_attention_plan *plan;
   if (cuda_ok(t, t->gpu, sfa_attention_plan_create(t->gpu, &o, &plan), "plan")) {
     float *q = device_of(t, NULL, n * (size_t)p->D * 4), *out = device_of(t, NULL, n * (size_t)p->E * 4),
@@ -594,9 +603,9 @@ void cuda_check_long(cuda_check *t) {
       expect_attended(t, &p, what, &r);
       if (i > 0)
         continue;
-      attended whole = attend(t, &p, &r);
+      attended whole = attend(t, &p, &r, false);
       r.only_out = true;
-      attended out = attend(t, &p, &r);
+      attended out = attend(t, &p, &r, false);
       cuda_expect(t, !memcmp(whole.out, out.out, (size_t)(first_query(&r, B) * p.H * p.E) * sizeof(float)), "%s: other bits without lse",
                   what);
       free_attended(&whole), free_attended(&out);

@@ -78,6 +78,19 @@ static const char *memory_zero(void *memory, size_t bytes, sfa_cuda_stream strea
   return stream_wait(stream);
 }
 
+/* A mark is a count of the marks so far: each lap takes 1000 ns. */
+static const char *mark_create(void **mark) { return (*mark = calloc(1, sizeof(int64_t))) ? NULL : "out of memory"; }
+static void mark_destroy(void *mark) { free(mark); }
+static const char *mark(void *mark, sfa_cuda_stream stream) {
+  static int64_t n_marks;
+  *(int64_t *)mark = ++n_marks;
+  return stream_wait(stream);
+}
+static const char *mark_ns(void *from, void *to, int64_t *ns) {
+  *ns = 1000 * (*(int64_t *)to - *(int64_t *)from);
+  return NULL;
+}
+
 /* ---- Rows and stores ------------------------------------------------------------------------------------------------- */
 
 static int64_t first_of(const sfa_cuda_tokens *t, int64_t b) { return t->cu_seqlens ? t->cu_seqlens[b] : b * t->max_seqlen; }
@@ -301,6 +314,8 @@ static const char *decode(const sfa_cuda_decode *d, sfa_cuda_stream stream) {
   int32_t H = d->n_heads, G = d->n_kv_heads, D = d->head_dim, E = d->head_dim_v;
   int64_t T = d->n_queries;
   memset(d->workspace, 0xff, decode_bytes(d));
+  if (d->between)
+    mark(d->between, stream);
   for (int64_t b = 0; b < d->n_sequences; b++) {
     int64_t S = d->n_keys[b];
     float *q = numbers_of(&d->q, NULL, b * T, T, H, D), *k = malloc((size_t)(S * G * D + 1) * sizeof *k),
@@ -537,6 +552,10 @@ static const sfa_cuda_library library = {
     .memory_copy = memory_copy,
     .memory_copy_rows = memory_copy_rows,
     .memory_zero = memory_zero,
+    .mark_create = mark_create,
+    .mark_destroy = mark_destroy,
+    .mark = mark,
+    .mark_ns = mark_ns,
     .help = {words, lens, numbers, span, tables, slots, unpack, pack, merge, spread, unrotate},
     .stages = {.select = select_rows,
                .store = store,

@@ -24,13 +24,14 @@ predicted_value_ms overlap overlap_random pair_multiply_adds multiply_adds_per_s
   good bench decode --n 200 --head-dim 32 --k 4,8 --kv-heads 2 --heads 4 --batch 1,3 --n-q 2 --against bf16,int8 --v-type bf16,int4 --repeats 1 --json
   equal "two batches of six caches" "$(get '#')" 12
   equal "decode keys" "$(get 0.keys)" "n batch n_q heads kv_heads head_dim head_dim_v k k_dtype v_dtype eps score_sd supports isa threads \
-seed engine version policy ms min_ms max_ms rounds times_dense predicted_ms bytes bytes_per_s read_bytes_per_s share_of_reads token_bytes \
+seed engine version policy ms min_ms max_ms rounds times_dense topk_ms attend_ms join_ms predicted_ms bytes bytes_per_s read_bytes_per_s share_of_reads token_bytes \
 dropped least_kept"
   equal "engines" "$(get 0.engine 1.engine 2.engine 5.engine)" "dense bf16, V bf16
 dense int8, V int8
 SFA k 4 int8, V bf16
 SFA k 8 int8, V int4"
   holds "bytes of a token" "$(get 0.token_bytes) == 2 * 32 * 4 && $(get 2.token_bytes) == 2 * (4 * 2 + 2 + 64)"
+  holds "stages of a step" "$(get 0.topk_ms) == 0 && $(get 2.topk_ms) > 0 && $(get 2.attend_ms) > 0"
   holds "bytes of a step" "$(get 0.bytes) == 200 * $(get 0.token_bytes) && $(get 6.bytes) == (66 + 133 + 200) * $(get 6.token_bytes)"
   holds "times" "$(get 2.ms) > 0 && $(get 2.times_dense) > 0 && $(get 0.times_dense) == 1 && $(get 0.share_of_reads) > 0"
   good bench decode --n 200 --head-dim 32 --k 4 --v-type fp8,int8 --repeats 1 --json
@@ -102,6 +103,7 @@ case_bench_gpu() {
   holds "forward apart" "$(get 0.ms) > $(get 0.forward_ms) && $(get 0.forward_ms) > 0"
   good bench decode --device cuda --n 200 --kv-heads 2 --head-dim 32 --supports skewed --k 8 --v-type bf16,int8 --against int8 --repeats 1 --json
   equal "steps" "$(get '#')" 3
+  holds "stages of steps" "$(get 2.attend_ms) == 0.001 && $(get 2.join_ms) == 0.001" # a lap of the host's clock each
   holds "rates of steps" "$(get 2.bytes_per_s) > 0 && $(get 2.share_of_reads) > 0 && $(get 2.dropped) == 0"
   good bench topk --device cuda --n 100 --head-dim 32 --k 4 --repeats 1 --json
   holds "top-k" "$(get 0.share_of_copies) > 0"
