@@ -70,8 +70,8 @@ def attention(lines):
             text += table(head + list(WAYS) + ["FlashAttention-2 / sp_bf16", "top-k of bf16's whole time"], ratios[short]) + "\n"
     if not rates:
         return ""
-    text += "TFLOP/s, counted as those of a dense attention, top-k in the time, and in brackets the share of what large bf16 products of cuBLAS reach in the same rounds"
-    text += " (of random numbers; operands that are mostly zeros take less power, and clocks stay higher):\n\n"
+    text += "TFLOP/s, counted as those of a dense attention, top-k in the time, and in brackets the share of what large bf16 products of cuBLAS reach in\n"
+    text += "the same rounds (of random numbers; operands that are mostly zeros take less power, and clocks stay higher):\n\n"
     return text + table(head + list(WAYS) + list(PEERS), rates) + "\n" + spread(lines) + command(lines)
 
 
