@@ -321,7 +321,8 @@ static __device__ __forceinline__ void sfa_prefill_consume(const sfa_prefill_job
   if constexpr (TILE::SPARSE) {
     sfa_prefill_order_rows<TILE>(shared);
     queries.build(shared, consumer);
-  }
+  } else
+    queries.is_dense = 1;
   const uint64_t q = sfa_operand(shared + consumer * 64 * 128);
 
   /* Tiles that every row of this consumer sees whole: keys [all_begin, all_end). The rows of a sparse one may be any of the block. */
