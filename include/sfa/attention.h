@@ -89,6 +89,12 @@ typedef struct sfa_rope {
   int32_t interleaved;    /* 0: pair p is features p and p + n_rotated / 2; 1: features 2 p and 2 p + 1 */
 } sfa_rope;
 
+/* RMS norm of each row as it is read, before its rope and its top-k (QK-norm): x' = x * f * weight with f = 1 / sqrt(mean of x^2 + eps). */
+typedef struct sfa_row_norm {
+  const float *weight; /* [dim] */
+  float eps;           /* 0 or more */
+} sfa_row_norm;
+
 /* One dense operand [token][head][dim]; the last dimension is contiguous. */
 typedef struct sfa_rows {
   const void *data;
@@ -98,6 +104,7 @@ typedef struct sfa_rows {
   int64_t head_stride;  /* 0: dim */
   const sfa_rope *rope; /* NULL: none. Of queries, and of keys that are stored first: for a cache, for pages, or by a plan with k_k below
                          * head_dim or a k_dtype other than SFA_F32. With cu_seqlens its lines are those of the packed tokens */
+  const sfa_row_norm *norm; /* NULL: none. Where a rope may be; gradients do not go back through it (sfa/backward.h refuses it) */
 } sfa_rows;
 
 /* ---- Attention forward: plan, then run (paper section 3.2, docs/MATH.md 2 and 3) -------------------------------------------- */

@@ -192,10 +192,12 @@ sfa_status sfa_check_run_args(const sfa_attention_plan *plan, const sfa_attentio
                 (int)args->k_codes->dtype, (int)o->k_dtype);
   } else {
     SFA_TRY(sfa_check_rows(ctx, "k", &args->k, o->n_kv_heads, o->head_dim, n_keys ? o->max_seqlen_k : 0, &out->k));
-    if (args->k.rope && !plan->encode_k)
-      return sfa_fail(ctx, SFA_ERROR_UNSUPPORTED,
-                      "k.rope is given, but this plan reads dense f32 keys where they are: rotate them before, or plan with k_k below "
-                      "head_dim or another k_dtype");
+    if ((args->k.rope || args->k.norm) && !plan->encode_k)
+      return sfa_fail(
+          ctx, SFA_ERROR_UNSUPPORTED,
+          "k.%s is given, but this plan reads dense f32 keys where they are: %s them before, or plan with k_k below head_dim or "
+          "another k_dtype",
+          args->k.rope ? "rope" : "norm", args->k.rope ? "rotate" : "norm");
   }
   return sfa_check_values(ctx, &args->v, o->n_kv_heads, o->head_dim_v, n_keys ? o->max_seqlen_k : 0, &out->v);
 }

@@ -42,6 +42,10 @@ sfa_status sfa_attention_backward(const sfa_attention_plan *plan, const sfa_atte
   sfa_attention_args forward = *args->forward, checked_forward;
   forward.workspace = args->workspace;
   SFA_TRY(sfa_check_run_args(plan, &forward, &checked_forward));
+  if ((!forward.q_codes && forward.q.norm) || (!forward.k_codes && forward.k.norm))
+    return sfa_fail(ctx, SFA_ERROR_UNSUPPORTED,
+                    "forward.q or forward.k has a norm, which gradients do not go back through: norm the rows "
+                    "before");
   sfa_attention_grad_args checked = *args;
   checked.forward = &checked_forward;
   bool here = sfa_arrays_are_here(ctx);

@@ -77,6 +77,11 @@ sfa_status sfa_check_rows(sfa_context *ctx, const char *name, const sfa_rows *ro
               "%s.token_stride is %lld: %lld tokens do not fit an address", name, (long long)out->token_stride, (long long)max_seqlen);
   SFA_REQUIRE(ctx, rows->data || max_seqlen == 0, "%s.data is NULL", name);
   SFA_REQUIRE(ctx, aligned(rows->data, sfa_dtype_bytes(out->dtype)), "%s.data is not aligned to its elements", name);
+  if (rows->norm) {
+    SFA_REQUIRE(ctx, rows->norm->weight && aligned(rows->norm->weight, sizeof(float)), "%s.norm has no weight, or one that is not aligned",
+                name);
+    SFA_REQUIRE(ctx, rows->norm->eps >= 0, "%s.norm.eps is %g: it must be 0 or more", name, (double)rows->norm->eps);
+  }
   const sfa_rope *rope = rows->rope;
   if (!rope)
     return SFA_OK;
@@ -91,6 +96,7 @@ sfa_status sfa_check_rows(sfa_context *ctx, const char *name, const sfa_rows *ro
 
 sfa_status sfa_check_values(sfa_context *ctx, const sfa_rows *rows, int32_t n_heads, int32_t dim, int64_t max_seqlen, sfa_rows *out) {
   SFA_REQUIRE(ctx, !rows->rope, "v.rope is given: values are not rotated, it must be NULL");
+  SFA_REQUIRE(ctx, !rows->norm, "v.norm is given: values are not normed, it must be NULL");
   return sfa_check_rows(ctx, "v", rows, n_heads, dim, max_seqlen, out);
 }
 

@@ -91,7 +91,7 @@ static void keep_rows(const keep_job *job, int64_t first, int64_t n, unsigned ch
       keep_two_of_four(D, size, rows[i]);
   }
   const sfa_row_format format = {D, K, SFA_F32};
-  const sfa_row_source source = {sizes, SFA_F32, D, NULL, 0};
+  const sfa_row_source source = {.data = sizes, .dtype = SFA_F32, .row_stride = D};
   const sfa_row_store store = {ids, kept, NULL};
   sfa_backend_of(job->ctx)->encode(job->ctx, n, &source, &format, &store, scratch + job->sizes_bytes + job->kept_bytes + job->ids_bytes,
                                    NULL); /* f32 holds every row */

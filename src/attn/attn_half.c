@@ -408,7 +408,8 @@ static void choose_kind(half_block *block, chunk_facts seen) {
     block->m[i] = bound <= 64 * SFA_HALF_OCTAVE ? 0 : -SFA_HALF_OCTAVE * ceilf(bound / SFA_HALF_OCTAVE);
   }
   bound = sqrtf(longest) * sqrtf(seen.key_square);
-  bool exact = job->call.views[block->b].k.format.dtype == SFA_BF16 && (args->q_codes ? args->q_codes->dtype : args->q.dtype) == SFA_BF16;
+  bool exact = job->call.views[block->b].k.format.dtype == SFA_BF16 &&
+               (args->q_codes ? args->q_codes->dtype == SFA_BF16 : args->q.dtype == SFA_BF16 && !args->q.rope && !args->q.norm);
   bool in_f16 = sqrtf(longest) <= longest_query && sqrtf(seen.key_square) <= longest_key &&
                 (seen.key_square >= shortest_key * shortest_key || seen.key_square == 0);
   block->far = !(bound <= SFA_HALF_NEAR);

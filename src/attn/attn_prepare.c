@@ -105,7 +105,7 @@ static sfa_status encode_side(encode_job *job, const char *name, size_t side_off
 
 /* Whether reading the rows as they came gives what the plan's storage type gives. */
 static bool readable_in_place(const sfa_rows *rows, const sfa_row_format *format) {
-  return !format->k && !rows->rope && (format->dtype == SFA_F32 || format->dtype == rows->dtype);
+  return !format->k && !rows->rope && !rows->norm && (format->dtype == SFA_F32 || format->dtype == rows->dtype);
 }
 
 static sfa_kv_side dense_side(const sfa_rows *rows, int32_t dim, int64_t first_element) {

@@ -33,19 +33,25 @@ static inline size_t sfa_row_ids_bytes(const sfa_row_format *format) { return (s
 static inline size_t sfa_row_values_bytes(const sfa_row_format *format) { return sfa_stored_bytes(format->dtype, sfa_row_width(format)); }
 static inline size_t sfa_row_scale_bytes(const sfa_row_format *format) { return sfa_has_scales(format->dtype) ? sizeof(uint16_t) : 0; }
 
-/* Dense rows to be stored: [n][dim], row_stride elements apart, turned first where there is a rope: row i by its line `line + i`. */
+/* Dense rows to be stored: [n][dim], row_stride elements apart, normed first where there is a norm, then turned where there is a rope: row
+ * i by its line `line + i`. */
 typedef struct sfa_row_source {
   const void *data;
   sfa_dtype dtype; /* SFA_F32 or SFA_BF16 */
   int64_t row_stride;
   const sfa_rope *rope; /* NULL: none */
   int64_t line;
+  const sfa_row_norm *norm; /* NULL: none */
 } sfa_row_source;
 
 /* Rows of one head of an operand from token `token` on; element `offset` is the head's token 0. */
 static inline sfa_row_source sfa_rows_from(const sfa_rows *rows, int64_t offset, int64_t token, int64_t line) {
   return (sfa_row_source){(const unsigned char *)rows->data + (size_t)(offset + token * rows->token_stride) * sfa_dtype_bytes(rows->dtype),
-                          rows->dtype, rows->token_stride, rows->rope, line};
+                          rows->dtype,
+                          rows->token_stride,
+                          rows->rope,
+                          line,
+                          rows->norm};
 }
 
 /* Where rows go, one after the other. */

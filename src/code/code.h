@@ -12,11 +12,13 @@ size_t sfa_code_scratch_bytes(const sfa_row_format *format, int64_t n_rows);
 int64_t sfa_code_rows(const sfa_kernels *kernels, int64_t n_rows, const sfa_row_source *x, const sfa_row_format *format,
                       const sfa_row_store *out, void *scratch, int64_t *stage_ns);
 
-/* Rows x [n][dim] as f32, turned. Rows lie `line_step` (1, or 0: all of one token) lines of the rope apart. */
+/* Rows x [n][dim] as f32, normed and turned. Rows lie `line_step` (1, or 0: all of one token) lines of the rope apart. */
 void sfa_code_load(const sfa_kernels *kernels, int64_t n_rows, const sfa_row_source *x, int32_t dim, int64_t line_step, float *out);
 
 /* Whether kernels->topk_bf16 takes the rows as they are. */
-static inline bool sfa_code_from_bf16(const sfa_row_source *x, int32_t dim) { return x->dtype == SFA_BF16 && !x->rope && dim <= 256; }
+static inline bool sfa_code_from_bf16(const sfa_row_source *x, int32_t dim) {
+  return x->dtype == SFA_BF16 && !x->rope && !x->norm && dim <= 256;
+}
 
 /* Codes as dense rows: rows [n_rows][D] become zero but for values [n_rows][K] at ids [n_rows][K]. */
 static inline void sfa_code_write_out(int64_t n_rows, int32_t D, int32_t K, const void *ids, const float *values, float *rows) {

@@ -43,8 +43,13 @@ size_t sfa_code_scratch_bytes(const sfa_row_format *format, int64_t n_rows) {
 void sfa_code_load(const sfa_kernels *kernels, int64_t n_rows, const sfa_row_source *x, int32_t dim, int64_t line_step, float *out) {
   const float *rows = x->data;
   int64_t row_stride = x->row_stride;
-  if (x->dtype != SFA_F32 || !x->rope) {
+  if (x->dtype != SFA_F32 || (!x->rope && !x->norm)) {
     kernels->load_rows(n_rows, dim, x->dtype, x->data, row_stride, NULL, out, dim);
+    rows = out;
+    row_stride = dim;
+  }
+  if (x->norm) {
+    kernels->norm_rows(n_rows, dim, rows, row_stride, x->norm->weight, x->norm->eps, out, dim);
     rows = out;
     row_stride = dim;
   }
@@ -94,7 +99,7 @@ int64_t sfa_code_rows(const sfa_kernels *kernels, int64_t n_rows, const sfa_row_
     const float *rows = block.data;
     int64_t row_stride = x->row_stride;
     bool from_bf16 = k && sfa_code_from_bf16(x, dim);
-    if (!from_bf16 && (x->dtype != SFA_F32 || x->rope)) {
+    if (!from_bf16 && (x->dtype != SFA_F32 || x->rope || x->norm)) {
       sfa_code_load(kernels, n, &block, dim, 1, dense);
       rows = dense;
       row_stride = dim;

@@ -21,7 +21,7 @@ static bool is_ready(const sfa_cuda_operand *p) {
   /* Of packed sequences the host does not know how many tokens there are, and tiles are read whole: the workspace has room for that. */
   bool packed = !p->tokens.cu_seqlens && (p->tokens.n_sequences == 1 || x->batch_stride == p->tokens.max_seqlen * x->token_stride);
   bool aligned = (uintptr_t)x->data % 16 == 0 && x->token_stride % 8 == 0 && x->head_stride == p->dim;
-  return x->dtype == SFA_BF16 && !p->whole && !p->k && !x->rope && !p->support && rounded && packed && aligned;
+  return x->dtype == SFA_BF16 && !p->whole && !p->k && !x->rope && !x->norm && !p->support && rounded && packed && aligned;
 }
 
 static sfa_status rows_of_codes(sfa_context *ctx, const sfa_cuda_operand *p, const sfa_cuda_rows *rows) {
@@ -183,7 +183,7 @@ static sfa_status decode_queries(const sfa_attention_plan *plan, const sfa_atten
     d->k_q = 0;
     SFA_TRY(sfa_cuda_status(plan->ctx, "codes to rows",
                             sfa_cuda_help_of(plan->ctx)->spread(&codes, copy.data, o->head_dim, NULL, plan->ctx->cuda->stream)));
-  } else if (!args->cu_seqlens_q && (o->n_sequences == 1 || q->batch_stride == o->max_seqlen_q * q->token_stride)) {
+  } else if (!args->cu_seqlens_q && !q->norm && (o->n_sequences == 1 || q->batch_stride == o->max_seqlen_q * q->token_stride)) {
     d->q = (sfa_cuda_rows){(void *)(uintptr_t)q->data, q->dtype, q->token_stride, q->head_stride};
     if (q->rope) {
       d->rope_cos = q->rope->cos;
@@ -224,7 +224,7 @@ static sfa_status put_back(const sfa_attention_plan *plan, const sfa_attention_a
 static sfa_status decode_side(const sfa_attention_plan *plan, const sfa_cuda_operand *p, bool packed, sfa_cuda_store *store) {
   const sfa_rows *x = p->x;
   bool same = x->dtype == p->format.dtype || p->format.dtype == SFA_F32;
-  if (!p->k && !x->rope && same && !packed) {
+  if (!p->k && !x->rope && !x->norm && same && !packed) {
     size_t bytes = sfa_dtype_bytes(x->dtype);
     *store = (sfa_cuda_store){.sequence_bytes = x->batch_stride * (int64_t)bytes,
                               .format = {p->dim, 0, x->dtype},

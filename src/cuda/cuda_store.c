@@ -80,6 +80,10 @@ static sfa_cuda_select sequence_of(const sfa_cuda_select *all, int32_t b) {
 static sfa_cuda_select select_of(const sfa_context *ctx, const sfa_rows *x, const sfa_cuda_select *to) {
   sfa_cuda_select s = *to;
   s.x = (sfa_cuda_rows){(void *)(uintptr_t)x->data, x->dtype, x->token_stride, x->head_stride};
+  if (x->norm) {
+    s.norm_weight = x->norm->weight;
+    s.norm_eps = x->norm->eps;
+  }
   if (x->rope) {
     s.rope_cos = x->rope->cos;
     s.rope_sin = x->rope->sin;

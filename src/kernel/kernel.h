@@ -105,6 +105,11 @@ typedef struct sfa_kernels {
   /* The reverse for SFA_F32, SFA_BF16, SFA_F16 (round to nearest even; f16 overflow gives inf, which callers exclude before). */
   void (*store_rows)(int64_t n_rows, int32_t n, const float *in, int64_t in_stride, sfa_dtype dtype, void *out, int64_t out_stride);
 
+  /* out rows = x rows * f * weight with f = 1 / sqrt(sum of x^2 / D + eps), both products rounded; the sum in 16 chains of fused
+   * multiply-adds, feature u in chain u mod 16, joined as a tree (8 apart, 4, 2, 1). out may be x. */
+  void (*norm_rows)(int64_t n_rows, int32_t D, const float *x, int64_t x_stride, const float *weight, float eps, float *out,
+                    int64_t out_stride);
+
   /* Rotary positions: out rows = x rows with their first n_rotated features (even) turned, the others copied; out may be x. Row i takes
    * line i of cos, sin, lines line_stride apart (0: one line for all). Pair p, features (p, p + n_rotated / 2), or (2 p, 2 p + 1) if
    * interleaved: x' = x cos_p - y sin_p, y' = y cos_p + x sin_p, two rounded products and a rounded sum each. */

@@ -9,6 +9,7 @@
 #include "kernel/drop_tmpl.c"
 #include "kernel/expand_tmpl.c"
 #include "kernel/lists_tmpl.c"
+#include "kernel/norm_tmpl.c"
 #include "kernel/score_tmpl.c"
 #include "kernel/softmax_tmpl.c"
 #include "kernel/topk_tmpl.c"

@@ -295,6 +295,7 @@ static void value_product_masked(int32_t n_rows, int32_t n_keys, int32_t W, cons
 /* ---- the paper's algorithm ---- */
 
 #include "kernel/lists_tmpl.c"
+#include "kernel/norm_tmpl.c"
 
 /* ---- joining ---- */
 

@@ -139,23 +139,24 @@ static qkv_view view_qkv(const sfa_forward *f, const sfa_layer *layer) {
 }
 
 static qkv_view project_qkv(sfa_forward *f, const sfa_layer *layer, int32_t n) {
-  const sfa_model *m = f->model;
-  const sfa_model_config *c = &m->config;
   qkv_view view = view_qkv(f, layer);
   const sfa_linear_part parts[] = {
       {layer->qkv[0], view.q, view.q_stride}, {layer->qkv[1], view.k, view.k_stride}, {layer->qkv[2], view.v, view.v_stride}};
   project_stream(f, &layer->attention_norm, n, layer->qkv[1] ? 3 : 1, parts, false, 0);
-  if (layer->q_norm.weight) {
-    m->device->rms_norm(m->ctx, n, c->n_heads, c->head_dim, view.q, view.q_stride, layer->q_norm.weight, c->norm_eps, view.q,
-                        view.q_stride);
-    m->device->rms_norm(m->ctx, n, c->n_kv_heads, c->head_dim, view.k, view.k_stride, layer->k_norm.weight, c->norm_eps, view.k,
-                        view.k_stride);
-  }
   return view;
+}
+
+/* Norms and turns rows where they lie, in place of whoever reads them. */
+static void norm_heads(sfa_forward *f, int32_t n, int32_t n_heads, float *x, sfa_rows *rows) {
+  if (rows->norm)
+    f->model->device->rms_norm(f->model->ctx, n, n_heads, f->model->config.head_dim, x, rows->token_stride, rows->norm->weight,
+                               rows->norm->eps, x, rows->token_stride);
+  rows->norm = NULL;
 }
 
 static void turn_rows(sfa_forward *f, int32_t n, int32_t n_heads, float *x, sfa_rows *rows) {
   const sfa_model_config *c = &f->model->config;
+  norm_heads(f, n, n_heads, x, rows);
   if (rows->rope)
     f->model->device->rope(f->model->ctx, n, n_heads, c->head_dim, c->rope_pairs, c->rope_interleaved, rows->rope->cos, rows->rope->sin, x,
                            rows->token_stride);
@@ -170,8 +171,7 @@ static sfa_status keep_features(sfa_forward *f, int32_t n, int32_t group, const 
       run++;
     if (keep[g] == 0)
       continue;
-    if (!c->pre_rope)
-      turn_rows(f, n, group * c->n_kv_heads, x, rows);
+    (c->pre_rope ? norm_heads : turn_rows)(f, n, group * c->n_kv_heads, x, rows);
     const sfa_keep_options options = {.struct_size = sizeof options, .k = keep[g], .two_of_four = c->two_of_four};
     SFA_TRY(sfa_rows_keep(f->model->ctx, &options, n, run * group, c->head_dim, x + (int64_t)g * group * c->head_dim, rows->token_stride));
   }
@@ -197,14 +197,18 @@ static sfa_status show_probe(sfa_forward *f, int32_t index, int32_t n, const qkv
 static sfa_status attend(sfa_forward *f, int32_t index, int32_t n, const qkv_view *view) {
   const sfa_model_config *c = &f->model->config;
   const sfa_layer_route *route = &f->routes[index];
+  const sfa_layer *layer = &f->model->layers[index];
   int kind = c->layer_kinds[index];
-  /* Rotary positions are applied where rows are read: before top-k, in the same pass. */
+  /* Norms and rotary positions are applied where rows are read: before top-k, in the same pass. */
+  const sfa_row_norm q_norm = {layer->q_norm.weight, c->norm_eps}, k_norm = {layer->k_norm.weight, c->norm_eps};
   const sfa_rope turn = {f->rope_cos[kind], f->rope_sin[kind], 2 * c->rope_pairs, c->rope_interleaved};
   const sfa_rope *rope = c->rope_pairs ? &turn : NULL;
-  sfa_rows q = {view->q, SFA_F32, 0, view->q_stride, c->head_dim, rope};
-  sfa_rows k = {view->k, SFA_F32, 0, view->k_stride, c->head_dim, rope};
-  const sfa_rows v = {view->v, SFA_F32, 0, view->v_stride, c->head_dim_v, NULL};
+  sfa_rows q = {view->q, SFA_F32, 0, view->q_stride, c->head_dim, rope, q_norm.weight ? &q_norm : NULL};
+  sfa_rows k = {view->k, SFA_F32, 0, view->k_stride, c->head_dim, rope, k_norm.weight ? &k_norm : NULL};
+  const sfa_rows v = {view->v, SFA_F32, 0, view->v_stride, c->head_dim_v, NULL, NULL};
   const int32_t slot = 0;
+  if (n == 1) /* a GPU's decode reads queries where they lie */
+    norm_heads(f, n, c->n_heads, view->q, &q);
   SFA_TRY(keep_features(f, n, 1, route->keep_keys, view->k, &k));
   SFA_TRY(keep_features(f, n, c->n_heads / c->n_kv_heads, route->keep_queries, view->q, &q));
   SFA_TRY(sfa_cache_append(route->cache, slot, route->cache_layer, n, &k, &v));

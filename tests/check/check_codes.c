@@ -1,4 +1,5 @@
-/* Checks of topk, topk_bf16, quantize_i8, quantize_i4, load_rows, store_rows, rotate_rows, query_tile and query_tile_codes: all exact. */
+/* Checks of topk, topk_bf16, quantize_i8, quantize_i4, load_rows, store_rows, norm_rows, rotate_rows, query_tile and query_tile_codes: all
+ * exact. */
 #include "base/half.h"
 #include "check.h"
 #include "oracle.h"
@@ -184,6 +185,40 @@ static void check_stored_rows(check *c) {
           rows_case(c, (check_kind)kind, (sfa_dtype)dtype, check_range(c, 0, 5), sizes[s]);
 }
 
+static void norm_case(check *c, check_kind kind, int n_rows, int D, float eps) {
+  check_begin(c, "norm_rows", "%s n_rows %d D %d eps %g", check_kind_name(kind), n_rows, D, (double)eps);
+  const int stride = D + check_pick(c, 4);
+  const int64_t total = (int64_t)n_rows * stride;
+  const float *x = check_rows(c, kind, total), *weight = check_rows(c, CHECK_NORMAL, D);
+  float *out = check_floats(c, total), *in_place = check_floats(c, total), *expected = check_floats(c, total);
+  memcpy(in_place, x, (size_t)total * sizeof *x);
+  memcpy(expected, x, (size_t)total * sizeof *x);
+  memcpy(out, x, (size_t)total * sizeof *x); /* what lies between rows stays */
+  for (int64_t row = 0; row < n_rows; row++) {
+    float chains[16] = {0};
+    for (int u = 0; u < D; u++)
+      chains[u % 16] = fmaf(x[row * stride + u], x[row * stride + u], chains[u % 16]);
+    for (int apart = 8; apart > 0; apart /= 2)
+      for (int i = 0; i < apart; i++)
+        chains[i] += chains[i + apart];
+    const float factor = 1.0f / sqrtf(chains[0] / (float)D + eps);
+    for (int u = 0; u < D; u++)
+      expected[row * stride + u] = x[row * stride + u] * factor * weight[u];
+  }
+  c->kernels->norm_rows(n_rows, D, x, stride, weight, eps, out, stride);
+  c->kernels->norm_rows(n_rows, D, in_place, stride, weight, eps, in_place, stride);
+  check_bits(c, "out", out, expected, total);
+  check_bits(c, "in place", in_place, expected, total);
+  check_end(c);
+}
+
+static void check_norms(check *c) {
+  for (int d = 0; d < N_HEAD_DIMS; d++)
+    for (int kind = 0; kind < CHECK_KINDS; kind++)
+      for (int eps = 0; eps < 2; eps++)
+        norm_case(c, (check_kind)kind, check_range(c, 0, 5), head_dims[d], eps ? 1e-6f : 0);
+}
+
 static void rotate_case(check *c, check_kind kind, int n_rows, int D, int n_rotated, int interleaved, bool one_line) {
   check_begin(c, "rotate_rows", "%s n_rows %d D %d n_rotated %d interleaved %d one_line %d", check_kind_name(kind), n_rows, D, n_rotated,
               interleaved, one_line);
@@ -276,10 +311,6 @@ static void check_queries(check *c) {
     }
 }
 
-const check_entry check_codes_entries[] = {{"topk", check_topk},
-                                           {"topk_bf16", check_topk_bf16},
-                                           {"quantize", check_quantize},
-                                           {"rows", check_stored_rows},
-                                           {"rotate_rows", check_rotations},
-                                           {"query_tile", check_queries},
-                                           {NULL, NULL}};
+const check_entry check_codes_entries[] = {
+    {"topk", check_topk},       {"topk_bf16", check_topk_bf16},   {"quantize", check_quantize},  {"rows", check_stored_rows},
+    {"norm_rows", check_norms}, {"rotate_rows", check_rotations}, {"query_tile", check_queries}, {NULL, NULL}};

@@ -704,14 +704,14 @@ static void gradients(cuda_check *t, const char *what, cuda_call *c, bool coded)
   free(d_out), free(d_lse);
 }
 
-/* Rows that are turned on the way: attention and gradients as the CPU has them. Two sequences with odd strides between tokens, `gap`
- * elements apart. */
-static void rope_case(cuda_check *t, int32_t T, int32_t gap) {
+/* Rows that are turned on the way: attention and gradients as the CPU has them; normed before, attention alone, for gradients are refused.
+ * Two sequences with odd strides between tokens, `gap` elements apart. */
+static void rope_case(cuda_check *t, int32_t T, int32_t gap, bool normed) {
   enum { B = 2, S = 140, H = 2, D = 64, PAIRS = 16, STRIDE = H * D + 8, BATCH = S * STRIDE + 24 };
   size_t bytes = (size_t)B * BATCH * sizeof(float), rows_bytes = (size_t)B * S * H * D * sizeof(float),
          table_bytes = (size_t)S * PAIRS * sizeof(float);
-  float *x[4], *cos_table = host_memory(table_bytes), *sin_table = host_memory(table_bytes);
-  void *there[4], *dev_cos, *dev_sin, *dev_rows[6];
+  float *x[4], *cos_table = host_memory(table_bytes), *sin_table = host_memory(table_bytes), *weight = host_normals(59, D, false);
+  void *there[4], *dev_cos, *dev_sin, *dev_rows[6], *dev_weight = device_of(t, weight, D * sizeof *weight);
   float *got[6], *want[6]; /* out, lse, d_q, d_k, d_v */
   for (int i = 0; i < S * PAIRS; i++)
     cos_table[i] = cosf((float)(i / PAIRS) * powf(100, -(float)(i % PAIRS) / PAIRS)),
@@ -734,9 +734,10 @@ static void rope_case(cuda_check *t, int32_t T, int32_t gap) {
                                  .k_k = 8,
                                  .causal = 1};
       sfa_rope rope = {side ? cos_table : dev_cos, side ? sin_table : dev_sin, 2 * PAIRS, interleaved};
+      const sfa_row_norm of_rows = {side ? weight : dev_weight, 1e-5f}, *norm = normed ? &of_rows : NULL;
       void **in = side ? (void **)x : there, **out = side ? (void **)want : dev_rows;
-      const sfa_rows q = {.data = in[0], .batch_stride = T * STRIDE + gap, .token_stride = STRIDE, .rope = &rope},
-                     k = {.data = in[1], .batch_stride = S * STRIDE + gap, .token_stride = STRIDE, .rope = &rope},
+      const sfa_rows q = {.data = in[0], .batch_stride = T * STRIDE + gap, .token_stride = STRIDE, .rope = &rope, .norm = norm},
+                     k = {.data = in[1], .batch_stride = S * STRIDE + gap, .token_stride = STRIDE, .rope = &rope, .norm = norm},
                      v = {.data = in[2], .batch_stride = S * STRIDE + gap, .token_stride = STRIDE};
       sfa_attention_plan *plan = NULL;
       if (!cuda_ok(t, ctx, sfa_attention_plan_create(ctx, &o, &plan), "plan"))
@@ -753,36 +754,44 @@ static void rope_case(cuda_check *t, int32_t T, int32_t gap) {
                                       .d_v = out[4],
                                       .workspace = workspace};
       cuda_ok(t, ctx, sfa_attention_run(plan, &args), "run with a rope");
-      cuda_ok(t, ctx, sfa_attention_backward(plan, &grad), "gradients with a rope");
+      if (normed)
+        cuda_expect(t, sfa_attention_backward(plan, &grad) == SFA_ERROR_UNSUPPORTED && strstr(sfa_context_error(ctx), "norm"),
+                    "gradients through a norm: %s", sfa_context_error(ctx));
+      else
+        cuda_ok(t, ctx, sfa_attention_backward(plan, &grad), "gradients with a rope");
+      const int n_written = normed ? 2 : 5;
       const int64_t counts[] = {B * T * H * D, B * T * H, B * T * H * D, B * S * H * D, B * S * H * D};
-      for (int i = 0; !side && i < 5; i++)
+      for (int i = 0; !side && i < n_written; i++)
         fetch(t, got[i], dev_rows[i], (size_t)counts[i] * sizeof(float));
       side ? free(workspace) : sfa_memory_free(t->gpu, workspace);
       sfa_attention_plan_destroy(plan);
       static const char *const names[] = {"out", "lse", "d_q", "d_k", "d_v"};
-      for (int i = 0; side && i < 5; i++) {
+      for (int i = 0; side && i < n_written; i++) {
         double most_error = 0, largest = 0;
         for (int64_t j = 0; j < counts[i]; j++) {
           double error = fabs((double)got[i][j] - (double)want[i][j]);
           most_error = !(error <= most_error) ? error : most_error;
           largest = fabs((double)want[i][j]) > largest ? fabs((double)want[i][j]) : largest;
         }
-        cuda_expect(t, most_error <= 0.02 * largest, "%d queries, gap %d, interleaved %d, %s: differs by up to %g of %g from the CPU", T,
-                    gap, interleaved, names[i], most_error, largest);
+        cuda_expect(t, most_error <= 0.02 * largest,
+                    "%d queries, gap %d, interleaved %d, normed %d, %s: differs by up to %g of %g from the CPU", T, gap, interleaved,
+                    normed, names[i], most_error, largest);
       }
     }
   for (int i = 0; i < 4; i++)
     free(x[i]), sfa_memory_free(t->gpu, there[i]);
   for (int i = 0; i < 6; i++)
     free(got[i]), free(want[i]), sfa_memory_free(t->gpu, dev_rows[i]);
-  sfa_memory_free(t->gpu, dev_cos), sfa_memory_free(t->gpu, dev_sin);
-  free(cos_table), free(sin_table);
+  sfa_memory_free(t->gpu, dev_cos), sfa_memory_free(t->gpu, dev_sin), sfa_memory_free(t->gpu, dev_weight);
+  free(cos_table), free(sin_table), free(weight);
 }
 
 void cuda_check_rope(cuda_check *t) {
-  rope_case(t, 140, 24);
-  rope_case(t, 3, 0);
-  rope_case(t, 3, 24);
+  for (int normed = 0; normed < 2; normed++) {
+    rope_case(t, 140, 24, normed);
+    rope_case(t, 3, 0, normed);
+    rope_case(t, 3, 24, normed);
+  }
 }
 
 void cuda_check_backward(cuda_check *t) {

@@ -171,6 +171,8 @@ static const char *select_rows(const sfa_cuda_select *s, sfa_cuda_stream stream)
         int64_t token = first_of(&s->tokens, b) + t, line = s->first_line ? s->first_line[b] + t : token;
         for (int32_t f = 0; f < D; f++)
           x[f] = element(row_at(&s->x, token, h), s->x.dtype, f);
+        if (s->norm_weight)
+          sfa_kernel_of(SFA_ISA_SCALAR)->norm_rows(1, D, x, D, s->norm_weight, s->norm_eps, x, D);
         if (s->rope_cos)
           turn(x, s->rope_cos + line * s->n_pairs, s->rope_sin + line * s->n_pairs, s->n_pairs, s->rope_interleaved);
         for (int32_t four = 0; s->two_of_four && four < D; four += 4) {

@@ -1,4 +1,4 @@
-/* Rotary positions given with the rows: the bits of rotating first, wherever rows are read. */
+/* A norm and rotary positions given with the rows: the bits of doing it first, wherever rows are read. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <sfa/backward.h>
 #include <sfa/cache.h>
 
 #include "base/half.h"
@@ -19,9 +20,11 @@ enum { H = 4, G = 2, D = 64, LEN = 150, ROTATED = 48, PAIRS = ROTATED / 2 };
 typedef struct fixture {
   sfa_context *ctx;
   float *q, *k, *v;           /* [LEN][H or G][D] */
-  float *turned_q, *turned_k; /* rotated by the test */
-  float cos[LEN * PAIRS], sin[LEN * PAIRS];
+  float *turned_q, *turned_k; /* normed and rotated by the test */
+  float cos[LEN * PAIRS], sin[LEN * PAIRS], weight[D];
   sfa_rope rope;
+  const sfa_row_norm *norm; /* NULL: none */
+  sfa_row_norm of_rows;
 } fixture;
 
 static float *normals(uint64_t seed, int64_t n) {
@@ -33,11 +36,26 @@ static float *normals(uint64_t seed, int64_t n) {
   return x;
 }
 
+/* As src/kernel/kernel.h has norm_rows. */
+static void norm(const sfa_row_norm *norm, float *row) {
+  float chains[16] = {0};
+  for (int u = 0; u < D; u++)
+    chains[u % 16] = fmaf(row[u], row[u], chains[u % 16]);
+  for (int apart = 8; apart > 0; apart /= 2)
+    for (int c = 0; c < apart; c++)
+      chains[c] += chains[c + apart];
+  const float factor = 1.0f / sqrtf(chains[0] / D + norm->eps);
+  for (int u = 0; u < D; u++)
+    row[u] = row[u] * factor * norm->weight[u];
+}
+
 static float *turn(const fixture *f, const float *x, int n_heads) {
   const int step = f->rope.interleaved ? 2 : 1, apart = f->rope.interleaved ? 1 : PAIRS;
   float *out = malloc((size_t)LEN * (size_t)n_heads * D * sizeof *out);
   assert_non_null(out);
   memcpy(out, x, (size_t)LEN * (size_t)n_heads * D * sizeof *out);
+  for (int row = 0; f->norm && row < LEN * n_heads; row++)
+    norm(f->norm, out + row * D);
   for (int t = 0; t < LEN; t++)
     for (int h = 0; h < n_heads; h++)
       for (int p = 0; p < PAIRS; p++) {
@@ -49,7 +67,7 @@ static float *turn(const fixture *f, const float *x, int n_heads) {
   return out;
 }
 
-static fixture *make(int interleaved) {
+static fixture *make(int interleaved, int normed) {
   fixture *f = calloc(1, sizeof *f);
   assert_non_null(f);
   const sfa_context_options options = {.struct_size = sizeof options, .n_threads = 2};
@@ -64,6 +82,10 @@ static fixture *make(int interleaved) {
       f->sin[t * PAIRS + p] = (float)sin(angle);
     }
   f->rope = (sfa_rope){f->cos, f->sin, ROTATED, interleaved};
+  for (int u = 0; u < D; u++)
+    f->weight[u] = 0.5f + 0.03f * (float)u;
+  f->of_rows = (sfa_row_norm){f->weight, 1e-5f};
+  f->norm = normed ? &f->of_rows : NULL;
   f->turned_q = turn(f, f->q, H);
   f->turned_k = turn(f, f->k, G);
   return f;
@@ -111,7 +133,9 @@ static void run_prompt(fixture *f, int32_t k, sfa_dtype k_dtype, const int32_t *
   void *workspace = aligned_alloc(64, (sfa_attention_workspace_bytes(plan) + 63) / 64 * 64);
   assert_non_null(workspace);
   const sfa_rope *rope = fused ? &f->rope : NULL;
-  const sfa_rows q = {.data = fused ? f->q : f->turned_q, .rope = rope}, k_rows = {.data = fused ? f->k : f->turned_k, .rope = rope};
+  const sfa_row_norm *norm = fused ? f->norm : NULL;
+  const sfa_rows q = {.data = fused ? f->q : f->turned_q, .rope = rope, .norm = norm},
+                 k_rows = {.data = fused ? f->k : f->turned_k, .rope = rope, .norm = norm};
   sfa_attention_args args = {.struct_size = sizeof args,
                              .q = q,
                              .k = k_rows,
@@ -142,8 +166,8 @@ static void rows_of_a_call(void **state) {
   static const int32_t cut[] = {0, 67, LEN};
   float *out = malloc(LEN * H * D * sizeof *out), *expected = malloc(LEN * H * D * sizeof *out);
   assert_true(out && expected);
-  for (int interleaved = 0; interleaved < 2; interleaved++) {
-    fixture *f = make(interleaved);
+  for (int way = 0; way < 4; way++) {
+    fixture *f = make(way & 1, way & 2);
     for (size_t i = 0; i < sizeof forms / sizeof *forms; i++)
       for (int packed = 0; packed < 2; packed++) {
         run_prompt(f, forms[i].k, forms[i].k_dtype, packed ? cut : NULL, 0, SFA_F32, expected);
@@ -168,7 +192,8 @@ static void run_cached(fixture *f, int32_t k, sfa_dtype k_dtype, int fused, floa
   int64_t first = 0;
   for (size_t i = 0; i < sizeof pieces / sizeof *pieces; first += pieces[i++]) {
     const sfa_rope rope = {f->cos + first * PAIRS, f->sin + first * PAIRS, ROTATED, f->rope.interleaved};
-    const sfa_rows k_rows = {.data = (fused ? f->k : f->turned_k) + first * G * D, .rope = fused ? &rope : NULL};
+    const sfa_rows k_rows = {
+        .data = (fused ? f->k : f->turned_k) + first * G * D, .rope = fused ? &rope : NULL, .norm = fused ? f->norm : NULL};
     const sfa_rows v_rows = {.data = f->v + first * G * D};
     assert_int_equal(sfa_cache_append(cache, 0, 0, pieces[i], &k_rows, &v_rows), SFA_OK);
   }
@@ -176,10 +201,11 @@ static void run_cached(fixture *f, int32_t k, sfa_dtype k_dtype, int fused, floa
   void *workspace = aligned_alloc(64, (sfa_attention_workspace_bytes(plan) + 63) / 64 * 64);
   assert_non_null(workspace);
   const sfa_rope last = {f->cos + (LEN - 1) * PAIRS, f->sin + (LEN - 1) * PAIRS, ROTATED, f->rope.interleaved};
-  const sfa_attention_args args = {.struct_size = sizeof args,
-                                   .q = {.data = (fused ? f->q : f->turned_q) + (LEN - 1) * H * D, .rope = fused ? &last : NULL},
-                                   .out = out,
-                                   .workspace = workspace};
+  const sfa_attention_args args = {
+      .struct_size = sizeof args,
+      .q = {.data = (fused ? f->q : f->turned_q) + (LEN - 1) * H * D, .rope = fused ? &last : NULL, .norm = fused ? f->norm : NULL},
+      .out = out,
+      .workspace = workspace};
   const int32_t sequence = 0;
   if (sfa_attention_run_cached(plan, &args, cache, 0, &sequence) != SFA_OK)
     fail_msg("%s", sfa_context_error(f->ctx));
@@ -194,8 +220,8 @@ static void rows_of_a_cache(void **state) {
     int32_t k;
     sfa_dtype k_dtype;
   } forms[] = {{8, SFA_I8}, {16, SFA_F32}, {0, SFA_F32}, {0, SFA_BF16}};
-  for (int interleaved = 0; interleaved < 2; interleaved++) {
-    fixture *f = make(interleaved);
+  for (int way = 0; way < 4; way++) {
+    fixture *f = make(way & 1, way & 2);
     for (size_t i = 0; i < sizeof forms / sizeof *forms; i++) {
       float out[H * D], expected[H * D];
       run_cached(f, forms[i].k, forms[i].k_dtype, 0, expected);
@@ -214,11 +240,11 @@ static void expect_error(fixture *f, sfa_status status, sfa_status wanted, const
 
 static void wrong_arguments(void **state) {
   (void)state;
-  fixture *f = make(0);
+  fixture *f = make(0, 1);
   float *out = malloc(LEN * H * D * sizeof *out);
   assert_non_null(out);
   sfa_attention_plan *sparse = plan_of(f, LEN, 8, SFA_F32, 1), *dense = plan_of(f, LEN, 0, SFA_F32, 1);
-  size_t bytes = sfa_attention_workspace_bytes(sparse) + sfa_attention_workspace_bytes(dense);
+  size_t bytes = sfa_attention_backward_workspace_bytes(sparse) + sfa_attention_workspace_bytes(dense);
   void *workspace = aligned_alloc(64, (bytes + 63) / 64 * 64);
   assert_non_null(workspace);
   const sfa_attention_args good = {
@@ -242,6 +268,25 @@ static void wrong_arguments(void **state) {
   args.k.rope = &f->rope;
   expect_error(f, sfa_attention_run(dense, &args), SFA_ERROR_UNSUPPORTED, "k.rope");
   assert_int_equal(sfa_attention_run(sparse, &args), SFA_OK);
+  float odd[2] = {0};
+  const sfa_row_norm no_norm[] = {
+      {NULL, 1e-6f}, {(const float *)(const void *)((char *)odd + 1), 1e-6f}, {f->weight, -1}, {f->weight, NAN}};
+  static const char *const norm_parts[] = {"k.norm has no weight", "not aligned", "k.norm.eps is -1", "k.norm.eps is"};
+  for (int i = 0; i < 4; i++) {
+    args = good;
+    args.k.norm = &no_norm[i];
+    expect_error(f, sfa_attention_run(sparse, &args), SFA_ERROR_ARGUMENT, norm_parts[i]);
+  }
+  args = good;
+  args.v.norm = f->norm;
+  expect_error(f, sfa_attention_run(sparse, &args), SFA_ERROR_ARGUMENT, "v.norm");
+  args = good;
+  args.k.norm = f->norm;
+  expect_error(f, sfa_attention_run(dense, &args), SFA_ERROR_UNSUPPORTED, "k.norm");
+  assert_int_equal(sfa_attention_run(sparse, &args), SFA_OK);
+  const sfa_attention_grad_args gradient = {
+      .struct_size = sizeof gradient, .forward = &args, .workspace = workspace, .d_out = out, .d_q = f->turned_q};
+  expect_error(f, sfa_attention_backward(sparse, &gradient), SFA_ERROR_UNSUPPORTED, "a norm");
   sfa_attention_plan_destroy(sparse);
   sfa_attention_plan_destroy(dense);
   free(workspace);
