@@ -193,6 +193,7 @@ static const row rows[] = {
     {0, "head-dim-v", 0, INT, AT(head_dim_v), "N", 0, 8, 65536, VERB_PLAN, "of values (default: as --head-dim)"},
     {0, "k", 0, INTS, AT(bench_k), "LIST", 0, 0, 65536, VERB_PLAN, "features kept; 0: dense (default: 16, or the model's)"},
     {0, "k-q", 0, INT, AT(plan_k_q), "N|all", "all", 1, 65536, VERB_PLAN, "features kept of a query (default: as --k)"},
+    {0, "dtype", 0, WORDS, AT(bench_dtype), 0, "f32|bf16", 0, 0, VERB_PLAN, "of the rows that are brought (default: f32)"},
     {0, "k-type", 0, WORDS, AT(bench_k_type), 0, "f32|bf16|f16|int8", 0, 0, VERB_PLAN,
      "storage of keys (default: f32; in a cache int8, bf16 for dense ones)"},
     {0, "v-type", 0, WORDS, AT(bench_v_type), 0, "f32|bf16|f16|int8|int4|fp8", 0, 0, VERB_PLAN,

@@ -139,6 +139,7 @@ static int side_open(attention_bench *b, int32_t k, side *s) {
                                    .max_seqlen_k = c->n,
                                    .k_q = k,
                                    .k_k = k,
+                                   .row_dtype = c->dtype,
                                    .k_dtype = k ? c->k_dtype : c->dtype,
                                    .v_dtype = c->dtype,
                                    .causal = c->causal,

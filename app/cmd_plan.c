@@ -51,6 +51,7 @@ static sfa_attention_options options_of(const app *a, const int64_t at[N_AXES], 
              : o->plan_k_q < 0 ? 0
                                : (int32_t)o->plan_k_q,
       .k_k = k,
+      .row_dtype = type_at(&o->bench_dtype, SFA_F32),
       .k_dtype = type_at(&o->bench_k_type, model || o->cached ? (k ? SFA_I8 : SFA_BF16) : SFA_F32),
       .v_dtype = type_at(&o->bench_v_type, model || o->cached ? SFA_BF16 : SFA_F32),
       .causal = o->bench_causal.n ? o->bench_causal.values[0] != 0 : model,
@@ -128,8 +129,8 @@ static void print_case(const app *a, const sfa_attention_options *p, const sfa_a
     printf(", dense");
   if (p->k_k && p->k_q != p->k_k)
     printf(p->k_q ? " (queries %d)" : " (queries dense)", p->k_q);
-  printf(", keys %s, values %s%s%s\n", type_name(p->k_dtype), type_name(p->v_dtype), p->causal ? ", causal" : "",
-         p->has_window ? ", window" : "");
+  printf(", rows of %s, keys %s, values %s%s%s\n", type_name(p->row_dtype), type_name(p->k_dtype), type_name(p->v_dtype),
+         p->causal ? ", causal" : "", p->has_window ? ", window" : "");
   printf("  way      %s: %s\n", sfa_policy_name(r->policy), r->reason);
   printf("  time     %s on one thread:", human_time(total, one));
   for (int i = 0; i < N_STAGES; i++)
@@ -162,6 +163,7 @@ static cJSON *case_json(const sfa_attention_options *p, const sfa_attention_repo
   cJSON *row = cJSON_CreateObject();
   for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
     cJSON_AddNumberToObject(row, numbers[i].name, numbers[i].value);
+  cJSON_AddStringToObject(row, "dtype", type_name(p->row_dtype));
   cJSON_AddStringToObject(row, "k_type", type_name(p->k_dtype));
   cJSON_AddStringToObject(row, "v_type", type_name(p->v_dtype));
   cJSON_AddBoolToObject(row, "causal", p->causal);

@@ -160,6 +160,8 @@ typedef struct sfa_attention_options {
    * where the cache stores f32. */
   sfa_dtype k_dtype; /* SFA_F32 (default), SFA_BF16, SFA_F16 or SFA_I8 */
   sfa_dtype v_dtype; /* the same choices, or SFA_I4, SFA_E4M3 */
+  /* Type of the dense rows that calls will bring, for the predicted times: SFA_F32 (default) or SFA_BF16. Any call may bring either. */
+  sfa_dtype row_dtype;
 
   /* Scores: s = softmax_scale * q.k, then softcap * tanh(s / softcap), then + alibi_slope[h] * (j - i). */
   float softmax_scale; /* 0: 1 / sqrt(D) */

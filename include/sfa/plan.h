@@ -32,9 +32,10 @@ struct sfa_costs {
   double read_byte;  /* a byte beyond them, read in order */
 
   /* Rows to codes, and to what is stored. */
-  double topk[SFA_COST_DIMS][SFA_COST_KEPT]; /* a row of head dim D, K features kept */
-  double pack_value[SFA_COST_TYPES];         /* a value rounded to a type */
-  double load_value[SFA_COST_TYPES];         /* a value of a type read back as f32 */
+  double topk[SFA_COST_DIMS][SFA_COST_KEPT];      /* a row of head dim D, K features kept */
+  double topk_bf16[SFA_COST_DIMS][SFA_COST_KEPT]; /* the same of rows that are bf16 */
+  double pack_value[SFA_COST_TYPES];              /* a value rounded to a type */
+  double load_value[SFA_COST_TYPES];              /* a value of a type read back as f32 */
 
   /* SFA_POLICY_TILES: lanes are query rows. A pair is one lane and one key. */
   double query_value;                /* a value of a query row laid into its block */

@@ -46,8 +46,11 @@ static sfa_status check_options(sfa_context *ctx, const sfa_attention_options *g
   SFA_TRY(sfa_check_kept(ctx, "k_k", o->k_k, o->head_dim));
   o->k_dtype = o->k_dtype ? o->k_dtype : SFA_F32;
   o->v_dtype = o->v_dtype ? o->v_dtype : SFA_F32;
+  o->row_dtype = o->row_dtype ? o->row_dtype : SFA_F32;
   SFA_TRY(sfa_check_dtype(ctx, "k_dtype", o->k_dtype));
   SFA_TRY(sfa_check_value_dtype(ctx, "v_dtype", o->v_dtype));
+  SFA_REQUIRE(ctx, o->row_dtype == SFA_F32 || o->row_dtype == SFA_BF16,
+              "row_dtype is %d: the rows of a call are SFA_F32 or SFA_BF16 (0: SFA_F32)", (int)o->row_dtype);
   SFA_REQUIRE(ctx, o->from_cache == 0 || o->from_cache == 1, "from_cache is %d: it must be 0 or 1", o->from_cache);
   SFA_REQUIRE(ctx, isfinite(o->softmax_scale), "softmax_scale is %g: it must be finite, or 0 for 1 / sqrt(head_dim)",
               (double)o->softmax_scale);

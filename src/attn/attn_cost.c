@@ -48,10 +48,13 @@ static double by_kept(const double at[SFA_COST_KEPT], int32_t k) {
   return k < 16 ? at[0] + (at[1] - at[0]) * (k - 8) / 8 : at[1] + fmax(at[2] - at[1], 0) * (k - 16) / 16;
 }
 
-static double topk_row(const sfa_costs *c, int32_t dim, int32_t k) {
+static double topk_row(const sfa_attention_plan *plan, int32_t k) {
+  const sfa_costs *c = &plan->costs;
+  const int32_t dim = plan->options.head_dim;
+  const bool from_bf16 = plan->options.row_dtype == SFA_BF16 && dim <= 256;
   double at[SFA_COST_DIMS];
   for (int i = 0; i < SFA_COST_DIMS; i++)
-    at[i] = by_kept(c->topk[i], k);
+    at[i] = by_kept((from_bf16 ? c->topk_bf16 : c->topk)[i], k);
   double beyond = dim > 256 ? dim / 256.0 : dim < 64 ? dim / 64.0 : 1; /* every feature is looked at */
   return by_dim(at, dim) * beyond;
 }
@@ -201,9 +204,9 @@ void sfa_attn_predict(const sfa_attention_plan *plan, sfa_policy policy, bool de
   units u = half ? count_units(plan, sfa_half_width(o->head_dim), SFA_HALF_CHUNK) : count_units(plan, plan->width, SFA_KEY_TILE);
   *times = (sfa_attn_times){0};
   if (o->k_q && o->k_q < o->head_dim)
-    times->topk += u.q_rows * topk_row(c, o->head_dim, o->k_q);
+    times->topk += u.q_rows * topk_row(plan, o->k_q);
   if (plan->k_format.k && !o->from_cache)
-    times->topk += u.keys * topk_row(c, o->head_dim, plan->k_format.k);
+    times->topk += u.keys * topk_row(plan, plan->k_format.k);
   if (plan->encode_k && o->k_dtype != SFA_F32)
     times->pack += u.keys * sfa_row_width(&plan->k_format) * c->pack_value[o->k_dtype];
   if (plan->encode_v)

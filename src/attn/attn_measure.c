@@ -3,6 +3,7 @@
  * entry becomes the reading a third of the way up from the shortest. */
 #include "attn/attn_cost.h"
 #include "attn/attn_tile.h"
+#include "base/half.h"
 #include "base/rng.h"
 #include "code/code.h"
 
@@ -26,6 +27,7 @@ static const int32_t dims[SFA_COST_DIMS] = {64, 128, 256}, kept[SFA_COST_KEPT] =
 typedef struct measurement {
   const sfa_kernels *kernels;
   float *rows, *values;  /* [N_KEYS][MOST_DIM] random */
+  uint16_t *rows_bf16;   /* the rows in bf16 */
   float *code_values;    /* [N_KEYS][MOST_KEPT] */
   uint8_t *ids;          /* the same, ascending */
   unsigned char *stored; /* rows in a narrow type */
@@ -55,6 +57,7 @@ static size_t place(measurement *x, unsigned char *memory) {
   } arrays[] = {
       {(void **)&x->rows, sizeof(float) * N_KEYS * MOST_DIM},
       {(void **)&x->values, sizeof(float) * N_KEYS * MOST_DIM},
+      {(void **)&x->rows_bf16, sizeof(uint16_t) * N_KEYS * MOST_DIM},
       {(void **)&x->code_values, sizeof(float) * N_KEYS * MOST_KEPT},
       {(void **)&x->ids, N_KEYS * MOST_KEPT},
       {(void **)&x->stored, sizeof(float) * N_KEYS * MOST_DIM},
@@ -82,6 +85,7 @@ static void fill(measurement *x) {
   for (int64_t i = 0; i < (int64_t)N_KEYS * MOST_DIM; i++) {
     x->rows[i] = (float)sfa_rng_normal(&rng);
     x->values[i] = (float)sfa_rng_normal(&rng);
+    x->rows_bf16[i] = sfa_bf16_from_f32(x->rows[i]);
   }
   memset(x->stream, 1, STREAM_BYTES);
   x->clock_ns = INT64_MAX;
@@ -125,6 +129,9 @@ static double time_of(measurement *x, void (*step)(measurement *x, const probe *
   return (double)passed / (double)count;
 }
 
+static void step_topk_bf16(measurement *x, const probe *p) {
+  x->kernels->topk_bf16(64, x->rows_bf16, p->dim, p->dim, p->k, x->ids, x->code_values);
+}
 static void step_topk(measurement *x, const probe *p) { x->kernels->topk(64, x->rows, p->dim, p->dim, p->k, x->ids, x->code_values); }
 
 static void step_pack(measurement *x, const probe *p) {
@@ -239,8 +246,10 @@ static void read_tiles(measurement *x, sfa_costs *c) {
   for (int d = 0; d < SFA_COST_DIMS; d++) {
     int32_t D = dims[d], fewest = kept[0], most = kept[SFA_COST_KEPT - 1];
     double dense[3], few[3], many[3];
-    for (int i = 0; i < SFA_COST_KEPT; i++)
+    for (int i = 0; i < SFA_COST_KEPT; i++) {
       c->topk[d][i] = time_of(x, step_topk, &(probe){.dim = D, .k = kept[i]}) / 64;
+      c->topk_bf16[d][i] = time_of(x, step_topk_bf16, &(probe){.dim = D, .k = kept[i]}) / 64;
+    }
     set_shape(x, D, fewest);
     time_tiles(x, D, fewest, few);
     set_shape(x, D, most);

@@ -166,7 +166,7 @@ case_plan() {
   equal "members" "$(get keys)" "isa costs calibrated plans"
   equal "origin" "$(get isa costs calibrated | tr '\n' ' ')" "scalar source false "
   equal "every combination" "$(get plans.#)" 4
-  equal "a plan" "$(get plans.0.keys)" "n_q n batch heads kv_heads head_dim k k_q k_type v_type causal cached policy densified reason topk_ns pack_ns score_ns softmax_ns value_ns call_ns total_ns dense_ns dense_wins key_bytes dense_key_bytes value_bytes workspace_bytes"
+  equal "a plan" "$(get plans.0.keys)" "n_q n batch heads kv_heads head_dim k k_q dtype k_type v_type causal cached policy densified reason topk_ns pack_ns score_ns softmax_ns value_ns call_ns total_ns dense_ns dense_wins key_bytes dense_key_bytes value_bytes workspace_bytes"
   equal "shapes" "$(get plans.0.n plans.0.k plans.3.n plans.3.n_q plans.3.k plans.3.k_q | tr '\n' ' ')" "256 0 2048 2048 8 8 "
   holds "dense is its own twin" "($(get plans.0.total_ns) - $(get plans.0.dense_ns)) ^ 2 < 1"
   holds "stages add up" "($(get plans.3.topk_ns) + $(get plans.3.pack_ns) + $(get plans.3.score_ns) + $(get plans.3.softmax_ns) + $(get plans.3.value_ns) + $(get plans.3.call_ns) - $(get plans.3.total_ns)) ^ 2 < 1"
@@ -199,7 +199,7 @@ case_plan() {
   equal "used" "$(get costs calibrated plans.0.total_ns | tr '\n' ' ')" "$kept false $total "
   equal "nothing on stderr" "$err" ""
   cp "$kept" "$work/good.json"
-  for damage in 's/"version":1/"version":2/' 's/"machine":"/"machine":"Another /' 's/"isa":"scalar"/"isa":"avx2"/' 's/"call":\[/"call":[-/' \
+  for damage in 's/"version":2/"version":1/' 's/"machine":"/"machine":"Another /' 's/"isa":"scalar"/"isa":"avx2"/' 's/"call":\[/"call":[-/' \
     's/"topk":\[/"topk":[1,/' 's/"code_step"/"code_steps"/' 's/kind/kin/' 's/}//g'; do
     sed "$damage" "$work/good.json" >"$kept"
     good plan --isa scalar --n 128 --json

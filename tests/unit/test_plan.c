@@ -53,7 +53,7 @@ static void tables_in_the_source(void **state) {
     assert_int_equal(costs.half_exp_pair > 0, isa == SFA_ISA_AMX);
     for (int d = 0; d < SFA_COST_DIMS; d++)
       for (int k = 1; k < SFA_COST_KEPT; k++)
-        assert_true(costs.topk[d][k] > 0.5 * costs.topk[d][k - 1]);
+        assert_true(costs.topk[d][k] > 0.5 * costs.topk[d][k - 1] && costs.topk_bf16[d][k] > 0.5 * costs.topk_bf16[d][k - 1]);
   }
   sfa_costs best, of_best;
   sfa_costs_default(SFA_ISA_DEFAULT, &best);
@@ -103,6 +103,7 @@ static void measured_costs(void **state) {
   assert_int_equal(costs.isa, sfa_context_isa(ctx));
   assert_true(sfa_attn_costs_usable(&costs));
   assert_true(costs.topk[2][0] > costs.topk[0][0]); /* four times the features to look at */
+  assert_true(costs.topk_bf16[2][0] > costs.topk_bf16[0][0]);
   assert_true(64 * costs.dense_step[0] > 8 * costs.code_step[0]);
   sfa_attention_options o = shape(256, 256, 64, 8);
   o.costs = &costs;
@@ -248,6 +249,22 @@ static void predictions(void **state) {
   sfa_attention_report heads = report_of(ctx, &o);
   assert_true(fabs(heads.softmax_ns / full.softmax_ns - 6) < 0.01);
   assert_true(heads.key_bytes == 6 * full.key_bytes);
+  /* Rows of bf16: their own cost of top-k, which does not depend on the type of heads that are wider than its kernel takes. */
+  for (int32_t D = 64; D <= 512; D *= 8) {
+    sfa_costs costs;
+    sfa_costs_default(SFA_ISA_SCALAR, &costs);
+    costs.topk_bf16[0][0] = costs.topk[0][0] / 4;
+    o = shape(4096, 4096, D, 8);
+    o.costs = &costs;
+    const double of_f32 = report_of(ctx, &o).topk_ns;
+    o.row_dtype = SFA_BF16;
+    assert_true(fabs(report_of(ctx, &o).topk_ns - of_f32 / (D == 64 ? 4 : 1)) <= 1e-9 * of_f32);
+  }
+  o.row_dtype = SFA_I8;
+  sfa_attention_plan *refused;
+  assert_int_equal(sfa_attention_plan_create(ctx, &o, &refused), SFA_ERROR_ARGUMENT);
+  assert_non_null(strstr(sfa_context_error(ctx), "row_dtype"));
+  o = shape(4096, 4096, 64, 8);
   /* Bytes by hand: 8 ids and 8 f32 a key; 64 f32 a value. */
   assert_int_equal(full.key_bytes, 4096 * (8 + 32));
   assert_int_equal(full.value_bytes, 4096 * 64 * 4);
