@@ -116,7 +116,7 @@ static sfa_status score_choices(scoring *s, sfa_eval_result *r) {
   r->gold = item->gold;
   for (int32_t i = 0; i < item->n_answers; i++) {
     const char *context = sfa_eval_item_text(item, item->contexts[item->has_contexts ? i : 0]);
-    int64_t n_continuation;
+    int64_t n_continuation = 0;
     s->text.len = 0;
     SFA_TRY(sfa_bytes_append(s->eval->ctx, &s->text, s->shots.data, s->shots.len));
     SFA_TRY(sfa_bytes_append(s->eval->ctx, &s->text, context, strlen(context)));
