@@ -155,7 +155,8 @@ static const row rows[] = {
     {0, "policy", 0, WORD, AT(policy), 0, POLICIES, 0, 0, VERB_BENCH_ATTENTION,
      "how SFA computes (default: the planner's choice; on a GPU bf16, sp-bf16, int8, sp-int8 and paper in turn)"},
     {0, "policy", 0, WORD, AT(policy), 0, POLICIES, 0, 0, RUNS | VERB_BENCH_MODEL,
-     "how prompts are attended to; on a GPU bf16 (default), sp-bf16, int8 or sp-int8, which round scores more (docs/NUMERICS.md)"},
+     "how prompts are attended to; on a GPU bf16, sp-bf16, int8 or sp-int8 (default: bf16; int8 if that is faster and the model was made "
+     "for SFA)"},
     {0, "isa", 0, WORDS, AT(bench_isa), "LIST", "auto|scalar|avx2|avx512|vbmi|amx", 0, 0, GRIDS,
      "scalar, avx2, avx512, vbmi, amx (default: the best here)"},
     {0, "isa", 0, WORD, AT(isa), 0, "auto|scalar|avx2|avx512|vbmi|amx", 0, 0, RUNS | VERB_DEMO | VERB_BENCH_MODEL,

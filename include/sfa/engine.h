@@ -121,8 +121,9 @@ typedef struct sfa_attention_choice {
   sfa_precision precision; /* SFA_PRECISION_F32: the same bits on every machine and however a prompt is cut */
   float eps;               /* softmax mass that a decode step may leave out of each head, 0 to 0.5, with a certificate */
   sfa_policy policy;       /* how prompts are attended to, in steps of several tokens; a step of one token is the planner's. 0: the
-                            * planner's choice, SFA_POLICY_BF16 on a GPU. SFA_ERROR_UNSUPPORTED where a layer cannot be done so. It
-                            * changes how scores round, not what is stored: an index is read with any */
+                            * planner's choice; on a GPU SFA_POLICY_INT8 for codes of int8 with heads beyond 64, of a model that
+                            * learned to attend by them (docs/RESULTS.md), else BF16. SFA_ERROR_UNSUPPORTED where a layer cannot
+                            * be done so. It changes how scores round, not what is stored: an index is read with any */
 } sfa_attention_choice;
 
 /* KV bytes a token under a choice, over all layers. */

@@ -118,12 +118,6 @@ sfa_status sfa_model_kv_bytes(const sfa_model *model, const sfa_attention_choice
 
 /* ---- Plans ----------------------------------------------------------------------------------------------------------------------- */
 
-/* Of steps of several tokens. A GPU's own choice for short chunks takes whole ones only. */
-static sfa_policy chunk_policy(const sfa_forward *f, const resolution *r) {
-  const bool on_gpu = sfa_context_device(f->model->ctx) != SFA_DEVICE_CPU;
-  return r->policy || !on_gpu || r->precision == SFA_PRECISION_F32 ? r->policy : SFA_POLICY_BF16;
-}
-
 static sfa_status create_plan(const sfa_forward *f, const resolution *r, const sfa_attention_kind *kind, int64_t n_tokens,
                               sfa_policy policy, sfa_attention_plan **plan) {
   const sfa_model_config *c = &f->model->config;
@@ -153,6 +147,26 @@ static sfa_status create_plan(const sfa_forward *f, const resolution *r, const s
   return sfa_attention_plan_create(f->model->ctx, &options, plan);
 }
 
+/* Whether whole numbers pay: where a model learned to attend by codes, and its keys are stored so, they cost it nothing (docs/RESULTS.md);
+ * heads of up to 64 gain no time by them. */
+static bool whole_numbers_pay(const sfa_forward *f, const resolution *r, const sfa_attention_kind *kind) {
+  const sfa_model_config *c = &f->model->config;
+  return c->is_sparse && kind->k_keys && r->k_dtype[SFA_CACHE_SPARSE] == SFA_I8 && c->head_dim > 64;
+}
+
+/* Of steps of several tokens. On a GPU the planner's choice for short ones takes whole chunks only, so that it is made here. */
+static sfa_status create_chunk_plan(const sfa_forward *f, const resolution *r, const sfa_attention_kind *kind, sfa_attention_plan **plan) {
+  const bool on_gpu = sfa_context_device(f->model->ctx) != SFA_DEVICE_CPU;
+  if (r->policy || !on_gpu || r->precision == SFA_PRECISION_F32)
+    return create_plan(f, r, kind, f->chunk_len, r->policy, plan);
+  if (whole_numbers_pay(f, r, kind)) {
+    sfa_status status = create_plan(f, r, kind, f->chunk_len, SFA_POLICY_INT8, plan);
+    if (status != SFA_ERROR_UNSUPPORTED) /* not by this GPU */
+      return status;
+  }
+  return create_plan(f, r, kind, f->chunk_len, SFA_POLICY_BF16, plan);
+}
+
 static sfa_status route_attention(sfa_forward *f, const resolution *r, size_t *workspace_bytes) {
   const sfa_model_config *c = &f->model->config;
   for (int32_t layer = 0; layer < c->n_layers; layer++) {
@@ -166,7 +180,7 @@ static sfa_status route_attention(sfa_forward *f, const resolution *r, size_t *w
     if (i == f->n_attention) {
       *kind = wanted;
       f->n_attention++;
-      SFA_TRY(create_plan(f, r, kind, f->chunk_len, chunk_policy(f, r), &kind->chunk));
+      SFA_TRY(create_chunk_plan(f, r, kind, &kind->chunk));
       SFA_TRY(create_plan(f, r, kind, 1, SFA_POLICY_AUTO, &kind->one));
       size_t chunk_bytes = sfa_attention_workspace_bytes(kind->chunk), one_bytes = sfa_attention_workspace_bytes(kind->one);
       *workspace_bytes = chunk_bytes > *workspace_bytes ? chunk_bytes : *workspace_bytes;

@@ -24,8 +24,9 @@
 
 #include "backend/backend.h"
 #include "base/half.h"
-#include "temp_files.h"
+#include "base/rng.h"
 #include "train/optimizer.h"
+#include "train_files.h"
 
 #define MODELS SFA_TEST_DATA "/golden/models/"
 
@@ -211,6 +212,54 @@ static void policies(void **state) {
         choice = (sfa_attention_choice){.struct_size = sizeof choice, .sparse = k > 0, .k = k, .policy = (sfa_policy)policy};
         compare(paths[i], SFA_WEIGHTS_BF16, &choice, 40, whole ? 1e-1 : k ? 6e-2 : 3e-2);
       }
+}
+
+/* A model that learned to attend by codes reads prompts by int8 where that is faster: heads beyond 64, keys stored as int8 codes. */
+static void converted(void **state) {
+  (void)state;
+  if (!gpu)
+    skip();
+  static const char wide[] =
+      "{\"model\": {\"model_type\": \"llama\", \"hidden_size\": 32, \"intermediate_size\": 48, \"num_hidden_layers\": 2, "
+      "\"num_attention_heads\": 4, \"num_key_value_heads\": 2, \"head_dim\": 128, \"max_position_embeddings\": 64, "
+      "\"rms_norm_eps\": 1e-5, \"rope_theta\": 10000, \"hidden_act\": \"silu\"}, "
+      "\"sparse_attention_config\": {\"k\": 16}, \"steps\": 1}";
+  char directory[TEMP_DIR_BYTES], data_path[TEMP_PATH_BYTES], run_path[TEMP_PATH_BYTES], path[TEMP_PATH_BYTES + 8];
+  make_temp_dir(directory);
+  snprintf(data_path, sizeof data_path, "%s/data", directory);
+  snprintf(run_path, sizeof run_path, "%s/run", directory);
+  snprintf(path, sizeof path, "%s/model", run_path);
+  train_make_shards(cpu, data_path, 1, 400);
+  const char *const recipes[] = {tiny_model, wide}, *const data[] = {data_path};
+  const sfa_train_options options = {
+      .struct_size = sizeof options, .recipes = recipes, .n_recipes = 2, .data = data, .n_data = 1, .out = run_path};
+  sfa_train *train;
+  if (sfa_train_open(cpu, &options, &train) != SFA_OK || sfa_train_run(train) != SFA_OK)
+    fail_msg("%s", sfa_context_error(cpu));
+  sfa_train_close(train);
+  side s = open_side(gpu, path, SFA_WEIGHTS_BF16, NULL, 0);
+  sfa_attention_choice choice = {.struct_size = sizeof choice, .sparse = 1, .policy = SFA_POLICY_INT8};
+  sfa_policy found;
+  const sfa_policy wanted = opens(s.model, &choice, &found) ? SFA_POLICY_INT8 : SFA_POLICY_BF16;
+  const struct {
+    sfa_attention_choice choice;
+    sfa_policy policy;
+  } cases[] = {{{.sparse = 1}, wanted},
+               {{.sparse = 1, .k = 32, .k_q = -1}, wanted},
+               {{.sparse = 1, .policy = SFA_POLICY_BF16}, SFA_POLICY_BF16},
+               {{.sparse = 1, .cache_k = SFA_BF16}, SFA_POLICY_BF16},
+               {{.sparse = 0}, SFA_POLICY_BF16},
+               {{.sparse = 1, .precision = SFA_PRECISION_F32}, SFA_POLICY_KEYS}};
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    choice = cases[i].choice;
+    choice.struct_size = sizeof choice;
+    assert_true(opens(s.model, &choice, &found));
+    assert_int_equal(found, cases[i].policy);
+  }
+  close_side(&s);
+  choice = (sfa_attention_choice){.struct_size = sizeof choice, .sparse = 1};
+  compare(path, SFA_WEIGHTS_BF16, &choice, 24, 1e-1);
+  remove_tree(directory);
 }
 
 /* What explain and inspect find is what they find on the CPU, up to features at the edge of a choice. */
@@ -776,6 +825,7 @@ int main(int argc, char **argv) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(families),
                                      cmocka_unit_test(sparse),
                                      cmocka_unit_test(policies),
+                                     cmocka_unit_test(converted),
                                      cmocka_unit_test(by_head),
                                      cmocka_unit_test(features_kept),
                                      cmocka_unit_test(index_files),
