@@ -46,7 +46,7 @@ class Store(ctypes.Structure):
 class Decode(ctypes.Structure):
     _fields_ = [("n_sequences", I32), ("n_queries", I32), ("n_heads", I32), ("n_kv_heads", I32), ("head_dim", I32), ("head_dim_v", I32),
                 ("q", Rows), ("rope_cos", P), ("rope_sin", P), ("n_pairs", I32), ("rope_interleaved", I32), ("k_q", I32), ("k", Store),
-                ("v", Store), ("n_keys", P), ("max_keys", I64), ("scores", Scores), ("eps", F32), ("out", P), ("lse", P), ("dropped", P), ("workspace", P)]
+                ("v", Store), ("n_keys", P), ("max_keys", I64), ("scores", Scores), ("eps", F32), ("out", P), ("lse", P), ("dropped", P), ("between", P), ("workspace", P)]
 
 
 # ---- A peer: flash decoding -------------------------------------------------------------------------------------------------------------

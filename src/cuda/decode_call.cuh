@@ -72,8 +72,8 @@ static __device__ __forceinline__ float sfa_decode_warp_sum(float x) {
 
 static __device__ __forceinline__ float sfa_decode_half(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
 
-/* x / n, of which n = 1 is usual and a division is long. */
-static __device__ __forceinline__ int32_t sfa_decode_quotient(int32_t x, int32_t n) { return n == 1 ? x : x / n; }
+/* x / n of whole numbers from 0 on; n = 1 and x < n are usual, and a division is long. */
+static __device__ __forceinline__ int32_t sfa_decode_quotient(int32_t x, int32_t n) { return n == 1 ? x : x < n ? 0 : x / n; }
 
 /* ---- Which keys a block sees --------------------------------------------------------------------------------------------------------- */
 
@@ -197,86 +197,101 @@ static __device__ __forceinline__ const unsigned char *sfa_decode_walk_to(const 
 
 /* ---- Queries ------------------------------------------------------------------------------------------------------------------------- */
 
-/* Feature u of a row, turned where there is a rope, as kernel/convert_tmpl.c rounds. */
-static __device__ __forceinline__ float sfa_decode_query_feature(const sfa_cuda_decode &args, int64_t row_at, int32_t line, int32_t u) {
-  auto feature = [&](int32_t f) {
-    return args.q.dtype == SFA_F32 ? ((const float *)args.q.data)[row_at + f]
-                                   : __bfloat162float(((const __nv_bfloat16 *)args.q.data)[row_at + f]);
-  };
-  float x = feature(u);
-  if (!args.rope_cos || u >= 2 * args.n_pairs)
-    return x;
-  bool first = args.rope_interleaved ? u % 2 == 0 : u < args.n_pairs;
-  int32_t apart = args.rope_interleaved ? 1 : args.n_pairs, at = line * args.n_pairs + (args.rope_interleaved ? u / 2 : u % args.n_pairs);
-  float other = feature(first ? u + apart : u - apart), c = args.rope_cos[at], s = args.rope_sin[at];
-  return first ? __fsub_rn(__fmul_rn(x, c), __fmul_rn(other, s)) : __fadd_rn(__fmul_rn(x, c), __fmul_rn(other, s));
-}
-
-/* Rows first_row, ... of a kv head to shared memory: out [n][D], turned, else the product's rows as they are (scale comes later); rows
- * beyond the last are 0. All threads of the block; a barrier follows. (Loops that go round a few times before and behind the keys are not
- * unrolled: a kernel finds its instructions in no cache, and fetching more of them takes longer than running them.) */
+/* Rows first_row, ... of a kv head to shared memory: out [n][D], turned where there is a rope, as kernel/convert_tmpl.c rounds (scale comes
+ * later); rows beyond the last are 0. All threads of the block; a barrier follows. AT_ONCE features a thread are on their way together.
+ * (Loops that go round a few times before and behind the keys are not unrolled beyond that: a kernel finds its instructions in no cache,
+ * and fetching more of them takes longer than running them.) */
 static __device__ __forceinline__ void sfa_decode_load_queries(const sfa_decode_call &call, int32_t b, int32_t g, int32_t first_row,
                                                                int32_t n, float *out) {
-  int32_t dim = call.args.head_dim, shift = __popc(call.id_mask);
+  enum { AT_ONCE = 4 };
+  const sfa_cuda_decode &args = call.args;
+  const int32_t dim = args.head_dim, shift = __popc(call.id_mask), self = (int32_t)threadIdx.x;
 #pragma unroll 1
-  for (int32_t i = (int32_t)threadIdx.x; i < n << shift; i += (int32_t)blockDim.x) {
-    int32_t r = i >> shift, row = first_row + r, u = i & (int32_t)call.id_mask;
-    if (u >= dim)
-      continue;
-    float x = 0;
-    if (row < call.n_rows) {
-      int32_t line = sfa_decode_quotient(row, call.group), head = g * call.group + row - line * call.group;
-      int64_t token = (int64_t)b * call.args.n_queries + line;
-      x = sfa_decode_query_feature(call.args, token * call.args.q.token_stride + head * call.args.q.head_stride, line, u);
+  for (int32_t first = self; first < n << shift; first += AT_ONCE * SFA_DECODE_THREADS) {
+    float x[AT_ONCE];
+#pragma unroll
+    for (int j = 0; j < AT_ONCE; j++) {
+      const int32_t i = first + j * SFA_DECODE_THREADS, row = first_row + (i >> shift), u = i & (int32_t)call.id_mask;
+      x[j] = 0;
+      if (i < n << shift && row < call.n_rows && u < dim) {
+        const int32_t line = sfa_decode_quotient(row, call.group), head = g * call.group + row - line * call.group;
+        const int64_t at = ((int64_t)b * args.n_queries + line) * args.q.token_stride + head * args.q.head_stride + u;
+        x[j] = args.q.dtype == SFA_F32 ? ((const float *)args.q.data)[at] : __bfloat162float(((const __nv_bfloat16 *)args.q.data)[at]);
+      }
     }
-    out[r * dim + u] = x;
+#pragma unroll
+    for (int j = 0; j < AT_ONCE; j++) {
+      const int32_t i = first + j * SFA_DECODE_THREADS, u = i & (int32_t)call.id_mask;
+      if (i < n << shift && u < dim)
+        out[(i >> shift) * dim + u] = x[j];
+    }
+  }
+  __syncthreads();
+  if (!args.rope_cos)
+    return;
+#pragma unroll 1
+  for (int32_t i = self; i < n * args.n_pairs; i += SFA_DECODE_THREADS) {
+    const int32_t r = i / args.n_pairs, pair = i - r * args.n_pairs, apart = args.rope_interleaved ? 1 : args.n_pairs;
+    const int32_t line = min((first_row + r) / call.group, args.n_queries - 1), at = line * args.n_pairs + pair;
+    float *x = out + r * dim + (args.rope_interleaved ? 2 * pair : pair);
+    const float even = x[0], odd = x[apart], c = args.rope_cos[at], s = args.rope_sin[at];
+    x[0] = __fsub_rn(__fmul_rn(even, c), __fmul_rn(odd, s));
+    x[apart] = __fadd_rn(__fmul_rn(odd, c), __fmul_rn(even, s));
   }
   __syncthreads();
 }
 
-/* Rows of up to 256 features, cut to their k_q largest, a warp a row; magnitudes as whole numbers: NaN is the largest, and of equal ones
- * those with the lower ids stay. k or more reach low, n_high < k reach high: down from the maximum in growing steps, then halves. All
- * threads of the block; a barrier follows. */
-static __device__ __forceinline__ void sfa_decode_cut_queries(const sfa_decode_call &call, int32_t n, float *rows) {
-  enum { EACH = 8 };
-  const int32_t dim = call.args.head_dim, k = call.args.k_q, lane = (int32_t)threadIdx.x & 31;
+/* Rows cut to their k_q largest, a warp a row; magnitudes as whole numbers: NaN is the largest, and of equal ones those with the lower ids
+ * stay. n_low >= k reach low, n_high < k reach high: down from the maximum in growing steps, then halves. A lane's EACH magnitudes (D at
+ * most 32 EACH) stay in registers; EACH = 0: rows of any length, read again for every count. All threads of the block; a barrier
+ * follows. */
+template <int EACH> static __device__ __forceinline__ void sfa_decode_cut_queries(const sfa_decode_call &call, int32_t n, float *rows) {
+  const int32_t dim = call.args.head_dim, k = call.args.k_q, lane = (int32_t)threadIdx.x & 31, each = EACH ? EACH : (dim + 31) / 32;
   if (k == 0 || k >= dim)
     return;
 #pragma unroll 1
   for (int32_t r = (int32_t)threadIdx.x / 32; r < n; r += SFA_DECODE_WARPS) {
-    float *row = rows + r * dim;
-    uint32_t m[EACH], most = 0, low = 0;
+    float *row = rows + r * dim + lane;
+    uint32_t kept[EACH ? EACH : 1] = {}, most = 0, low = 0;
+    auto read = [&](int32_t i) { return lane + 32 * i < dim ? __float_as_uint(row[32 * i]) & 0x7fffffffu : 0; };
+    auto magnitude = [&](int32_t i) { return EACH ? kept[EACH ? i : 0] : read(i); };
 #pragma unroll
-    for (int i = 0; i < EACH; i++) {
-      m[i] = lane + 32 * i < dim ? __float_as_uint(row[lane + 32 * i]) & 0x7fffffffu : 0;
-      most = max(most, m[i]);
+    for (int32_t i = 0; i < each; i++) {
+      const uint32_t own = read(i);
+      kept[EACH ? i : 0] = own;
+      most = max(most, own);
     }
     uint32_t high = __reduce_max_sync(~0u, most) + 1;
-    int32_t n_high = 0;
-    for (uint32_t step = 1u << 22; high - low > 1; step = min(2 * step, 1u << 30)) {
+    int32_t n_high = 0, n_low = dim;
+    for (uint32_t step = 1u << 22; n_low != k && high - low > 1; step = min(2 * step, 1u << 30)) {
       const uint32_t trial = low == 0 && high > step ? high - step : low + (high - low) / 2;
       int32_t n_trial = 0;
 #pragma unroll
-      for (int i = 0; i < EACH; i++)
-        n_trial += m[i] >= trial;
+      for (int32_t i = 0; i < each; i++)
+        n_trial += magnitude(i) >= trial;
       n_trial = __reduce_add_sync(~0u, n_trial);
       if (n_trial < k) {
         high = trial;
         n_high = n_trial;
       } else {
         low = trial;
-        if (n_trial == k)
-          break;
+        n_low = n_trial;
       }
     }
-    int32_t n_equal = k - n_high; /* how many of those at low stay, or more than there are */
 #pragma unroll
-    for (int i = 0; i < EACH; i++) {
-      const bool there = lane + 32 * i < dim;
-      const uint32_t equal = __ballot_sync(~0u, there && m[i] == low);
-      if (there && (m[i] < low || (m[i] == low && __popc(equal & ((1u << lane) - 1)) >= n_equal)))
-        row[lane + 32 * i] = 0;
-      n_equal -= __popc(equal);
+    for (int32_t i = 0; i < each; i++)
+      if (lane + 32 * i < dim && magnitude(i) < low)
+        row[32 * i] = 0;
+    if (n_low > k) { /* of those at low the first k - n_high stay */
+      int32_t n_equal = k - n_high;
+#pragma unroll 1
+      for (int32_t i = 0; i < (dim + 31) / 32; i++) {
+        const bool is_low = lane + 32 * i < dim && read(i) == low;
+        const uint32_t equal = __ballot_sync(~0u, is_low);
+        if (is_low && __popc(equal & ((1u << lane) - 1)) >= n_equal)
+          row[32 * i] = 0;
+        n_equal -= __popc(equal);
+      }
     }
   }
   __syncthreads();

@@ -128,7 +128,7 @@ static __device__ __forceinline__ void sfa_drop_weigh(const sfa_decode_call &cal
 #pragma unroll 1
   for (int32_t i = self; i < ROWS * SFA_DROP_BINS; i += SFA_DECODE_THREADS)
     memory.counts[i] = 0;
-  sfa_decode_cut_queries(call, ROWS, memory.queries);
+  sfa_decode_cut_queries<8>(call, ROWS, memory.queries);
   KEYS::prepare(call, memory.queries, memory.table);
   sfa_decode_softmax<ROWS> softmax;
   softmax.clear();
@@ -341,23 +341,13 @@ template <class VALUES, int ROWS> struct sfa_drop_queue {
   }
 };
 
-/* The block's part of each row: o of its warps, and what they left out. shared: [warps][ROWS][E], lefts: [warps][ROWS] */
+/* The block's part of each row: o of its warps, and what they left out. shared: sfa_decode_sum_at, lefts: [warps][ROWS] */
 template <class VALUES, int ROWS, int E>
 static __device__ __forceinline__ void sfa_drop_leave(const sfa_decode_call &call, const sfa_decode_span &span, int64_t part,
                                                       const VALUES &values, const float *left, float *shared, float (*lefts)[ROWS]) {
   int32_t self = (int32_t)threadIdx.x, lane = self & 31, warp = self / 32;
   __syncthreads();
-#pragma unroll
-  for (int m = 0; m < VALUES::M16; m++)
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      float x = values.sums[m][i];
-      if (ROWS < 8)
-        x += __shfl_xor_sync(~0u, x, 2);
-      int32_t row = 2 * (lane & 3) + (i & 1);
-      if (row < ROWS)
-        shared[(warp * ROWS + row) * E + VALUES::column(m, lane) + (i >> 1)] = x;
-    }
+  sfa_decode_put_sums<VALUES, ROWS, E>(values, shared, warp, lane);
 #pragma unroll
   for (int r = 0; r < ROWS; r++) {
     float x = sfa_decode_warp_sum(left[r]);
@@ -369,7 +359,7 @@ static __device__ __forceinline__ void sfa_drop_leave(const sfa_decode_call &cal
   for (int32_t i = self; i < ROWS * E; i += SFA_DECODE_THREADS) {
     float x = 0;
     for (int w = 0; w < SFA_DECODE_WARPS; w++)
-      x += shared[w * ROWS * E + i];
+      x += shared[sfa_decode_sum_at<ROWS, E>(w, i / E, i % E)];
     if (span.first_row + i / E < call.n_rows)
       call.part_out[(part + i / E * call.n_splits) * E + i % E] = x;
   }

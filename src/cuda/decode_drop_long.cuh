@@ -125,7 +125,7 @@ template <class VALUES, int ROWS>
 static constexpr size_t sfa_drop_warp_bytes = sfa_drop_queue<VALUES, ROWS>::BYTES + sfa_drop_group<ROWS> * 32 * ROWS * sizeof(float);
 template <class VALUES, int ROWS, int E> static size_t sfa_drop_gather_shared(void) {
   size_t begin = SFA_DECODE_THREADS * 8 * sizeof(float); /* counts */
-  size_t end = (size_t)SFA_DECODE_WARPS * ROWS * E * sizeof(float), work = SFA_DECODE_WARPS * sfa_drop_warp_bytes<VALUES, ROWS>;
+  size_t end = sfa_decode_sums_bytes<ROWS, E>, work = SFA_DECODE_WARPS * sfa_drop_warp_bytes<VALUES, ROWS>;
   return begin > end ? (begin > work ? begin : work) : (end > work ? end : work);
 }
 

@@ -8,7 +8,7 @@
 
 /* Shared memory: what weighing takes, later the queues, later the sums of the warps; behind it the scores. */
 template <class KEYS, class VALUES, int ROWS, int E> static size_t sfa_drop_short_scores_at(const sfa_decode_call &call) {
-  size_t begin = sfa_drop_weigh_shared<KEYS, ROWS>(call), end = (size_t)SFA_DECODE_WARPS * ROWS * E * sizeof(float),
+  size_t begin = sfa_drop_weigh_shared<KEYS, ROWS>(call), end = sfa_decode_sums_bytes<ROWS, E>,
          work = SFA_DECODE_WARPS * (size_t)sfa_drop_queue<VALUES, ROWS>::BYTES;
   return ((begin > end ? (begin > work ? begin : work) : (end > work ? end : work)) + 127) / 128 * 128;
 }

@@ -21,27 +21,6 @@ static __device__ __forceinline__ float row_unit(const sfa_decode_rows &scales, 
              : 1.f;
 }
 
-/* A row of any length, cut to its k_q largest by counting what is larger, or as large with a lower id; magnitudes as whole numbers: NaN is
- * the largest. room [D]. */
-static __device__ void cut_query(const sfa_decode_call &call, float *room, float *q) {
-  int32_t dim = call.args.head_dim, k = call.args.k_q;
-  if (k == 0 || k >= dim)
-    return;
-  for (int32_t u = (int32_t)threadIdx.x; u < dim; u += SFA_DECODE_THREADS) {
-    uint32_t own = __float_as_uint(q[u]) & 0x7fffffffu;
-    int32_t larger = 0;
-    for (int32_t v = 0; v < dim; v++) {
-      uint32_t other = __float_as_uint(q[v]) & 0x7fffffffu;
-      larger += other > own || (other == own && v < u);
-    }
-    room[u] = larger < k ? q[u] : 0.f;
-  }
-  __syncthreads();
-  for (int32_t u = (int32_t)threadIdx.x; u < dim; u += SFA_DECODE_THREADS)
-    q[u] = room[u];
-  __syncthreads();
-}
-
 static __global__ __launch_bounds__(SFA_DECODE_THREADS) void plain_kernel(const __grid_constant__ sfa_decode_call call) {
   extern __shared__ __align__(16) float floats[];
   __shared__ float weights[SFA_DECODE_THREADS], units[SFA_DECODE_THREADS], warp_values[SFA_DECODE_WARPS];
@@ -61,7 +40,7 @@ static __global__ __launch_bounds__(SFA_DECODE_THREADS) void plain_kernel(const 
                         value_scales = sfa_decode_rows_of(v, v.scales, call.value_scale_pitch, span.b, span.g);
   float m = SFA_DECODE_NOTHING, l = 0; /* l: of the thread's keys */
   sfa_decode_load_queries(call, span.b, span.g, span.first_row, 1, q);
-  cut_query(call, out, q);
+  sfa_decode_cut_queries<0>(call, 1, q);
   for (int32_t e = self; e < dim_v; e += SFA_DECODE_THREADS)
     out[e] = 0;
   for (; step < end_step; step += SFA_DECODE_WARPS) {
@@ -126,9 +105,7 @@ static __global__ __launch_bounds__(SFA_DECODE_THREADS) void plain_kernel(const 
 }
 
 const char *sfa_decode_plain(const sfa_decode_call *call, cudaStream_t stream) {
-  size_t dims =
-      (size_t)call->args.head_dim + (size_t)(call->args.head_dim_v > call->args.head_dim ? call->args.head_dim_v : call->args.head_dim);
-  size_t shared = dims * sizeof(float);
+  size_t shared = ((size_t)call->args.head_dim + (size_t)call->args.head_dim_v) * sizeof(float);
   if (shared > 200 * 1024)
     return "head_dim and head_dim_v beyond 25600 do not fit a multiprocessor's memory: use the CPU backend";
   cudaError_t error = cudaFuncSetAttribute(plain_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);

@@ -133,21 +133,16 @@ template <int ROWS> struct sfa_decode_softmax {
   }
 };
 
-/* Joins warps: every row's m, l and o [E] of the block to its part. */
+/* Where a warp's sum of a row's column stands in shared memory, and floats of all warps. mma's lanes hold columns 8 or 16 apart, of rows 0
+ * and 2 or 1 and 3: here these lie in different banks. */
+template <int ROWS, int E> static __device__ __forceinline__ int32_t sfa_decode_sum_at(int32_t warp, int32_t row, int32_t column) {
+  return (warp * ROWS + row) * (E / 4 * 5 + 1) + column + column / 16 * 4;
+}
+template <int ROWS, int E> static constexpr size_t sfa_decode_sums_bytes = sizeof(float[SFA_DECODE_WARPS][ROWS][E / 4 * 5 + 1]);
+
+/* The warp's o, to there. */
 template <class VALUES, int ROWS, int E>
-static __device__ __forceinline__ void sfa_decode_join_warps(const sfa_decode_call &call, const sfa_decode_span &span, int32_t split,
-                                                             const sfa_decode_softmax<ROWS> &softmax, VALUES &values,
-                                                             unsigned char *shared) {
-  int32_t lane = (int32_t)threadIdx.x & 31, warp = (int32_t)threadIdx.x / 32;
-  float2 *sums = (float2 *)shared;                                        /* [warps][ROWS] */
-  float *out = (float *)(shared + sizeof(float2) * SFA_DECODE_WARPS * 8); /* [warps][ROWS][E] */
-  __syncthreads();
-#pragma unroll
-  for (int r = 0; r < ROWS; r++) {
-    float l = sfa_decode_warp_sum(softmax.l[r]);
-    if (lane == 0)
-      sums[warp * ROWS + r] = make_float2(softmax.m[r], l);
-  }
+static __device__ __forceinline__ void sfa_decode_put_sums(const VALUES &values, float *out, int32_t warp, int32_t lane) {
 #pragma unroll
   for (int m = 0; m < VALUES::M16; m++)
 #pragma unroll
@@ -157,8 +152,26 @@ static __device__ __forceinline__ void sfa_decode_join_warps(const sfa_decode_ca
         x += __shfl_xor_sync(~0u, x, 2);
       int32_t row = 2 * (lane & 3) + (i & 1);
       if (row < ROWS)
-        out[(warp * ROWS + row) * E + VALUES::column(m, lane) + (i >> 1)] = x;
+        out[sfa_decode_sum_at<ROWS, E>(warp, row, VALUES::column(m, lane) + (i >> 1))] = x;
     }
+}
+
+/* Joins warps: every row's m, l and o [E] of the block to its part. */
+template <class VALUES, int ROWS, int E>
+static __device__ __forceinline__ void sfa_decode_join_warps(const sfa_decode_call &call, const sfa_decode_span &span, int32_t split,
+                                                             const sfa_decode_softmax<ROWS> &softmax, VALUES &values,
+                                                             unsigned char *shared) {
+  int32_t lane = (int32_t)threadIdx.x & 31, warp = (int32_t)threadIdx.x / 32;
+  float2 *sums = (float2 *)shared;                                        /* [warps][ROWS] */
+  float *out = (float *)(shared + sizeof(float2) * SFA_DECODE_WARPS * 8); /* sfa_decode_sum_at */
+  __syncthreads();
+#pragma unroll
+  for (int r = 0; r < ROWS; r++) {
+    float l = sfa_decode_warp_sum(softmax.l[r]);
+    if (lane == 0)
+      sums[warp * ROWS + r] = make_float2(softmax.m[r], l);
+  }
+  sfa_decode_put_sums<VALUES, ROWS, E>(values, out, warp, lane);
   __syncthreads();
   for (int32_t i = (int32_t)threadIdx.x; i < ROWS * E; i += SFA_DECODE_THREADS) {
     int32_t row = i / E, at = span.first_row + row;
@@ -170,7 +183,7 @@ static __device__ __forceinline__ void sfa_decode_join_warps(const sfa_decode_ca
     for (int w = 0; w < SFA_DECODE_WARPS; w++) {
       float factor = sfa_decode_exp2(sums[w * ROWS + row].x - m);
       l = fmaf(sums[w * ROWS + row].y, factor, l);
-      o = fmaf(out[w * ROWS * E + i], factor, o);
+      o = fmaf(out[sfa_decode_sum_at<ROWS, E>(w, row, i % E)], factor, o);
     }
     int64_t part = (((int64_t)span.b * call.args.n_kv_heads + span.g) * call.n_rows + at) * call.n_splits + split;
     call.part_out[part * E + i % E] = o;
@@ -188,7 +201,7 @@ template <class KEYS, class VALUES, int ROWS, int E> struct sfa_decode_stream_la
     weights = exchanges + SFA_DECODE_WARPS * KEYS::exchange_bytes();
     queries = weights + SFA_DECODE_WARPS * VALUES::P_ROWS * 64;
     size_t work = queries + (size_t)ROWS * call.args.head_dim * sizeof(float);
-    size_t join = sizeof(float2) * SFA_DECODE_WARPS * 8 + (size_t)SFA_DECODE_WARPS * ROWS * E * sizeof(float);
+    size_t join = sizeof(float2) * SFA_DECODE_WARPS * 8 + sfa_decode_sums_bytes<ROWS, E>;
     all = work > join ? work : join;
   }
 };
@@ -198,16 +211,34 @@ static __global__ __launch_bounds__(SFA_DECODE_THREADS, 2) void sfa_decode_strea
   extern __shared__ __align__(128) unsigned char shared[];
   __shared__ sfa_decode_query queries_of[ROWS];
   const sfa_cuda_store &k = call.args.k, &v = call.args.v;
-  int32_t lane = (int32_t)threadIdx.x & 31, warp = (int32_t)threadIdx.x / 32,
-          split = sfa_decode_quotient((int32_t)blockIdx.x, call.n_row_blocks);
+  const int32_t lane = (int32_t)threadIdx.x & 31, warp = (int32_t)threadIdx.x / 32, b = (int32_t)blockIdx.z;
+  /* [splits][row blocks][kv heads]: what is on the GPU first then is of all heads. */
+  const int32_t of_split = sfa_decode_quotient((int32_t)blockIdx.x, call.args.n_kv_heads),
+                g = (int32_t)blockIdx.x - of_split * call.args.n_kv_heads;
+  const int32_t split = sfa_decode_quotient(of_split, call.n_row_blocks), row_block = of_split - split * call.n_row_blocks;
   const sfa_decode_stream_layout<KEYS, VALUES, ROWS, E> layout(call);
-  int32_t row_block = (int32_t)blockIdx.x - split * call.n_row_blocks;
   float *queries = (float *)(shared + layout.queries);
+  typedef sfa_decode_ring<VALUES, ROWS> ring;
+  unsigned char *table = shared, *slots = shared + layout.rings + warp * ring::SLOTS * ring::BYTES;
+  unsigned char *exchange = shared + layout.exchanges + warp * KEYS::exchange_bytes();
+  uint16_t *weights = (uint16_t *)(shared + layout.weights) + warp * VALUES::P_ROWS * VALUES::P_PITCH;
+
+  const sfa_decode_rows key_streams[3] = {sfa_decode_rows_of(k, k.ids, call.ids_pitch, b, g),
+                                          sfa_decode_rows_of(k, k.values, call.key_pitch, b, g),
+                                          sfa_decode_rows_of(k, k.scales, call.key_scale_pitch, b, g)};
+  const sfa_decode_rows value_rows = sfa_decode_rows_of(v, v.values, call.value_pitch, b, g);
+  const sfa_decode_rows value_scales = sfa_decode_rows_of(v, v.scales, call.value_scale_pitch, b, g);
+  const int32_t in_page = warp % 2 * SFA_DECODE_STEP; /* of the first token of all of the warp's steps */
+  const sfa_decode_walk key_walks[3] = {sfa_decode_walk_of(key_streams[0], in_page, lane),
+                                        sfa_decode_walk_of(key_streams[1], in_page, lane),
+                                        sfa_decode_walk_of(key_streams[2], in_page, lane)};
+  const sfa_decode_walk scale_walk = sfa_decode_walk_of(value_scales, in_page, lane);
+  const unsigned char *value_start = value_rows.start + in_page * value_rows.pitch + 16 * lane;
   sfa_cuda_wait_for_previous();
   /* Before all that keys and values ask of memory: behind it a row takes microseconds. */
-  int32_t n_keys = call.args.n_keys[blockIdx.z];
-  sfa_decode_load_queries(call, (int32_t)blockIdx.z, (int32_t)blockIdx.y, row_block * call.rows_of_block, ROWS, queries);
-  sfa_decode_span span = sfa_decode_span_of(call, (int32_t)blockIdx.z, (int32_t)blockIdx.y, row_block, n_keys);
+  int32_t n_keys = call.args.n_keys[b];
+  sfa_decode_load_queries(call, b, g, row_block * call.rows_of_block, ROWS, queries);
+  sfa_decode_span span = sfa_decode_span_of(call, b, g, row_block, n_keys);
   int32_t step, end_step;
   sfa_decode_split_steps(span.n_steps, call.n_splits, split, &step, &end_step);
   if (step >= end_step) {
@@ -217,17 +248,6 @@ static __global__ __launch_bounds__(SFA_DECODE_THREADS, 2) void sfa_decode_strea
           make_float2(SFA_DECODE_NOTHING, 0);
     return;
   }
-
-  typedef sfa_decode_ring<VALUES, ROWS> ring;
-  unsigned char *table = shared, *slots = shared + layout.rings + warp * ring::SLOTS * ring::BYTES;
-  unsigned char *exchange = shared + layout.exchanges + warp * KEYS::exchange_bytes();
-  uint16_t *weights = (uint16_t *)(shared + layout.weights) + warp * VALUES::P_ROWS * VALUES::P_PITCH;
-
-  const sfa_decode_rows key_streams[3] = {sfa_decode_rows_of(k, k.ids, call.ids_pitch, span.b, span.g),
-                                          sfa_decode_rows_of(k, k.values, call.key_pitch, span.b, span.g),
-                                          sfa_decode_rows_of(k, k.scales, call.key_scale_pitch, span.b, span.g)};
-  const sfa_decode_rows value_rows = sfa_decode_rows_of(v, v.values, call.value_pitch, span.b, span.g);
-  const sfa_decode_rows value_scales = sfa_decode_rows_of(v, v.scales, call.value_scale_pitch, span.b, span.g);
 
   const bool straight = sfa_decode_straight(call);
   const uint32_t magic = call.magic;
@@ -240,10 +260,7 @@ static __global__ __launch_bounds__(SFA_DECODE_THREADS, 2) void sfa_decode_strea
   /* Values are asked for from `ahead` on: SLOTS slots before they are used. */
   step += warp;
   int32_t token = sfa_decode_step_token(span, step), ahead_step = step, ahead_part = 0, slot = 0;
-  const sfa_decode_walk key_walks[3] = {sfa_decode_walk_of(key_streams[0], token, lane), sfa_decode_walk_of(key_streams[1], token, lane),
-                                        sfa_decode_walk_of(key_streams[2], token, lane)};
-  const sfa_decode_walk scale_walk = sfa_decode_walk_of(value_scales, token, lane);
-  const unsigned char *value_start = value_rows.start + (token & 63) * value_rows.pitch + 16 * lane, *ahead_page = NULL;
+  const unsigned char *ahead_page = NULL;
   auto fetch = [&](int32_t to) {
     if (ahead_step < end_step) {
       int32_t from = sfa_decode_step_token(span, ahead_step) + ahead_part * ring::KEYS;
@@ -275,16 +292,19 @@ static __global__ __launch_bounds__(SFA_DECODE_THREADS, 2) void sfa_decode_strea
   if (step < end_step) {
     load(token);
     ahead_page = sfa_decode_page(v, span.b, token);
-    for (int32_t i = 0; i < ring::SLOTS; i++)
-      fetch(i);
+    fetch(0);
   }
   for (int i = lane; i < VALUES::P_ROWS * 16; i += 32)
     ((uint32_t *)weights)[i] = 0;
-  sfa_decode_cut_queries(call, ROWS, queries);
+  sfa_decode_cut_queries<8>(call, ROWS, queries);
   KEYS::prepare(call, queries, table);
   values.clear();
   softmax.clear();
   __syncthreads();
+  /* Not before: behind the values of all blocks' first steps the keys of some would wait. */
+#pragma unroll 1
+  for (int32_t i = 1; i < ring::SLOTS; i++)
+    fetch(i);
 
   for (; step < end_step; step += SFA_DECODE_WARPS) {
     const bool whole = sfa_decode_step_whole(span, token);
@@ -356,7 +376,7 @@ static const char *sfa_decode_stream_launch(const sfa_decode_call *call, cudaStr
       cudaFuncSetAttribute(sfa_decode_stream_kernel<KEYS, VALUES, ROWS, E>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
   if (error != cudaSuccess)
     return cudaGetErrorString(error);
-  dim3 grid((unsigned)(call->n_splits * call->n_row_blocks), (unsigned)call->args.n_kv_heads, (unsigned)call->args.n_sequences);
+  dim3 grid((unsigned)(call->n_splits * call->n_row_blocks * call->args.n_kv_heads), 1, (unsigned)call->args.n_sequences);
   return sfa_cuda_launch_after(sfa_decode_stream_kernel<KEYS, VALUES, ROWS, E>, grid, SFA_DECODE_THREADS, shared, stream, *call);
 }
 
