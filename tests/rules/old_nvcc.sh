@@ -18,7 +18,7 @@ done
 exec "$nvcc" "\${arguments[@]}"
 END
 chmod +x "$work/bin/nvcc"
-cmake -S "$root" -B "$work/build" -DSFA_CUDA=ON -DCMAKE_CUDA_COMPILER="$work/bin/nvcc" >"$work/out" 2>&1
+cmake -G Ninja -S "$root" -B "$work/build" -DSFA_CUDA=ON -DCMAKE_CUDA_COMPILER="$work/bin/nvcc" >"$work/out" 2>&1
 status=$?
 [ $status = 1 ] || { echo "an nvcc of 11.8: cmake ends with $status"; cat "$work/out"; exit 1; }
 grep -q "nvcc is CUDA 11.8.*: 12 or later is needed" "$work/out" || { echo "an nvcc of 11.8 is not told of:"; cat "$work/out"; exit 1; }
