@@ -138,6 +138,17 @@ const sfa_costs *costs_kept(sfa_isa isa, sfa_costs *costs) {
 
 /* ---- Keeping ------------------------------------------------------------------------------------------------------------------- */
 
+/* To the last bit: cJSON's own numbers have 15 digits where those come within a rounding, and costs read back would be others. */
+static cJSON *exact_numbers(const double *values, int n) {
+  cJSON *list = cJSON_CreateArray();
+  for (int i = 0; i < n; i++) {
+    char text[32];
+    snprintf(text, sizeof text, "%.17g", values[i]);
+    cJSON_AddItemToArray(list, cJSON_CreateRaw(text));
+  }
+  return list;
+}
+
 static cJSON *costs_document(const sfa_costs *costs) {
   sfa_costs copy = *costs;
   char machine[256];
@@ -149,7 +160,7 @@ static cJSON *costs_document(const sfa_costs *costs) {
   cJSON_AddStringToObject(document, "machine", machine);
   cJSON *table = cJSON_AddObjectToObject(document, "ns");
   for (int i = 0; i < N_ENTRIES; i++)
-    cJSON_AddItemToObject(table, entries[i].name, cJSON_CreateDoubleArray(entry_at(&copy, &entries[i]), entries[i].n));
+    cJSON_AddItemToObject(table, entries[i].name, exact_numbers(entry_at(&copy, &entries[i]), entries[i].n));
   return document;
 }
 
