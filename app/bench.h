@@ -177,7 +177,7 @@ int bench_table_show(bench_table *t, int engine, int ms, int (*fill)(void *bench
 /* ---- bench_cuda.c: many queries on a GPU --------------------------------------------------------------------------------------------- */
 
 /* Bytes that copies inside the GPU's memory read and write in a second: the ceiling of what reads all once. 0: the context says why not. */
-double bench_cuda_copy_rate(sfa_context *ctx);
+double bench_cuda_copy_rate(sfa_context *ctx, const app_options *o);
 /* What `bench attention` and `bench backward` do with --device cuda. */
 int bench_cuda_attention(const app_options *o, bool backward);
 

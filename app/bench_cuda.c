@@ -57,8 +57,22 @@ static const bench_column columns[N_COLUMNS] = {
     [C_SHARE] = {"share_of_products", "of products", CELL_PERCENT, 11},
 };
 
-double bench_cuda_copy_rate(sfa_context *ctx) {
-  const size_t bytes = (size_t)1 << 30;
+/* What to copy, beyond all caches: 1 GiB, but of a small GPU a 64th of its memory. */
+static size_t copy_bytes(sfa_context *ctx, const app_options *o) {
+  enum { MOST_DEVICES = 64 };
+  int64_t bytes = (int64_t)1 << 30;
+  sfa_device_info devices[MOST_DEVICES];
+  sfa_context_options device = {0};
+  int32_t n = 0;
+  if (app_device(o, &device) == EXIT_OK && sfa_device_list(ctx, MOST_DEVICES, devices, &n) == SFA_OK)
+    for (int32_t i = 0; i < n && i < MOST_DEVICES; i++)
+      if (devices[i].index == device.device_index && devices[i].memory_bytes / 64 < bytes)
+        bytes = devices[i].memory_bytes / 64;
+  return (size_t)bytes;
+}
+
+double bench_cuda_copy_rate(sfa_context *ctx, const app_options *o) {
+  const size_t bytes = copy_bytes(ctx, o);
   double rate = 0;
   void *from = NULL, *to = NULL;
   bool good = sfa_memory_alloc(ctx, bytes, &from) == SFA_OK && sfa_memory_alloc(ctx, bytes, &to) == SFA_OK &&

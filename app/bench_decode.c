@@ -383,7 +383,7 @@ static int open_contexts(decode_bench *b, const app_options *o) {
   sfa_context_options context = {.struct_size = sizeof context};
   if (sfa_context_create(&context, &b->host) != SFA_OK)
     return app_fail("out of memory for a context");
-  b->copy_rate = bench_cuda_copy_rate(b->ctx);
+  b->copy_rate = bench_cuda_copy_rate(b->ctx, o);
   return b->copy_rate > 0 ? EXIT_OK : app_fail_status(b->ctx);
 }
 

@@ -161,7 +161,7 @@ static int bench_open(topk_bench *b, const app_options *o, const topk_case *c) {
   b->ctx = a.ctx;
   b->on_gpu = sfa_context_device(b->ctx) == SFA_DEVICE_CUDA;
   b->n_calls = b->on_gpu ? 20 : 1;
-  if (b->on_gpu && (b->copy_rate = bench_cuda_copy_rate(b->ctx)) == 0)
+  if (b->on_gpu && (b->copy_rate = bench_cuda_copy_rate(b->ctx, o)) == 0)
     return app_fail_status(b->ctx);
   bench_random *random = bench_random_create(SUPPORTS_UNIFORM, 1, (int32_t)c->head_dim, (uint64_t)c->seed);
   b->wide = bench_alloc(count, sizeof *b->wide);

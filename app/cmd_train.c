@@ -81,8 +81,9 @@ static int add_settings(const char *settings, file_list *recipes) {
       break;
     }
     *value++ = 0;
-    cJSON *json = cJSON_ParseWithOpts(value, NULL, 1);
-    cJSON_AddItemToObject(object, parts.texts[i], json ? json : cJSON_CreateString(value));
+    cJSON *json = cJSON_ParseWithOpts(value, NULL, 1); /* then it stays as it is written: printed, a number would lose digits */
+    cJSON_AddItemToObject(object, parts.texts[i], json ? cJSON_CreateRaw(value) : cJSON_CreateString(value));
+    cJSON_Delete(json);
   }
   char *text = status ? NULL : cJSON_PrintUnformatted(object);
   if (!status)

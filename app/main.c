@@ -1,6 +1,7 @@
 /* sfa: the verb table. */
 #include "app.h"
 
+#include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
 #include <stdio.h>
@@ -155,7 +156,16 @@ static void wait_without_spinning(char **argv) {
   execv(path, argv); /* returns only where it fails: then the command goes on as it is */
 }
 
+/* A stream that the caller has closed is opened on nothing, so that no file or pipe gets its number: reading ends at once, and what is
+ * written to standard output still fails. */
+static void open_streams(void) {
+  for (int fd = 0; fd <= STDERR_FILENO; fd++)
+    if (fcntl(fd, F_GETFD) < 0)
+      open("/dev/null", fd == STDERR_FILENO ? O_WRONLY : O_RDONLY); /* takes the lowest number that is free */
+}
+
 int main(int argc, char **argv) {
+  open_streams();
   wait_without_spinning(argv);
   signal(SIGPIPE, SIG_IGN); /* a closed pipe is an error of the write */
   if (argc < 2)

@@ -4,6 +4,9 @@
 #include "base/map.h"
 #include "file/save.h"
 
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 sfa_status sfa_json_parse(sfa_context *ctx, const char *path, const char *text, size_t bytes, cJSON **json) {
@@ -49,8 +52,56 @@ sfa_status sfa_json_load(sfa_context *ctx, const char *path, size_t max_bytes, c
   return status;
 }
 
+/* Whole numbers as such, others in the fewest digits, with a point whatever mark the host's locale has. */
+static void write_number(double x, char text[32]) {
+  int digits = 15;
+  if (x == floor(x) && fabs(x) <= 0x1p53) {
+    snprintf(text, 32, "%.0f", x);
+    return;
+  }
+  do
+    snprintf(text, 32, "%.*g", digits, x);
+  while (strtod(text, NULL) != x && digits++ < 17);
+  char *mark = text + strspn(text, "-0123456789");
+  if (!*mark || *mark == 'e')
+    return;
+  char *behind = mark + strcspn(mark, "0123456789");
+  *mark = '.';
+  memmove(mark + 1, behind, strlen(behind) + 1);
+}
+
+/* item and all that follow it in its list. What is not finite stays as it is: JSON has no word for it. */
+static bool spell_out(cJSON *item) {
+  for (; item; item = item->next) {
+    if (cJSON_IsNumber(item) && isfinite(item->valuedouble)) {
+      if (!(item->valuestring = cJSON_malloc(32)))
+        return false;
+      write_number(item->valuedouble, item->valuestring);
+      item->type = cJSON_Raw;
+    }
+    if (!spell_out(item->child))
+      return false;
+  }
+  return true;
+}
+
+cJSON *sfa_json_exact(const cJSON *json) {
+  cJSON *copy = cJSON_Duplicate(json, true);
+  if (copy && spell_out(copy))
+    return copy;
+  cJSON_Delete(copy);
+  return NULL;
+}
+
+char *sfa_json_print(const cJSON *json, bool indented) {
+  cJSON *exact = sfa_json_exact(json);
+  char *text = exact ? (indented ? cJSON_Print : cJSON_PrintUnformatted)(exact) : NULL;
+  cJSON_Delete(exact);
+  return text;
+}
+
 sfa_status sfa_json_save(sfa_context *ctx, const char *folder, const char *name, const cJSON *json) {
-  char *text = cJSON_Print(json), *path;
+  char *text = sfa_json_print(json, true), *path;
   if (!text)
     return sfa_fail(ctx, SFA_ERROR_MEMORY, "out of memory for %s", name);
   sfa_status status = sfa_save_path(ctx, folder, name, &path);

@@ -122,7 +122,7 @@ static sfa_status save_text(sfa_context *ctx, const char *folder, const sfa_trai
 
 sfa_status sfa_checkpoint_save(sfa_context *ctx, const char *folder, const sfa_train_state *state, const cJSON *recipe,
                                sfa_learner *learner, const sfa_optimizer *optimizer) {
-  char *text = cJSON_PrintUnformatted(recipe);
+  char *text = sfa_json_print(recipe, false);
   if (!text)
     return sfa_fail(ctx, SFA_ERROR_MEMORY, "out of memory for the text of the recipe");
   sfa_status status = save_text(ctx, folder, state, text, learner, optimizer);

@@ -216,25 +216,26 @@ static sfa_status fail_differs(sfa_context *ctx, const char *where, const char *
   return SFA_ERROR_ARGUMENT;
 }
 
-/* usual: what an absent member means; NULL: that it is absent. */
-static sfa_status match_member(sfa_context *ctx, const sfa_recipe *now, const cJSON *before, const char *name, const cJSON *usual,
-                               const char *where) {
-  const cJSON *a = cJSON_GetObjectItemCaseSensitive(now->json, name), *b = cJSON_GetObjectItemCaseSensitive(before, name);
-  b = b ? b : usual;
+static sfa_status match_member(sfa_context *ctx, const cJSON *now, const cJSON *before, const char *name, const char *where) {
+  const cJSON *a = cJSON_GetObjectItemCaseSensitive(now, name), *b = cJSON_GetObjectItemCaseSensitive(before, name);
   return (!a && !b) || (a && b && cJSON_Compare(a, b, true)) ? SFA_OK : fail_differs(ctx, where, name, b, a);
 }
 
 sfa_status sfa_recipe_match(sfa_context *ctx, const sfa_recipe *now, const cJSON *before, const char *where) {
-  for (int i = 0; i < N_OBJECTS; i++)
-    SFA_TRY(match_member(ctx, now, before, objects[i], NULL, where));
-  sfa_status status = SFA_OK;
-  for (const member *m = members; m < members + N_MEMBERS && status == SFA_OK; m++) {
-    if (m->is_free)
-      continue;
-    cJSON *usual = fallback_json(m); /* a checkpoint older than the member was made as by its default */
-    status = match_member(ctx, now, before, m->name, usual, where);
-    cJSON_Delete(usual);
-  }
+  cJSON *whole = cJSON_Duplicate(before, true);
+  for (const member *m = members; m < members + N_MEMBERS && whole; m++) /* one older than a member was made as by its default */
+    if (!cJSON_GetObjectItemCaseSensitive(whole, m->name))
+      cJSON_AddItemToObject(whole, m->name, fallback_json(m));
+  cJSON *a = sfa_json_exact(now->json), *b = whole ? sfa_json_exact(whole) : NULL;
+  sfa_status status = a && b ? SFA_OK : sfa_fail(ctx, SFA_ERROR_MEMORY, "out of memory for comparing recipes");
+  for (int i = 0; i < N_OBJECTS && status == SFA_OK; i++)
+    status = match_member(ctx, a, b, objects[i], where);
+  for (const member *m = members; m < members + N_MEMBERS && status == SFA_OK; m++)
+    if (!m->is_free)
+      status = match_member(ctx, a, b, m->name, where);
+  cJSON_Delete(whole);
+  cJSON_Delete(a);
+  cJSON_Delete(b);
   return status;
 }
 

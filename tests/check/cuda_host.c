@@ -26,8 +26,8 @@ static const char *find(int32_t capacity, sfa_cuda_found *found, int32_t *n_foun
                                 .compute_major = computes[i] / 10,
                                 .compute_minor = computes[i] % 10,
                                 .n_processors = 1,
-                                .memory_bytes = (int64_t)1 << 40,
-                                .free_bytes = (int64_t)1 << 40};
+                                .memory_bytes = (int64_t)1 << 30,
+                                .free_bytes = (int64_t)1 << 30};
   *n_found = N_DEVICES;
   return NULL;
 }

@@ -79,6 +79,10 @@ case_bench_files() {
     SFA_PYTHON=$work/bare_python run $attention --peers --json
     equal "without packages: exit, rows" "$status $(get '#')" "0 4"
     [[ $err == *"package torch is not installed"*"package numpy is not installed"* ]] || fault "missing packages are not told: $err"
+    local told=$err # the same where standard input is closed, whose number a pipe to the child could get
+    # shellcheck disable=SC2086
+    SFA_PYTHON=$work/bare_python "$sfa" $attention --peers --json <&- >"$work/out" 2>"$work/err"
+    equal "without standard input: exit, rows, missing packages" "$? $(get '#') $(cat "$work/err")" "0 4 $told"
   fi
   if command -v gnuplot >/dev/null; then
     # shellcheck disable=SC2086

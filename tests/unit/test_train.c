@@ -409,6 +409,31 @@ static void test_document_mask(void **state) {
   assert_true(fabs(joined.first_loss - apart.first_loss) > 1e-5);
 }
 
+/* The recipe.json of a run leads to the same training, bit for bit, also with numbers that 15 digits do not tell; their neighbours do not
+ * go on with it. */
+static void test_recipe_again(void **state) {
+  (void)state;
+  run first = {.over = "{\"steps\": 2, \"seed\": 9007199254740991, \"learning_rate\": 0.010000000000000002}"};
+  assert_int_equal(train("exact", &first), SFA_OK);
+  size_t bytes;
+  char *recipe = read_whole(in_temp("exact/recipe.json"), &bytes);
+  assert_non_null(recipe);
+  run again = {.over = recipe}, other = {.over = "{\"steps\": 2, \"seed\": 9007199254740990, \"learning_rate\": 0.010000000000000002}"};
+  assert_int_equal(train("exact_again", &again), SFA_OK);
+  assert_true(same_models("exact", "exact_again"));
+  assert_int_equal(train("exact_other", &other), SFA_OK);
+  assert_false(same_models("exact", "exact_other"));
+  run resumed = {.resume = true, .over = recipe},
+      changed[] = {{.resume = true, .over = other.over},
+                   {.resume = true, .over = "{\"steps\": 2, \"seed\": 9007199254740991, \"learning_rate\": 0.01}"}};
+  assert_int_equal(train("exact", &resumed), SFA_OK);
+  assert_int_equal(train("exact", &changed[0]), SFA_ERROR_ARGUMENT);
+  expect_text(&changed[0], "\"seed\" 9007199254740991, now it is 9007199254740990");
+  assert_int_equal(train("exact", &changed[1]), SFA_ERROR_ARGUMENT);
+  expect_text(&changed[1], "\"learning_rate\" 0.010000000000000002, now it is 0.01:");
+  free(recipe);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_learns),        cmocka_unit_test(test_resume),
@@ -416,7 +441,7 @@ int main(void) {
       cmocka_unit_test(test_damaged_shard), cmocka_unit_test(test_diverges),
       cmocka_unit_test(test_full_disk),     cmocka_unit_test(test_memory),
       cmocka_unit_test(test_document_mask), cmocka_unit_test(test_gguf),
-      cmocka_unit_test(test_wrong_options),
+      cmocka_unit_test(test_wrong_options), cmocka_unit_test(test_recipe_again),
   };
   return cmocka_run_group_tests(tests, setup, temp_end);
 }

@@ -237,12 +237,56 @@ static void test_log(void **state) {
   sfa_context_destroy(ctx);
 }
 
+/* Numbers of every size come back as they were. */
+static void test_exact_numbers(void **state) {
+  (void)state;
+  static const struct {
+    double value;
+    const char *text;
+  } cases[] = {{0.1, "0.1"},
+               {0.1 + 0.2, "0.30000000000000004"},
+               {-3, "-3"},
+               {0, "0"},
+               {0x1p53 - 1, "9007199254740991"},
+               {1e15, "1000000000000000"},
+               {1e20, "1e+20"},
+               {-1e-5, "-1e-05"},
+               {0x1p-1074, "4.94065645841247e-324"},
+               {(double)1e-5f, "9.999999747378752e-06"}};
+  sfa_rng rng = {11};
+  cJSON *list = cJSON_CreateArray();
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    cJSON *number = cJSON_CreateNumber(cases[i].value);
+    char *text = sfa_json_print(number, false);
+    assert_string_equal(text, cases[i].text);
+    cJSON_free(text);
+    cJSON_Delete(number);
+  }
+  double values[1000];
+  for (int i = 0; i < 1000; i++) {
+    values[i] = ldexp(sfa_rng_uniform(&rng) - 0.5, (int)(sfa_rng_next(&rng) % 2000) - 1000);
+    cJSON_AddItemToArray(list, cJSON_CreateNumber(values[i]));
+  }
+  for (int indented = 0; indented < 2; indented++) {
+    char *text = sfa_json_print(list, indented);
+    cJSON *read = cJSON_Parse(text);
+    const cJSON *item = read->child;
+    for (int i = 0; i < 1000; i++, item = item->next)
+      assert_memory_equal(&item->valuedouble, &values[i], sizeof *values);
+    assert_null(item);
+    cJSON_Delete(read);
+    cJSON_free(text);
+  }
+  cJSON_Delete(list);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_recipe_members), cmocka_unit_test(test_recipe_match),
       cmocka_unit_test(test_rates),          cmocka_unit_test(test_ks),
       cmocka_unit_test(test_sparsity),       cmocka_unit_test(test_shuffle),
       cmocka_unit_test(test_batches),        cmocka_unit_test(test_log),
+      cmocka_unit_test(test_exact_numbers),
   };
   return cmocka_run_group_tests(tests, temp_begin, temp_end);
 }
