@@ -15,7 +15,7 @@
  * On a CUDA context (sfa/stream.h) every array of numbers that a struct here points to is device memory, ids, lengths and the workspace
  * (256-byte aligned) among them; the structs are host memory and may go when the call returns. Supports and codes are those of the CPU, bit
  * for bit. Attention has other bits there: the same from run to run, and within the roundings of a dense attention
- * in bf16 (docs/NUMERICS.md). head_dim and head_dim_v are at most 256 where queries are many; stage_ns is not written.
+ * in bf16 (docs/NUMERICS.md). head_dim and head_dim_v are at most 256 where queries are many.
  */
 #ifndef SFA_ATTENTION_H
 #define SFA_ATTENTION_H

@@ -118,7 +118,7 @@ typedef struct sfa_attention_choice {
   sfa_dtype cache_k;       /* 0: SFA_I8 for codes; for dense keys SFA_F32 if the file's weights are f32, else SFA_BF16 */
   sfa_dtype cache_v;       /* 0: SFA_F32 if the file's weights are f32, else SFA_BF16 */
   const sfa_costs *costs;  /* of this machine, for the planner (sfa/plan.h); NULL: those in the source */
-  sfa_precision precision; /* SFA_PRECISION_F32: the same bits on every machine and however a prompt is cut */
+  sfa_precision precision; /* SFA_PRECISION_F32: the same bits on every CPU and however a prompt is cut */
   float eps;               /* softmax mass that a decode step may leave out of each head, 0 to 0.5, with a certificate */
   sfa_policy policy;       /* how prompts are attended to, in steps of several tokens; a step of one token is the planner's. 0: the
                             * planner's choice; on a GPU SFA_POLICY_INT8 for codes of int8 with heads beyond 64, of a model that
@@ -137,9 +137,9 @@ typedef int (*sfa_progress_fn)(void *user, int64_t done, int64_t total);
 typedef struct sfa_session_options {
   size_t struct_size;                    /* sizeof(sfa_session_options) */
   const sfa_attention_choice *attention; /* NULL: dense */
-  int64_t context_len;                   /* most tokens; 0: the model's */
-  int32_t chunk_len;                     /* prefill tokens a step; 0: 512. The result does not depend on it (with
-                                          * 16-bit arithmetic, on AMX machines: but for rounding) */
+  int64_t context_len;                   /* most tokens, up to the model's; 0: that */
+  int32_t chunk_len;                     /* prefill tokens a step; 0: 512. The result does not depend on it (on a GPU,
+                                          * or with 16-bit arithmetic on AMX machines: but for rounding) */
   sfa_progress_fn progress;              /* NULL: none */
   void *progress_user;
 } sfa_session_options;

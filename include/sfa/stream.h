@@ -1,10 +1,11 @@
 /* sfa/stream.h: the device that a context computes on: which there are, their memory, and the order of work on them.
  *
  * On a CUDA context (sfa_context_options.device) the library's arrays are the GPU's: every pointer to numbers in sfa_attention_args,
- * sfa_attention_grad_args, sfa_codes, sfa_rows, sfa_rope and sfa_paged_kv is device memory; the structs themselves, and what a comment
- * calls host memory, are not. Calls put their work on the context's stream and return; the results are there after sfa_stream_wait, or for
- * whatever is put on the same stream later. Nothing in a call synchronises or allocates, so that a CUDA graph can capture it. What cannot
- * be looked at without waiting (lengths, slots, block tables) is clamped on the device instead of being refused.
+ * sfa_attention_grad_args, sfa_codes, sfa_rows, sfa_rope, sfa_row_norm and sfa_paged_kv is device memory; the structs themselves, stage_ns,
+ * and what a comment calls host memory, are not. Calls put their work on the context's stream and return; the results are there after
+ * sfa_stream_wait, or for whatever is put on the same stream later. Nothing in a call allocates, or synchronises where no stage_ns is asked
+ * for, so that a CUDA graph can capture it. What cannot be looked at without waiting (lengths, slots, block tables) is clamped on the
+ * device instead of being refused.
  *
  * On a CPU context all memory is the host's, copies are memcpy, and work is done when a call returns: a program written for the one runs
  * on the other.

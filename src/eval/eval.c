@@ -149,7 +149,7 @@ void sfa_eval_summarise(const sfa_eval *eval, const sfa_eval_result *results, in
       mean += results[i].metrics[m] / n;
     for (int64_t i = 0; i < n_results; i++)
       squares += (results[i].metrics[m] - mean) * (results[i].metrics[m] - mean);
-    scores[m] = (sfa_eval_score){mean, sqrt(squares / (n - 1) / n)};
+    scores[m] = (sfa_eval_score){mean, n > 1 ? sqrt(squares / (n - 1) / n) : NAN};
     if (strcmp(eval->task->metrics[m], "perplexity") == 0)
       scores[m] = (sfa_eval_score){exp(-mean), exp(-mean) * scores[m].stderr_of_mean};
     if (n_results == 0)

@@ -57,6 +57,6 @@ sfa_status sfa_eval_perplexity(sfa_session *session, const int32_t *tokens, int6
   }
   sfa_free(ctx, nll);
   double n = (double)s.n, mean = s.sum / n, variance = s.squares / n - mean * mean;
-  *result = (sfa_perplexity){mean, sqrt((variance > 0 ? variance : 0) / (n - 1)), s.n, n_windows};
+  *result = (sfa_perplexity){mean, n > 1 ? sqrt((variance > 0 ? variance : 0) / (n - 1)) : NAN, s.n, n_windows};
   return status;
 }

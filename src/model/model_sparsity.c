@@ -146,10 +146,10 @@ static sfa_status check_choice(const sfa_model *model, const sfa_attention_choic
   for (int32_t i = 0; choice->layers == LAYERS_LISTED && i < choice->n_layer_list; i++)
     SFA_REQUIRE(ctx, choice->layer_list[i] >= 0 && choice->layer_list[i] < model->config.n_layers,
                 "attention choice: there is no layer %d, the model's are 0 to %d", choice->layer_list[i], model->config.n_layers - 1);
-  SFA_REQUIRE(ctx, choice->cache_k >= SFA_DTYPE_DEFAULT && choice->cache_k <= SFA_I8, "attention choice: cache_k is %d, not an sfa_dtype",
-              (int)choice->cache_k);
-  SFA_REQUIRE(ctx, choice->cache_v >= SFA_DTYPE_DEFAULT && choice->cache_v <= SFA_E4M3, "attention choice: cache_v is %d, not an sfa_dtype",
-              (int)choice->cache_v);
+  SFA_REQUIRE(ctx, choice->cache_k >= SFA_DTYPE_DEFAULT && choice->cache_k <= SFA_I8,
+              "attention choice: cache_k is %d: keys are SFA_F32, SFA_BF16, SFA_F16 or SFA_I8", (int)choice->cache_k);
+  SFA_REQUIRE(ctx, choice->cache_v >= SFA_DTYPE_DEFAULT && choice->cache_v <= SFA_E4M3,
+              "attention choice: cache_v is %d: values are SFA_F32 to SFA_E4M3", (int)choice->cache_v);
   SFA_REQUIRE(ctx, choice->policy >= SFA_POLICY_AUTO && choice->policy <= SFA_POLICY_SP_INT8 && choice->policy != SFA_POLICY_POSTINGS,
               "attention choice: policy is %d, %s; prompts are attended to by SFA_POLICY_AUTO to PAPER, or on a GPU by BF16 to SP_INT8",
               (int)choice->policy, sfa_policy_name(choice->policy));

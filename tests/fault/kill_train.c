@@ -143,8 +143,10 @@ int main(int argc, char **argv) {
   if (argc > 1)
     n_kills = atoll(argv[1]);
   snprintf(dir, sizeof dir, "%s/kill_train_XXXXXX", argc > 2 ? argv[2] : ".");
-  if (!mkdtemp(dir))
+  if (!mkdtemp(dir)) {
+    perror(dir);
     return 1;
+  }
   int failed = cmocka_run_group_tests(tests, NULL, NULL);
   remove_tree(dir);
   return failed;
