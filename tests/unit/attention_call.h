@@ -28,9 +28,12 @@ typedef struct call {
   float *q, *k, *v, *out, *lse;
 } call;
 
-/* Shapes in o; total tokens B * max unless cu_seqlens are set afterwards. */
+/* Shapes in o; total tokens B * max unless cu_seqlens are set afterwards. Where the planner chooses, with the bits of f32 on every machine:
+ * an AMX one may round short types to 16 bits. */
 static inline call new_call(sfa_attention_options o, uint64_t seed) {
   call c = {.o = o};
+  if (o.policy == SFA_POLICY_AUTO)
+    c.o.precision = SFA_PRECISION_F32;
   c.o.struct_size = sizeof c.o;
   c.o.n_sequences = o.n_sequences ? o.n_sequences : 1;
   c.o.n_kv_heads = o.n_kv_heads ? o.n_kv_heads : o.n_heads;

@@ -60,6 +60,7 @@ static void append(fixture *f, int32_t sequence, int32_t only_layer, int64_t fir
         fail_msg("%s", sfa_context_error(f->ctx));
 }
 
+/* In f32 on every machine: in 16 bits a prompt's cut can show. */
 static sfa_attention_options options_of(int32_t layer, int64_t n_queries, int64_t n_keys) {
   return (sfa_attention_options){.struct_size = sizeof(sfa_attention_options),
                                  .n_heads = H,
@@ -70,7 +71,8 @@ static sfa_attention_options options_of(int32_t layer, int64_t n_queries, int64_
                                  .max_seqlen_k = n_keys,
                                  .k_q = layer_k[layer],
                                  .k_k = layer_k[layer],
-                                 .causal = 1};
+                                 .causal = 1,
+                                 .precision = SFA_PRECISION_F32};
 }
 
 /* Queries first..end over the cache as it is: out [end - first][H][E], lse [end - first][H]. */

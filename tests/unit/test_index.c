@@ -516,10 +516,11 @@ static void read_on(sfa_session *session, int first, int end_token, float *logit
     fail_msg("%s", sfa_context_error(ctx));
 }
 
+/* What is stored in 16 bits and less is read in f32 on every machine: an AMX one's own way shows how a prompt was cut. */
 static const sfa_attention_choice choices[] = {
     {.struct_size = sizeof(sfa_attention_choice)},
     {.struct_size = sizeof(sfa_attention_choice), .sparse = 1, .k = 2},
-    {.struct_size = sizeof(sfa_attention_choice), .sparse = 1, .k = 3, .k_q = -1, .cache_v = SFA_I8},
+    {.struct_size = sizeof(sfa_attention_choice), .sparse = 1, .k = 3, .k_q = -1, .cache_v = SFA_I8, .precision = SFA_PRECISION_F32},
     {.struct_size = sizeof(sfa_attention_choice),
      .sparse = 1,
      .k = 4,
@@ -527,7 +528,8 @@ static const sfa_attention_choice choices[] = {
      .layer_list = (const int32_t[]){1, 3},
      .n_layer_list = 2,
      .cache_k = SFA_BF16,
-     .cache_v = SFA_F16},
+     .cache_v = SFA_F16,
+     .precision = SFA_PRECISION_F32},
 };
 enum { N_CHOICES = sizeof choices / sizeof *choices };
 

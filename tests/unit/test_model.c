@@ -153,7 +153,7 @@ static void families(void **state) {
  * matrix instructions rounds the inputs of a bf16 layer as well; see bf16_on_this_processor.) */
 static void weight_formats(void **state) {
   (void)state;
-  sfa_context *ctx = context_of((sfa_isa)sfa_min64((int64_t)sfa_isa_best(), SFA_ISA_AVX2), 2);
+  sfa_context *ctx = context_of(isa_at_most(SFA_ISA_AVX2), 2);
   const sfa_attention_choice exact = {.struct_size = sizeof exact, .cache_k = SFA_F32, .cache_v = SFA_F32};
   for (int i = 0; i < N_GOLDENS; i++) {
     text t = read_text(&goldens[i]);

@@ -91,20 +91,26 @@ static void unusable_costs(void **state) {
   sfa_context_destroy(ctx);
 }
 
+/* Entries in the order of their work. A machine that was busy with something else may hide it: it is seen in one of many tables. */
+static bool in_order(const sfa_costs *c) {
+  return c->topk[2][0] > c->topk[0][0] && c->topk_bf16[2][0] > c->topk_bf16[0][0] && /* four times the features to look at */
+         64 * c->dense_step[0] > 8 * c->code_step[0];
+}
+
 static void measured_costs(void **state) {
   (void)state;
+  enum { TRIES = 20 };
   sfa_context *ctx = new_context(1, SFA_ISA_DEFAULT);
   sfa_costs costs;
   assert_int_equal(sfa_costs_measure(NULL, &costs), SFA_ERROR_ARGUMENT);
   assert_int_equal(sfa_costs_measure(ctx, NULL), SFA_ERROR_ARGUMENT);
-  int64_t start = sfa_now_ns();
-  assert_int_equal(sfa_costs_measure(ctx, &costs), SFA_OK);
-  assert_true(sfa_now_ns() - start < INT64_C(20000000000)); /* two seconds on a machine that is not busy */
-  assert_int_equal(costs.isa, sfa_context_isa(ctx));
-  assert_true(sfa_attn_costs_usable(&costs));
-  assert_true(costs.topk[2][0] > costs.topk[0][0]); /* four times the features to look at */
-  assert_true(costs.topk_bf16[2][0] > costs.topk_bf16[0][0]);
-  assert_true(64 * costs.dense_step[0] > 8 * costs.code_step[0]);
+  int tries = 0;
+  do {
+    assert_int_equal(sfa_costs_measure(ctx, &costs), SFA_OK);
+    assert_int_equal(costs.isa, sfa_context_isa(ctx));
+    assert_true(sfa_attn_costs_usable(&costs));
+  } while (!in_order(&costs) && ++tries < TRIES);
+  assert_true(tries < TRIES);
   sfa_attention_options o = shape(256, 256, 64, 8);
   o.costs = &costs;
   sfa_attention_plan_destroy(plan_ok(ctx, &o));
@@ -279,12 +285,16 @@ static void predictions(void **state) {
   o = shape(0, 0, 64, 8);
   sfa_attention_report none = report_of(ctx, &o);
   assert_true(none.score_ns == 0 && none.value_ns == 0 && none.call_ns > 0);
-  /* As many blocks as there can be: sampled, so that planning stays short. */
+  /* As many blocks as there can be: sampled, so that planning stays short (some 20 us; the shortest of ten, whatever else runs). */
   o = shape(INT32_MAX - 1024, INT32_MAX - 1024, 8, 1);
   o.from_cache = 1;
-  int64_t start = sfa_now_ns();
-  assert_true(report_of(ctx, &o).score_ns > 1e15);
-  assert_true(sfa_now_ns() - start < INT64_C(1000000000));
+  int64_t shortest = INT64_MAX;
+  for (int i = 0; i < 10; i++) {
+    int64_t start = sfa_now_ns();
+    assert_true(report_of(ctx, &o).score_ns > 1e15);
+    shortest = sfa_min64(shortest, sfa_now_ns() - start);
+  }
+  assert_true(shortest < INT64_C(100000000));
   sfa_context_destroy(ctx);
 }
 
@@ -343,7 +353,8 @@ static void densified_bits(void **state) {
   for (int type = SFA_F32; type <= SFA_I8; type++)
     for (int infinite = 0; infinite < 2; infinite++)
       for (int k_q = 0; k_q <= K; k_q += K)
-        for (sfa_isa isa = SFA_ISA_SCALAR; isa <= sfa_isa_best(); isa = isa == SFA_ISA_SCALAR ? sfa_isa_best() : SFA_ISA_AMX + 1) {
+        for (int best = 0; best < 2; best++) {
+          const sfa_isa isa = best ? sfa_isa_best() : SFA_ISA_SCALAR;
           sfa_attention_options o = shape(T, S, D, K);
           o.n_heads = H;
           o.n_kv_heads = G;

@@ -24,6 +24,9 @@ static inline sfa_context *new_context(int32_t n_threads, sfa_isa isa) {
   return ctx;
 }
 
+/* An instruction set, or the best of this machine where it lacks that. */
+static inline sfa_isa isa_at_most(sfa_isa isa) { return isa < sfa_isa_best() ? isa : sfa_isa_best(); }
+
 /* 64-byte aligned, with 64 bytes behind; all NaN: what is read must have been written. */
 static inline void *memory(size_t bytes) {
   size_t whole = (bytes + 63) / 64 * 64 + 64;
