@@ -235,7 +235,7 @@ static uint32_t pack_keys(const half_call *job, const sfa_attn_key_tile *tile, i
   if (tile->scale)
     keys = s->keys_f32;
   if (ids && !codes) {
-    sfa_code_write_out(tile->n_keys, D, K, ids, keys, s->dense_f32);
+    sfa_code_write_out(tile->n_keys, D, width, ids, keys, s->dense_f32); /* given codes may keep all features: K is 0 then */
     keys = s->dense_f32;
   }
   for (int32_t first = 0; first < SFA_KEY_TILE; first += SFA_HALF_STEP, step++) {

@@ -437,6 +437,46 @@ static void test_threads_and_batch(void **state) {
     }
 }
 
+/* Keys that come as codes with all features are dense keys, whose plan knows no codes: the bits of the same keys as rows. */
+static void test_codes_of_all_features(void **state) {
+  (void)state;
+  enum { D = 64, N = 150, T = 40 };
+  for (int dtype = SFA_F32; dtype <= SFA_I8; dtype++)
+    for (int i = 0; i < N_ISAS; i++) {
+      if (!has(isas[i]))
+        continue;
+      call c = new_call((sfa_attention_options){.n_heads = 2,
+                                                .head_dim = D,
+                                                .max_seqlen_q = T,
+                                                .max_seqlen_k = N,
+                                                .causal = 1,
+                                                .k_q = 8,
+                                                .k_k = D,
+                                                .k_dtype = (sfa_dtype)dtype,
+                                                .v_dtype = SFA_F32,
+                                                .policy = SFA_POLICY_HALF_DENSE},
+                        1, ORACLE_F32, 800);
+      run_on(isas[i], 2, &c);
+      judge(&c, isas[i], "keys as rows");
+      float *rows = memory(out_bytes(&c));
+      memcpy(rows, c.out, out_bytes(&c));
+      sfa_context *ctx = new_context(2, isas[i]);
+      sfa_codes codes;
+      void *bytes = memory(sfa_codes_bytes(c.n_k * c.o.n_kv_heads, D, D, (sfa_dtype)dtype));
+      assert_int_equal(sfa_codes_place(ctx, c.n_k * c.o.n_kv_heads, D, D, (sfa_dtype)dtype, bytes, &codes), SFA_OK);
+      assert_int_equal(sfa_codes_select(ctx, c.k, SFA_F32, 0, &codes), SFA_OK);
+      c.a.k = (sfa_rows){0};
+      c.a.k_codes = &codes;
+      memset(c.out, 0xff, out_bytes(&c));
+      assert_int_equal(run(ctx, &c), SFA_OK);
+      assert_memory_equal(rows, c.out, out_bytes(&c));
+      sfa_context_destroy(ctx);
+      free(bytes);
+      free(rows);
+      free_call(&c);
+    }
+}
+
 /* Over a cache in pages, every type of values; against the f32 way over the same cache. */
 static void test_cache(void **state) {
   (void)state;
@@ -537,7 +577,7 @@ int main(void) {
       cmocka_unit_test(test_gains),          cmocka_unit_test(test_rising_scores),
       cmocka_unit_test(test_beyond_16_bits), cmocka_unit_test(test_threads_and_batch),
       cmocka_unit_test(test_cache),          cmocka_unit_test(test_refusals),
-      cmocka_unit_test(test_alibi),
+      cmocka_unit_test(test_alibi),          cmocka_unit_test(test_codes_of_all_features),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
