@@ -85,7 +85,8 @@ typedef struct sfa_attention_report {
   int32_t dense_wins; /* 1: with these options dense would be faster here */
 } sfa_attention_report;
 
-/* What the plan will do and what it should cost. report.struct_size must be set. Lengths are taken as the plan's largest. */
+/* What the plan will do and what it should cost. report.struct_size must be set. Lengths are taken as the plan's largest. On a CUDA
+ * context no times are predicted: they are 0. */
 SFA_API sfa_status sfa_attention_plan_report(const sfa_attention_plan *plan, sfa_attention_report *report);
 /* "auto", "tiles", "keys", "half-codes", "half-dense", "paper", "postings", "bf16", "sp-bf16", "int8", "sp-int8"; "unknown" for other
  * numbers. */
