@@ -33,8 +33,8 @@ packages_install() {
     fi
   fi
   echo "Installing: $missing"
-  if ! log=$({ $root env DEBIAN_FRONTEND=noninteractive apt-get update -qq &&
-    $root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing; } 2>&1); then
+  local apt="$root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Acquire::Retries=5 -o DPkg::Lock::Timeout=300"
+  if ! log=$({ $apt update && $apt install -y --no-install-recommends $missing; } </dev/null 2>&1); then
     printf '%s\napt-get could not install: %s\n' "$log" "$missing" >&2
     return 1
   fi

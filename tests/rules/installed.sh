@@ -54,8 +54,8 @@ step "libsfa_engine's user" by_cmake/engine
 pc_dir=$(dirname "$(find "$prefix" -name sfa.pc)")
 for user in attention:sfa engine:sfa_engine; do
   flags=$(PKG_CONFIG_PATH=$pc_dir pkg-config --cflags --libs "${user#*:}")
-  # shellcheck disable=SC2086
-  step "build with pkg-config" "$cc" -std=c11 -D_POSIX_C_SOURCE=200809L "${user%:*}.c" -o "by_pkg_config_${user%:*}" $flags -lm
+  eval "flags=($flags)" # pkg-config quotes for a shell
+  step "build with pkg-config" "$cc" -std=c11 -D_POSIX_C_SOURCE=200809L "${user%:*}.c" -o "by_pkg_config_${user%:*}" "${flags[@]}" -lm
   step "pkg-config's user of ${user#*:}" "./by_pkg_config_${user%:*}"
 done
 

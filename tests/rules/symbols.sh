@@ -16,7 +16,7 @@ for archive in "$@"; do
     [[ $symbol == sfa_* ]] || fault "$object:$symbol: a global symbol that does not start with sfa_"
     [ "$visibility" != DEFAULT ] || exported+="$symbol"$'\n'
   done < <(readelf -sW "$archive" | awk '
-    /^File:/ { object = $2; sub(/.*\(/, "", object); sub(/\)$/, "", object) }
+    /^File:/ { object = $0; sub(/.*\(/, "", object); sub(/\)$/, "", object) }
     $5 == "GLOBAL" || $5 == "WEAK" { print object, $6, $7, $8 }')
 
   while read -r object section symbol; do
