@@ -44,7 +44,7 @@ static int score_windows(app *a, int64_t window, int64_t stride, scores *s) {
   double sum = 0;
   for (int64_t i = 0; !status && i + 1 < s->n; i++)
     sum += (double)s->nll[i];
-  s->mean = sum / (double)(s->n - 1); /* of one token: NaN, null in JSON */
+  s->mean = s->n > 1 ? sum / (double)(s->n - 1) : NAN; /* null in JSON */
   return status;
 }
 

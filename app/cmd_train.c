@@ -163,24 +163,27 @@ static int watch(void *user, const sfa_train_progress *p) {
 
 /* ---- Curves ----------------------------------------------------------------------------------------------------- */
 
-/* The lines of the log that have a member, as "step value" rows under a name. */
+/* The lines of the log that have a member, as "step value" rows under a name; whether there are any. plot NULL: that alone. */
 static bool plot_rows(FILE *plot, const char *name, const char *log, const char *member) {
   FILE *file = fopen(log, "rb");
   char line[4096];
   bool any = false;
-  fprintf(plot, "$%s << EOD\n", name);
+  if (plot)
+    fprintf(plot, "$%s << EOD\n", name);
   while (file && fgets(line, sizeof line, file)) {
     cJSON *json = cJSON_Parse(line);
     const cJSON *step = cJSON_GetObjectItem(json, "step"), *value = cJSON_GetObjectItem(json, member);
     if (cJSON_IsNumber(step) && cJSON_IsNumber(value)) {
-      fprintf(plot, "%.0f %.9g\n", step->valuedouble, value->valuedouble);
+      if (plot)
+        fprintf(plot, "%.0f %.9g\n", step->valuedouble, value->valuedouble);
       any = true;
     }
     cJSON_Delete(json);
   }
   if (file)
     fclose(file);
-  fprintf(plot, "EOD\n");
+  if (plot)
+    fprintf(plot, "EOD\n");
   return any;
 }
 
@@ -191,6 +194,10 @@ static int plot_curves(const char *out) {
     return app_fail("the name of the folder %s is too long for a picture in it", out);
   if (!plot_available()) {
     app_note("no picture of the curves: gnuplot is missing (install gnuplot-nox)");
+    return EXIT_OK;
+  }
+  if (!plot_rows(NULL, "loss", log, "loss")) {
+    app_note("no picture of the curves: %s has no line of the training yet", log);
     return EXIT_OK;
   }
   FILE *plot = plot_open(png, 1200, 860);
