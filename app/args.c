@@ -512,7 +512,7 @@ static int unknown_option(const app_verb *v, const char *arg) {
   for (const row *r = rows; r < rows + N_ROWS; r++)
     if (r->verbs & v->bit && r->help)
       names[n++] = r->name;
-  const char *name = arg + strspn(arg, "-"), *near = nearest_word(name, names, n);
+  const char *name = arg + strspn(arg, "-"), *near = strlen(name) > 1 ? nearest_word(name, names, n) : NULL; /* a letter is near to all */
   return app_usage("%s knows no option %s%s%s; see sfa %s --help", v->name, arg, near ? "; did you mean --" : "", near ? near : "",
                    v->name);
 }

@@ -159,6 +159,8 @@ static int run(inspect *in, const app_options *o) {
   app *a = &in->app;
   const char *folder = o->out ? o->out : "inspect_out";
   int status = app_require_model(o, "inspect");
+  if (!status && !o->file)
+    status = app_usage("inspect wants a text: -f FILE");
   if (!status && !o->json)
     status = app_make_folder(folder); /* before the long reading */
   if (!status)
