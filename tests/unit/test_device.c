@@ -27,6 +27,10 @@ static void fill(float *x, int64_t n, uint64_t seed) {
 
 /* ---- Linear layers ----------------------------------------------------------------------------------------------------------------- */
 
+/* oneDNN has products of bf16 for processors from AVX-512 on; the engine takes them on AMX machines. */
+static bool has_bf16_products(void) { return sfa_isa_best() >= SFA_ISA_AVX512; }
+static sfa_storage bf16_products_or_bf16(void) { return has_bf16_products() ? SFA_STORE_BF16_PRODUCTS : SFA_STORE_BF16; }
+
 /* A weight matrix in blocks and, of the same values, in floats. */
 typedef struct matrix {
   int32_t n_in, n_out, n_blocks, offset;
@@ -189,10 +193,11 @@ static void linear_u4(void **state) {
   check_linear(SFA_STORE_U4, true, 4e-4);
 }
 
-/* oneDNN's products of bf16, which any processor can do if slowly: exact products of the rounded inputs, and the same bits however rows
- * are cut and shared out. */
+/* oneDNN's products of bf16: exact products of the rounded inputs, and the same bits however rows are cut and shared out. */
 static void linear_bf16_products(void **state) {
   (void)state;
+  if (!has_bf16_products())
+    skip();
   enum { N_ROWS = 100 };
   static const struct {
     int32_t n_in, n_out;
@@ -236,6 +241,8 @@ static void linear_bf16_products(void **state) {
 static void linear_leaves_threads(void **state) {
   (void)state;
   float x[8], out[8];
+  if (!has_bf16_products())
+    skip();
   matrix m = make_matrix(8, 8, SFA_STORE_BF16_PRODUCTS, false, false);
   int32_t before = sfa_library_threads(3);
   sfa_context *ctx = context_of(SFA_ISA_DEFAULT, 1);
@@ -251,7 +258,7 @@ static void linear_parts(void **state) {
   (void)state;
   enum { ROWS = 5, IN = 64, STRIDE = 200 };
   const sfa_device *device = sfa_device_cpu();
-  const sfa_storage storages[3] = {SFA_STORE_U4, SFA_STORE_BF16_PRODUCTS, SFA_STORE_F32};
+  const sfa_storage storages[3] = {SFA_STORE_U4, bf16_products_or_bf16(), SFA_STORE_F32};
   const int32_t widths[3] = {100, 33, 48};
   float x[ROWS * IN], together[ROWS * STRIDE] = {0}, alone[ROWS * STRIDE] = {0};
   matrix m[3];
@@ -282,7 +289,7 @@ static void linear_parts(void **state) {
 /* What is not a number must reach the output, and no other row. */
 static void linear_not_finite(void **state) {
   (void)state;
-  static const sfa_storage storages[] = {SFA_STORE_F32, SFA_STORE_BF16_PRODUCTS, SFA_STORE_U8, SFA_STORE_U4};
+  const sfa_storage storages[] = {SFA_STORE_F32, bf16_products_or_bf16(), SFA_STORE_U8, SFA_STORE_U4};
   static const float bad[] = {NAN, INFINITY, -INFINITY};
   for (int isa = SFA_ISA_SCALAR; isa <= (int)sfa_isa_best(); isa++)
     for (size_t s = 0; s < sizeof storages / sizeof *storages; s++)
