@@ -9,9 +9,9 @@
  * operations a row: entries 16, columns 38, folds 48, the rest 10.
  *
  * Entries of inf and NaN are NaNs, and those of denormal numbers do not compare where the processor counts these as 0: 16 rows with one
- * that matters take the way of other rows, and so do K beyond the lists. */
+ * that matters take the way of other rows, and so do K above 16, but 32 of usual D. */
 
-enum { RANKS = 257, MOST_LISTED = 16 }; /* ranks from 2 on: whatever the rest, an entry turned by 21 is no denormal number */
+enum { RANKS = 257, MOST_LISTED = 32 }; /* ranks from 2 on: whatever the rest, an entry turned by 21 is no denormal number */
 
 /* Entries of features at .. at + 16 n - 1 of a row, those that are not there smaller than all others. *most: the largest |x| so far. */
 V_INLINE void bf16_entries(const uint16_t *x, int32_t at, int32_t D, const int n, vf *entries, vi *most) {
@@ -45,20 +45,26 @@ V_INLINE void bf16_columns(const uint16_t *x, const int32_t D, const int deep, c
   }
 }
 
-/* Entries into the order of their features: ids [n_rows][K] and values [n_rows][K]. Beyond K entries are 0. */
-V_INLINE void bf16_put(vf *entries, const int n, int32_t K, int n_rows, uint8_t *ids, float *values) {
-  vi by_feature[MOST_LISTED], turned[MOST_LISTED];
+/* n entries into the order of their features: ids [n_rows][K] and values [n_rows][K]. Beyond K entries are 0. */
+V_INLINE void bf16_put(const vf *entries, const int n, int32_t K, int n_rows, uint8_t *ids, float *values) {
+  vi by_feature[MOST_LISTED], turned[V_LANES];
   vf w[MOST_LISTED];
-#pragma GCC unroll 16
-  for (int i = 0; i < MOST_LISTED; i++)
+#pragma GCC unroll 32
+  for (int i = 0; i < n; i++)
     w[i] = _mm512_castsi512_ps(_mm512_rol_epi32(vf_bits(entries[i]), 21));
   topk_sort(w, 8);
   if (n > 8) {
     topk_sort(w + 8, 8);
     topk_merge(w, w + 8, 8, 16, w);
   }
-#pragma GCC unroll 16
-  for (int i = 0; i < MOST_LISTED; i++)
+  if (n > 16) {
+    topk_sort(w + 16, 8);
+    topk_sort(w + 24, 8);
+    topk_merge(w + 16, w + 24, 8, 16, w + 16);
+    topk_merge(w, w + 16, 16, 32, w);
+  }
+#pragma GCC unroll 32
+  for (int i = 0; i < n; i++)
     by_feature[i] = vf_bits(w[i]);
   for (int32_t k = 0; k < K; k += 4) {
     vi packed = vi_set(0);
@@ -68,27 +74,33 @@ V_INLINE void bf16_put(vf *entries, const int n, int32_t K, int n_rows, uint8_t 
     int32_t four[V_LANES];
     vi_store(four, packed);
     for (int i = 0; i < n_rows; i++)
-      memcpy(ids + (int64_t)i * K + k, &four[i], K - k >= 4 ? 4 : (size_t)(K - k));
+      if (K - k >= 4)
+        memcpy(ids + (int64_t)i * K + k, &four[i], 4);
+      else
+        memcpy(ids + (int64_t)i * K + k, &four[i], (size_t)(K - k));
   }
+#pragma GCC unroll 2
+  for (int at = 0; at < n; at += V_LANES) {
 #pragma GCC unroll 16
-  for (int i = 0; i < n; i++) { /* sign: bit 21, |x|: bits 19..5 */
-    const vi sign = vi_shift_left(by_feature[i], 10), size = vi_shift_left(by_feature[i], 11);
-    turned[i] = _mm512_ternarylogic_epi32(vi_set(INT32_MIN), sign, size, 0xca);
+    for (int i = 0; i < V_LANES; i++) { /* sign: bit 21, |x|: bits 19..5 */
+      const vi entry = at + i < n ? by_feature[at + i] : vi_set(0);
+      turned[i] = _mm512_ternarylogic_epi32(vi_set(INT32_MIN), vi_shift_left(entry, 10), vi_shift_left(entry, 11), 0xca);
+    }
+    vi_turn(turned);
+    const vm kept = (vm)((1u << (K - at < V_LANES ? K - at : V_LANES)) - 1);
+    for (int i = 0; i < n_rows; i++)
+      _mm512_mask_storeu_ps(values + (int64_t)i * K + at, kept, _mm512_castsi512_ps(turned[i]));
   }
-  for (int i = n; i < V_LANES; i++)
-    turned[i] = vi_set(0);
-  vi_turn(turned);
-  for (int i = 0; i < n_rows; i++)
-    _mm512_mask_storeu_ps(values + (int64_t)i * K, (vm)((1u << K) - 1), _mm512_castsi512_ps(turned[i]));
 }
 
-/* D <= 256, K <= n: 8 or 16. Columns are `deep` and keep `kept`. D and K are constants where this is inlined, or not; the others are. */
+/* D <= 256, K <= n: 8, 16 or 32. Columns are `deep` and keep `kept`. D and K are constants where this is inlined, or not; the others are.
+ */
 V_INLINE void bf16_narrow(int64_t n_rows, const uint16_t *x, int64_t row_stride, const int32_t D, const int32_t K, const int deep,
                           const int kept, const int n, uint8_t *ids, float *values) {
-  const int folded = 2 * kept < n ? 2 * kept : n; /* after a fold; after two, n */
+  const int once = 2 * kept < n ? 2 * kept : n, twice = 2 * once < n ? 2 * once : n; /* after a fold, two; after three, n */
   for (; n_rows > 0; n_rows -= V_LANES, x += V_LANES * row_stride, ids += V_LANES * K, values += V_LANES * K) {
     const int n_here = n_rows < V_LANES ? (int)n_rows : V_LANES;
-    vf lists[V_LANES][32], entries[MOST_LISTED], least = vf_set(INFINITY);
+    vf lists[V_LANES][TOPK_LIST], entries[MOST_LISTED], least = vf_set(INFINITY);
     vi most = vi_set(0);
     for (int i = 0; i < V_LANES; i++) { /* the lanes beyond repeat the last row */
       const uint16_t *row = x + (i < n_here ? i : n_here - 1) * row_stride;
@@ -96,13 +108,13 @@ V_INLINE void bf16_narrow(int64_t n_rows, const uint16_t *x, int64_t row_stride,
         __builtin_prefetch((const void *)((uintptr_t)(row + u) + 2 * (uintptr_t)(V_LANES * row_stride)));
       bf16_columns(row, D, deep, kept, lists[i], &most);
     }
-    topk_fold(0, lists, kept, folded);
-    topk_fold(1, lists, folded, n);
-    topk_fold(2, lists, n, n);
-#pragma GCC unroll 16
-    for (int i = 0; i < MOST_LISTED; i++)
+    topk_fold(0, lists, kept, once);
+    topk_fold(1, lists, once, twice);
+    topk_fold(2, lists, twice, n);
+#pragma GCC unroll 32
+    for (int i = 0; i < n; i++)
       entries[i] = vf_zero();
-#pragma GCC unroll 16
+#pragma GCC unroll 32
     for (int i = 0; i < K; i++) { /* of two falling lists the K largest, in no order */
       vf a, b, other;
       vf_fold(3, lists[0][i], lists[1][i], &a, &other);
@@ -130,9 +142,15 @@ static void topk_bf16(int64_t n_rows, const uint16_t *x, int64_t row_stride, int
     bf16_narrow(n_rows, x, row_stride, 256, 8, 8, 8, 8, ids, values);
   else if (D == 256 && K == 16)
     bf16_narrow(n_rows, x, row_stride, 256, 16, 8, 16, 16, ids, values);
+  else if (D == 64 && K == 32)
+    bf16_narrow(n_rows, x, row_stride, 64, 32, 4, 4, 32, ids, values);
+  else if (D == 128 && K == 32)
+    bf16_narrow(n_rows, x, row_stride, 128, 32, 8, 8, 32, ids, values);
+  else if (D == 256 && K == 32)
+    bf16_narrow(n_rows, x, row_stride, 256, 32, 8, 16, 32, ids, values);
   else if (K <= 8)
     bf16_narrow(n_rows, x, row_stride, D, K, 8, 8, 8, ids, values);
-  else if (K <= MOST_LISTED)
+  else if (K <= 16)
     bf16_narrow(n_rows, x, row_stride, D, K, 8, 16, 16, ids, values);
   else
     topk_converted(n_rows, x, row_stride, D, K, ids, values);

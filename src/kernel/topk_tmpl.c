@@ -6,7 +6,8 @@
  *    Lists keep a little less than would always do (topk_threshold): it is rare that many of the K stand in one column.
  * 2. A bit for every feature whose magnitude reaches the threshold. If exactly K do, they are the answer, whatever the threshold was found
  *    by. So lists may be short, and magnitudes may be compared as floats (twice as fast as integers on AVX-512), which a NaN upsets.
- *    A row where more or fewer reach it (ties at the K-th place as well), and every K beyond the lists, gets its bits by bisection.
+ *    Where it is the K-th magnitude but more reach it, the first of those at it are taken: a tie, which is in 5 to 20 of 100 rows that
+ *    were bf16. Other rows, and every K beyond the lists, get their bits by bisection.
  * 3. The numbers of the bits in rising order, lanes are rows again; and the values.
  *
  * Rows of more than 256 features take bisection, one by one. What bounds the rest, at D = 128 and K = 8 on AVX-512, in cycles a row:
@@ -97,7 +98,9 @@ V_INLINE void topk_columns(const float *x, int32_t D, const int n, vf *out) {
     out[i] = list[i];
 }
 
-V_INLINE void topk_fold(const int step, vf (*lists)[32], const int n, const int kept) {
+enum { TOPK_LIST = 32 + 1 }; /* a list of a row; one more, or those of all rows fall into the same sets of the first-level cache */
+
+V_INLINE void topk_fold(const int step, vf (*lists)[TOPK_LIST], const int n, const int kept) {
   for (int row = 0; row < V_LANES >> (step + 1); row++) {
     vf x[32], y[32];
 #pragma GCC unroll 32
@@ -108,7 +111,7 @@ V_INLINE void topk_fold(const int step, vf (*lists)[32], const int n, const int 
 }
 
 /* The last fold needs no list: the K-th of two falling lists is the least of max(x[0], y[K - 1]), max(x[1], y[K - 2]), ... */
-V_INLINE vf topk_last(const int step, vf (*lists)[32], int32_t K) {
+V_INLINE vf topk_last(const int step, vf (*lists)[TOPK_LIST], int32_t K) {
   vf least = vf_set(INFINITY);
 #pragma GCC unroll 16
   for (int i = 0; i < K; i++) {
@@ -125,7 +128,7 @@ V_INLINE vf topk_last(const int step, vf (*lists)[32], int32_t K) {
  * `ahead` bytes on are the next to be asked for. */
 V_INLINE vf topk_network(const float *const rows[V_LANES], int64_t ahead, const int32_t D, int32_t K, const int n0, const int n1,
                          const int n2, const int n3) {
-  vf lists[V_LANES][32];
+  vf lists[V_LANES][TOPK_LIST];
   for (int row = 0; row < V_LANES; row++) {
     for (int32_t u = 0; u < D; u += 16) /* whole cache lines; an address that is not there is no error */
       __builtin_prefetch((const void *)((uintptr_t)rows[row] + (uintptr_t)ahead + 4 * (uintptr_t)u));
@@ -172,42 +175,53 @@ V_INLINE int32_t topk_marked(int32_t D, const uint32_t *words, const int stride)
   return count;
 }
 
-/* Right for every row: a threshold that exactly K magnitudes reach, or else the K-th magnitude, what is above it and the first ones at it.
- * K or more magnitudes reach `low`, fewer reach `high`, which comes down from the maximum in growing steps before the bisection. */
+/* What is above `kth` and the first ones at it; 0 where these are not K: kth is not the K-th magnitude. */
+static __attribute__((noinline)) int topk_settle(const float *x, int32_t D, int32_t K, int32_t kth, uint32_t *words, const int stride) {
+  topk_mark(x, D, kth, words, stride);
+  int32_t n_tied = K - topk_marked(D, words, stride);
+  for (int32_t u = 0; u < D && n_tied > 0; u += 32, words += stride)
+    for (uint32_t tied = (uint32_t)v_above(x + u, D - u < 32 ? D - u : 32, kth - 1) & ~*words; tied && n_tied > 0; tied &= tied - 1) {
+      *words |= tied & -tied;
+      n_tied--;
+    }
+  return n_tied == 0;
+}
+
+/* Right for every row: a threshold that exactly K magnitudes reach, or else the K-th magnitude. K or more magnitudes reach `low`, fewer
+ * reach `high`, which comes down from the maximum in growing steps before the bisection. Of rows that were bf16, 16 bits are not looked at.
+ */
 static __attribute__((noinline)) void topk_bisect(const float *x, int32_t D, int32_t K, uint32_t *words, const int stride) {
-  vi most = vi_set(0);
-  for (int32_t u = 0; u < D; u += V_LANES)
-    most = vi_max(most, vf_bits(vf_abs(D - u >= V_LANES ? vf_load(x + u) : vf_load_half(x + u))));
-  int64_t low = 0, high = (int64_t)vi_reduce_max(most) + 1;
+  vi most = vi_set(0), bits = vi_set(0);
+  for (int32_t u = 0; u < D; u += V_LANES) {
+    const vi size = vf_bits(vf_abs(D - u >= V_LANES ? vf_load(x + u) : vf_load_half(x + u)));
+    most = vi_max(most, size);
+    bits = vi_or(bits, size);
+  }
+  const int64_t unit = vm_bits(vi_ne(vi_and(bits, vi_set(0xffff)), vi_set(0))) ? 1 : 0x10000;
+  int64_t low = 0, high = vi_reduce_max(most) + unit;
   int32_t count = 0;
-  for (int64_t step = 1 << 22; high - low > 1 && count != K; step *= 2) {
-    const int64_t trial = low == 0 && high > step ? high - step : low + (high - low) / 2;
+  for (int64_t step = 1 << 22; high - low > unit && count != K; step *= 2) {
+    const int64_t trial = low == 0 && high > step ? high - step : (low + (high - low) / 2) & -unit;
     count = 0;
     for (int32_t u = 0; u < D; u += 64)
       count += __builtin_popcountll(v_above(x + u, D - u >= 64 ? 64 : D - u, (int32_t)(trial - 1)));
     *(count >= K ? &low : &high) = trial;
   }
-  topk_mark(x, D, (int32_t)(count == K ? low - 1 : low), words, stride);
-  int32_t n_tied = K - topk_marked(D, words, stride);
-  for (int32_t u = 0; n_tied > 0; u++)
-    if ((sfa_bits_of(x[u]) & 0x7fffffffu) == (uint32_t)low) {
-      words[u / 32 * stride] |= (uint32_t)1 << u % 32;
-      n_tied--;
-    }
+  topk_settle(x, D, K, (int32_t)(count == K ? low - 1 : low), words, stride);
 }
 
 /* Bits of n rows, V_LANES of them: lanes are rows. */
 V_INLINE void topk_bits(const float *const rows[V_LANES], int64_t ahead, int n, const int32_t D, const int32_t K,
                         uint32_t (*words)[V_LANES]) {
   const int listed = topk_listed(D, K);
+  int32_t threshold[V_LANES];
   if (listed) {
-    int32_t threshold[V_LANES];
     vi_store(threshold, vf_bits(topk_threshold(rows, ahead, D, K)));
     for (int i = 0; i < n; i++)
       topk_mark(rows[i], D, threshold[i] - 1, words[0] + i, V_LANES);
   }
   for (int i = 0; i < n; i++)
-    if (!listed || topk_marked(D, words[0] + i, V_LANES) != K)
+    if (!listed || (topk_marked(D, words[0] + i, V_LANES) != K && !topk_settle(rows[i], D, K, threshold[i], words[0] + i, V_LANES)))
       topk_bisect(rows[i], D, K, words[0] + i, V_LANES);
 }
 
