@@ -58,7 +58,7 @@ typedef struct sfa_keep_options {
   size_t struct_size;
   int32_t k;           /* 1..head_dim features of a row; at most head_dim / 2 with two_of_four */
   int32_t two_of_four; /* 1: at most two in each aligned group of four features, the two largest; then the k largest of these */
-  float gumbel_scale;  /* 0 to 2. Above 0: sizes are compared as ln|x| + gumbel_scale * Gumbel noise (training); values are not changed */
+  float gumbel_scale;  /* 0 to 2, on a GPU 0. Above 0: sizes are compared as ln|x| + gumbel_scale * Gumbel noise; values are not changed */
   uint64_t seed;       /* of the noise, which depends on this, the token's number and the head only */
   int64_t first_token; /* the number of x's first token */
 } sfa_keep_options;
@@ -139,13 +139,13 @@ typedef struct sfa_attention_options {
   size_t struct_size; /* sizeof(sfa_attention_options) */
 
   /* Shape. */
-  int32_t n_heads;      /* H */
+  int32_t n_heads;      /* H: 1..65536 */
   int32_t n_kv_heads;   /* G, divides H; 0: H. G < H is GQA, G = 1 MQA */
   int32_t head_dim;     /* D: multiple of 8, 8..65536 */
   int32_t head_dim_v;   /* E: multiple of 8, 8..65536; 0: D */
   int32_t n_sequences;  /* B; 0: 1 */
-  int64_t max_seqlen_q; /* largest T of a sequence */
-  int64_t max_seqlen_k; /* largest S of a sequence */
+  int64_t max_seqlen_q; /* largest T of a sequence, up to 2^31 - 129 */
+  int64_t max_seqlen_k; /* largest S of a sequence, likewise */
 
   /* Sparsity. 0 or D: dense. k_q = 0 with k_k > 0 is "K-only": q stays dense. */
   int32_t k_q;
