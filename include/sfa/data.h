@@ -18,8 +18,8 @@ extern "C" {
 typedef struct sfa_shards sfa_shards;
 
 /* Opens n_paths files and sets as one row of tokens, in their order. A path that is no file names a set: PATH_00000.shard and those after
- * it. Checks all but the blocks of ids: a length that does not fit, a damaged header, another version, shards of different tokenizers.
- * SFA_ERROR_FORMAT names the file. Cost: a page or two of each file. */
+ * it. Checks all but the blocks of ids: a length that does not fit, a damaged header, another version, shards of different tokenizers
+ * (SFA_ERROR_ARGUMENT). SFA_ERROR_FORMAT names the file. Cost: a page or two of each file. */
 SFA_API sfa_status sfa_shards_open(sfa_context *ctx, const char *const *paths, int64_t n_paths, sfa_shards **shards);
 SFA_API void sfa_shards_close(sfa_shards *shards);
 
