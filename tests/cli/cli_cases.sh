@@ -619,7 +619,7 @@ interrupt() {
   state=$?
 }
 
-# Ctrl-C: what was printed stays, exit 130. Neither of the two would end within hours.
+# Ctrl-C: what was printed stays, exit 130. By itself neither of the two would end in the time of a test.
 case_interrupt() {
   local golden=$root/tests/golden/eval/model state
   "$sfa" eval nll -m "$story" -f "$book" -c 512 --stride 1 >"$work/out" 2>"$work/err" &
