@@ -70,7 +70,8 @@ SFA_API const char *sfa_isa_name(sfa_isa isa);
 /* The best one that this machine runs. */
 SFA_API sfa_isa sfa_isa_best(void);
 
-/* Memory of the caller's. alloc returns 64-byte aligned memory or NULL; free takes what alloc gave, never NULL. */
+/* Memory of the caller's. alloc returns 64-byte aligned memory or NULL; free takes what alloc gave, never NULL. Memory that is not aligned
+ * is SFA_ERROR_ARGUMENT. */
 typedef struct sfa_allocator {
   void *(*alloc)(void *user, size_t bytes);
   void (*free)(void *user, void *memory);
@@ -87,7 +88,7 @@ typedef struct sfa_context_options {
   const sfa_allocator *allocator; /* NULL: the C library's. Copied */
   sfa_log_fn log;                 /* NULL: silent. Gets one line without its end, from the calling thread */
   void *log_user;
-  int32_t n_threads; /* 0: all processors that the process may run on */
+  int32_t n_threads; /* up to 4096; 0: all processors that the process may run on */
   sfa_isa isa;       /* upper limit; 0: sfa_isa_best(). One that this machine lacks is SFA_ERROR_UNSUPPORTED */
   /* A GPU of NVIDIA's, compute capability 8.0 or later: sfa_device_list tells which there are. SFA_ERROR_UNSUPPORTED: this build has no
    * CUDA, or the GPU is too old; SFA_ERROR_DEVICE: no driver, no such GPU, or it failed. */
@@ -105,6 +106,7 @@ SFA_API sfa_status sfa_context_create(const sfa_context_options *options, sfa_co
 SFA_API void sfa_context_destroy(sfa_context *context);
 /* The text of the last failure on this context, "" if there was none. Valid until the next call on it. */
 SFA_API const char *sfa_context_error(const sfa_context *context);
+/* Of NULL: 0, SFA_ISA_DEFAULT, SFA_DEVICE_CPU. */
 SFA_API int32_t sfa_context_threads(const sfa_context *context);
 SFA_API sfa_isa sfa_context_isa(const sfa_context *context);
 SFA_API sfa_device_kind sfa_context_device(const sfa_context *context);

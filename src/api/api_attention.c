@@ -58,6 +58,9 @@ static sfa_status check_options(sfa_context *ctx, const sfa_attention_options *g
     o->softmax_scale = (float)(1 / sqrt(o->head_dim));
   SFA_REQUIRE(ctx, o->softcap >= 0 && isfinite(o->softcap), "softcap is %g: it must be positive and finite, or 0 for none",
               (double)o->softcap);
+  float unit = o->softcap > 0 ? o->softmax_scale / o->softcap : o->softmax_scale * (float)M_LOG2E; /* that queries are multiplied by */
+  SFA_REQUIRE(ctx, isfinite(unit), "softmax_scale is %g, softcap %g: beyond f32 as a factor of queries, give a smaller scale or larger cap",
+              (double)o->softmax_scale, (double)o->softcap);
   SFA_REQUIRE(ctx, (o->causal | o->has_window) == (o->causal || o->has_window), "causal is %d, has_window %d: they must be 0 or 1",
               o->causal, o->has_window);
   for (int side = 0; side < 2; side++) {
@@ -102,6 +105,7 @@ size_t sfa_attention_workspace_bytes(const sfa_attention_plan *plan) { return pl
 static sfa_status check_seqlens(sfa_context *ctx, const char *name, const int32_t *cu_seqlens, int32_t n_sequences, int64_t max_seqlen,
                                 int64_t *n_tokens) {
   *n_tokens = n_sequences * max_seqlen;
+  SFA_REQUIRE(ctx, (uintptr_t)cu_seqlens % sizeof *cu_seqlens == 0, "%s is not aligned", name);
   if (!cu_seqlens || !sfa_arrays_are_here(ctx))
     return SFA_OK;
   SFA_REQUIRE(ctx, cu_seqlens[0] == 0, "%s[0] is %d: it must be 0", name, cu_seqlens[0]);
@@ -144,8 +148,9 @@ sfa_status sfa_check_attention_args(const sfa_attention_plan *plan, const sfa_at
   else
     SFA_TRY(sfa_check_rows(ctx, "q", &args->q, o->n_heads, o->head_dim, n_tokens ? o->max_seqlen_q : 0, &out->q));
   SFA_REQUIRE(ctx, (args->out && (uintptr_t)args->out % sizeof(float) == 0) || !n_tokens, "out is NULL or not aligned");
-  SFA_REQUIRE(ctx, (uintptr_t)args->lse % sizeof(float) == 0 && (uintptr_t)args->dropped % sizeof(float) == 0,
-              "lse or dropped is not aligned");
+  SFA_REQUIRE(ctx, ((uintptr_t)args->lse | (uintptr_t)args->dropped) % sizeof(float) == 0, "lse or dropped is not aligned");
+  SFA_REQUIRE(ctx, ((uintptr_t)args->sink_logit | (uintptr_t)args->alibi_slopes) % sizeof(float) == 0,
+              "sink_logit or alibi_slopes is not aligned");
   return sfa_check_workspace(ctx, args->workspace, "sfa_attention_workspace_bytes", plan->workspace_bytes);
 }
 

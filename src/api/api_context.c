@@ -32,7 +32,7 @@ void sfa_context_destroy(sfa_context *ctx) {
   sfa_context_free(ctx);
 }
 
-sfa_device_kind sfa_context_device(const sfa_context *ctx) { return ctx->cuda ? SFA_DEVICE_CUDA : SFA_DEVICE_CPU; }
+sfa_device_kind sfa_context_device(const sfa_context *ctx) { return ctx && ctx->cuda ? SFA_DEVICE_CUDA : SFA_DEVICE_CPU; }
 
 sfa_status sfa_device_list(sfa_context *ctx, int32_t capacity, sfa_device_info *devices, int32_t *n_devices) {
   if (!ctx)

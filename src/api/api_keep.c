@@ -115,7 +115,10 @@ sfa_status sfa_rows_keep(sfa_context *ctx, const sfa_keep_options *options, int6
                          int64_t token_stride) {
   if (!ctx)
     return SFA_ERROR_ARGUMENT;
-  SFA_REQUIRE(ctx, options && options->struct_size == sizeof *options, "sfa_keep_options is NULL or of another version");
+  SFA_REQUIRE(ctx, options, "options is NULL");
+  SFA_REQUIRE(ctx, options->struct_size == sizeof *options, "options.struct_size is %zu: set it to sizeof(sfa_keep_options) = %zu",
+              options->struct_size, sizeof *options);
+  SFA_REQUIRE(ctx, options->two_of_four == 0 || options->two_of_four == 1, "two_of_four is %d: it must be 0 or 1", options->two_of_four);
   SFA_REQUIRE(ctx, head_dim >= 8 && head_dim <= 65536 && head_dim % 8 == 0, "head_dim is %d; it must be a multiple of 8 up to 65536",
               head_dim);
   SFA_REQUIRE(ctx, options->k >= 1 && options->k <= (options->two_of_four ? head_dim / 2 : head_dim),
@@ -128,7 +131,7 @@ sfa_status sfa_rows_keep(sfa_context *ctx, const sfa_keep_options *options, int6
               "%lld tokens from %lld on, %d heads: out of range", (long long)n_tokens, (long long)options->first_token, n_heads);
   if (n_tokens == 0)
     return SFA_OK;
-  SFA_REQUIRE(ctx, x, "x is NULL");
+  SFA_REQUIRE(ctx, x && (uintptr_t)x % sizeof *x == 0, "x is NULL or not aligned to its elements");
   token_stride = token_stride ? token_stride : (int64_t)n_heads * head_dim;
   SFA_REQUIRE(ctx, token_stride >= (int64_t)n_heads * head_dim, "token_stride is %lld: tokens of %d heads of %d would overlap",
               (long long)token_stride, n_heads, head_dim);

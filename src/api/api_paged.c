@@ -41,6 +41,7 @@ sfa_status sfa_pages_store(sfa_context *ctx, const sfa_page_options *options, vo
   SFA_TRY(check_pool(ctx, pool, n_pages));
   SFA_REQUIRE(ctx, n_tokens >= 0 && n_tokens <= INT32_MAX, "n_tokens is %lld: it must be from 0 to 2^31 - 1", (long long)n_tokens);
   SFA_REQUIRE(ctx, (slots && k && v) || !n_tokens, "slots, k or v is NULL");
+  SFA_REQUIRE(ctx, (uintptr_t)slots % sizeof *slots == 0, "slots is not aligned to its elements");
   if (!n_tokens)
     return SFA_OK;
   for (int64_t i = 0; sfa_arrays_are_here(ctx) && i < n_tokens; i++)
@@ -88,7 +89,11 @@ sfa_status sfa_attention_run_paged(const sfa_attention_plan *plan, const sfa_att
               sizeof *kv);
   SFA_TRY(check_page_options(ctx, &kv->page));
   SFA_TRY(check_pool(ctx, kv->pool, kv->n_pages));
-  SFA_REQUIRE(ctx, kv->cache_seqlens && kv->max_pages >= 0 && (kv->block_table || !kv->max_pages), "cache_seqlens or block_table is NULL");
+  SFA_REQUIRE(ctx, kv->max_pages >= 0 && kv->max_pages <= INT32_MAX, "max_pages is %lld: it must be from 0 to 2^31 - 1",
+              (long long)kv->max_pages);
+  SFA_REQUIRE(ctx, kv->cache_seqlens && (kv->block_table || !kv->max_pages), "cache_seqlens or block_table is NULL");
+  SFA_REQUIRE(ctx, ((uintptr_t)kv->cache_seqlens | (uintptr_t)kv->block_table) % sizeof(int32_t) == 0,
+              "cache_seqlens or block_table is not aligned to its elements");
   sfa_cache_layer_lay_out(&kv->page, &layer);
   SFA_TRY(sfa_check_stored(plan, "the page", kv->page.n_kv_heads, &layer.k, &layer.v));
   if (ctx->backend->attend_tables) {

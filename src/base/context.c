@@ -51,6 +51,8 @@ sfa_status sfa_context_init(const sfa_context_options *given, sfa_context **cont
   sfa_allocator allocator = {default_alloc, default_free, NULL};
   if (o.allocator)
     allocator = *o.allocator;
+  if (!allocator.alloc || !allocator.free)
+    return refuse(&o, SFA_ERROR_ARGUMENT, "the allocator has no alloc or no free: give both, or no allocator for the C library's");
   sfa_isa isa = sfa_isa_best();
   if (o.isa != SFA_ISA_DEFAULT) {
     if (o.isa < SFA_ISA_SCALAR || o.isa > isa)
@@ -79,8 +81,8 @@ sfa_status sfa_context_init(const sfa_context_options *given, sfa_context **cont
 void sfa_context_free(sfa_context *ctx) { ctx->allocator.free(ctx->allocator.user, ctx); }
 
 const char *sfa_context_error(const sfa_context *ctx) { return ctx ? ctx->error : ""; }
-int32_t sfa_context_threads(const sfa_context *ctx) { return ctx->n_threads; }
-sfa_isa sfa_context_isa(const sfa_context *ctx) { return ctx->isa; }
+int32_t sfa_context_threads(const sfa_context *ctx) { return ctx ? ctx->n_threads : 0; }
+sfa_isa sfa_context_isa(const sfa_context *ctx) { return ctx ? ctx->isa : SFA_ISA_DEFAULT; }
 
 const char *sfa_status_name(sfa_status status) {
   static const char *const names[] = {"ok", "argument", "memory", "io", "format", "unsupported", "range", "cancelled", "device"};
@@ -121,7 +123,13 @@ sfa_status sfa_alloc(sfa_context *ctx, size_t bytes, const char *what, void **ou
   *out = ctx->allocator.alloc(ctx->allocator.user, bytes ? bytes : 1);
   if (!*out)
     return sfa_fail(ctx, SFA_ERROR_MEMORY, "out of memory: %zu bytes for %s", bytes, what);
-  return SFA_OK;
+  if ((uintptr_t)*out % 64 == 0) /* kernels read and write whole vectors */
+    return SFA_OK;
+  sfa_fail(ctx, SFA_ERROR_ARGUMENT,
+           "the allocator gave %p for %s: what it gives must be aligned to 64 bytes, as aligned_alloc(64, ..) has it", *out, what);
+  ctx->allocator.free(ctx->allocator.user, *out);
+  *out = NULL;
+  return SFA_ERROR_ARGUMENT;
 }
 
 sfa_status sfa_alloc_zero(sfa_context *ctx, size_t count, size_t element_bytes, const char *what, void **out) {

@@ -193,6 +193,11 @@ static const int32_t cu_late[] = {1, 5, 10}, cu_fall[] = {0, 5, 4}, cu_far[] = {
   X(k_dtype, c->o.k_dtype = (sfa_dtype)9)                                                                                                  \
   X(v_dtype, c->o.v_dtype = (sfa_dtype)-1)                                                                                                 \
   X(scale, c->o.softmax_scale = NAN)                                                                                                       \
+  X(scale_huge, c->o.softmax_scale = 3e38f)                                                                                                \
+  X(softcap_tiny, c->o.softcap = 1e-45f)                                                                                                   \
+  X(odd_sink, c->a.sink_logit = (const float *)(const void *)((const char *)c->q + 1))                                                     \
+  X(odd_slopes, c->a.alibi_slopes = (const float *)(const void *)((const char *)c->q + 2))                                                 \
+  X(odd_cu, c->a.cu_seqlens_k = (const int32_t *)(const void *)((const char *)c->q + 3))                                                   \
   X(softcap, c->o.softcap = -1)                                                                                                            \
   X(causal, c->o.causal = 2)                                                                                                               \
   X(window_flag, c->o.has_window = -1)                                                                                                     \

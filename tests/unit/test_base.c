@@ -159,6 +159,9 @@ static void options_are_checked(void **state) {
   assert_int_equal(sfa_context_create(NULL, &ctx), SFA_OK);
   sfa_context_destroy(ctx);
   sfa_context_destroy(NULL);
+  assert_int_equal(sfa_context_threads(NULL), 0);
+  assert_int_equal(sfa_context_isa(NULL), SFA_ISA_DEFAULT);
+  assert_int_equal(sfa_context_device(NULL), SFA_DEVICE_CPU);
 }
 
 static void memory_is_the_callers(void **state) {
@@ -195,6 +198,38 @@ static void memory_is_the_callers(void **state) {
 
   assert_int_equal(sfa_context_create(&options, &ctx), SFA_ERROR_MEMORY);
   assert_null(ctx);
+}
+
+static void *crooked_alloc(void *user, size_t bytes) {
+  char *memory = counting_alloc(user, bytes + 64);
+  return memory ? memory + 16 : NULL;
+}
+
+static void crooked_free(void *user, void *block) { counting_free(user, (char *)block - 16); }
+
+/* What is no allocator is told of, not called; memory that vectors cannot lie in is given back. */
+static void allocators_are_checked(void **state) {
+  (void)state;
+  counting_memory memory = {0};
+  char why[160];
+  const sfa_allocator halves[] = {{counting_alloc, NULL, &memory}, {NULL, counting_free, &memory}};
+  sfa_context *ctx;
+  for (int i = 0; i < 2; i++) {
+    sfa_context_options options = {.struct_size = sizeof options, .allocator = &halves[i], .why = why, .why_bytes = sizeof why};
+    assert_int_equal(sfa_context_create(&options, &ctx), SFA_ERROR_ARGUMENT);
+    assert_null(ctx);
+    assert_non_null(strstr(why, "no alloc or no free"));
+  }
+  sfa_allocator crooked = {crooked_alloc, crooked_free, &memory};
+  sfa_context_options options = {.struct_size = sizeof options, .allocator = &crooked};
+  assert_int_equal(sfa_context_create(&options, &ctx), SFA_OK);
+  void *block = &block;
+  assert_int_equal(sfa_alloc(ctx, 100, "a block", &block), SFA_ERROR_ARGUMENT);
+  assert_null(block);
+  assert_non_null(strstr(sfa_context_error(ctx), "aligned to 64 bytes"));
+  assert_int_equal(memory.live, 1);
+  sfa_context_destroy(ctx);
+  assert_int_equal(memory.live, 0);
 }
 
 static void default_memory_is_aligned(void **state) {
@@ -354,6 +389,7 @@ int main(void) {
       cmocka_unit_test(narrowing_keeps_nan),
       cmocka_unit_test(options_are_checked),
       cmocka_unit_test(memory_is_the_callers),
+      cmocka_unit_test(allocators_are_checked),
       cmocka_unit_test(default_memory_is_aligned),
       cmocka_unit_test(texts_arrive),
       cmocka_unit_test(names_exist),

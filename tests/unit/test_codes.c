@@ -243,15 +243,17 @@ static void wrong_choices(void **state) {
   sfa_context *ctx = new_context(1, SFA_ISA_DEFAULT);
   float x[64] = {1}, before[64] = {1};
   const sfa_keep_options good = {.struct_size = sizeof good, .k = 4};
-  sfa_keep_options bad[] = {good, good, good, good, good, good};
+  sfa_keep_options bad[] = {good, good, good, good, good, good, good};
   bad[0].struct_size = 1, bad[1].k = 0, bad[2].k = 65, bad[3].gumbel_scale = NAN, bad[4].first_token = -1;
   bad[5].k = 33, bad[5].two_of_four = 1;
-  for (int i = 0; i < 6; i++)
+  bad[6].two_of_four = 2;
+  for (int i = 0; i < 7; i++)
     assert_int_equal(sfa_rows_keep(ctx, &bad[i], 1, 1, 64, x, 0), SFA_ERROR_ARGUMENT);
   assert_int_equal(sfa_rows_keep(ctx, NULL, 1, 1, 64, x, 0), SFA_ERROR_ARGUMENT);
   assert_int_equal(sfa_rows_keep(NULL, &good, 1, 1, 64, x, 0), SFA_ERROR_ARGUMENT);
   assert_int_equal(sfa_rows_keep(ctx, &good, 1, 1, 63, x, 0), SFA_ERROR_ARGUMENT);
   assert_int_equal(sfa_rows_keep(ctx, &good, 1, 1, 64, NULL, 0), SFA_ERROR_ARGUMENT);
+  assert_int_equal(sfa_rows_keep(ctx, &good, 1, 1, 8, (float *)(void *)((char *)x + 2), 0), SFA_ERROR_ARGUMENT);
   assert_int_equal(sfa_rows_keep(ctx, &good, 1, 1, 64, x, 63), SFA_ERROR_ARGUMENT);
   assert_int_equal(sfa_rows_keep(ctx, &good, -1, 1, 64, x, 0), SFA_ERROR_ARGUMENT);
   assert_int_equal(sfa_rows_keep(ctx, &good, 0, 1, 64, NULL, 0), SFA_OK);

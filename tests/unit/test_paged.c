@@ -176,6 +176,8 @@ static void refused(void **state) {
   sfa_rows rows = {.data = w->k};
   EXPECT(w, sfa_pages_store(w->ctx, &page, w->pool + 8, N_PAGES, 1, w->slots, &rows, &rows), "not aligned to 64");
   EXPECT(w, sfa_pages_store(w->ctx, &page, w->pool, N_PAGES, 1, NULL, &rows, &rows), "slots, k or v is NULL");
+  EXPECT(w, sfa_pages_store(w->ctx, &page, w->pool, N_PAGES, 1, (const int64_t *)(const void *)((const char *)w->slots + 4), &rows, &rows),
+         "slots is not aligned");
   EXPECT(w, sfa_pages_store(w->ctx, NULL, w->pool, N_PAGES, 1, w->slots, &rows, &rows), "options are NULL");
   assert_int_equal(sfa_pages_store(NULL, &page, w->pool, N_PAGES, 1, w->slots, &rows, &rows), SFA_ERROR_ARGUMENT);
   w->table[1] = 3;
@@ -195,6 +197,11 @@ static void refused(void **state) {
   w->kv.struct_size = 4;
   EXPECT(w, attend(w), "kv.struct_size is 4");
   w->kv.struct_size = sizeof w->kv;
+  w->kv.max_pages = INT64_MAX; /* no place in the table has an address */
+  EXPECT(w, attend(w), "max_pages is 9223372036854775807");
+  w->kv.max_pages = 2;
+  w->kv.block_table = (const int32_t *)(const void *)((const char *)w->table + 1);
+  EXPECT(w, attend(w), "block_table is not aligned");
   w->kv.cache_seqlens = NULL;
   EXPECT(w, attend(w), "cache_seqlens or block_table is NULL");
   assert_int_equal(sfa_attention_run_paged(NULL, &w->args, &w->kv), SFA_ERROR_ARGUMENT);
