@@ -182,9 +182,9 @@ static errors errors_of(const call *c) {
     e.squares += mine * mine / (double)size;
   }
   static const float units[] = {1, 0.7f};
-  for (int n = 0; n < 2; n++) {
+  for (int u = 0; u < 2; u++) {
     double squares = 0;
-    attend_in_bf16(&p, units[n], plain);
+    attend_in_bf16(&p, units[u], plain);
     for (int64_t i = 0; i < size; i++) {
       double its = fabs(plain[i] - truth[i]);
       e.plain_largest = fmax(e.plain_largest, its);

@@ -616,7 +616,7 @@ static void see_model(const char *sparsity, bool sparse, seen_rows *seen) {
   write_variant("llama", "{", config, directory);
   sfa_context *ctx = context_of(SFA_ISA_DEFAULT, 2);
   sfa_model *model;
-  sfa_forward *forward;
+  sfa_forward *forward = NULL;
   sfa_attention_choice choice = {.struct_size = sizeof choice, .sparse = sparse, .cache_k = SFA_F32};
   int32_t tokens[SEEN_TOKENS];
   float *hidden = malloc(SEEN_TOKENS * 48 * sizeof *hidden);
