@@ -227,6 +227,8 @@ sfa_status sfa_attention_run_cached(const sfa_attention_plan *plan, const sfa_at
   sfa_attention_args checked;
   SFA_TRY(sfa_check_attention_args(plan, args, &checked));
   SFA_REQUIRE(ctx, cache && sequences, "cache or sequences is NULL");
+  SFA_REQUIRE(ctx, cache->ctx->backend == ctx->backend, "the plan is for %s, the cache is on %s: make both from one context",
+              ctx->cuda ? "a GPU" : "the CPU", ctx->cuda ? "the CPU" : "a GPU");
   SFA_TRY(sfa_check_cache_layer(ctx, cache, layer));
   const sfa_cache_layer *stored = &cache->layers[layer];
   char name[40];

@@ -152,6 +152,22 @@ static void refused_plan(cuda_check *t, sfa_attention_options o, sfa_status want
   sfa_attention_plan_destroy(plan);
 }
 
+/* A plan of one device does not read a cache of the other, whose memory it could not. */
+static void refused_mix(cuda_check *t, sfa_context *ctx, const sfa_cache *cache) {
+  sfa_attention_options o = {.struct_size = sizeof o, .n_heads = 1, .head_dim = 64, .max_seqlen_q = 1, .max_seqlen_k = 64, .k_k = 8};
+  sfa_attention_plan *plan = NULL;
+  if (!cache || !cuda_ok(t, ctx, sfa_attention_plan_create(ctx, &o, &plan), "plan"))
+    return;
+  void *memory = NULL;
+  cuda_ok(t, ctx, sfa_memory_alloc(ctx, sfa_attention_workspace_bytes(plan) + 256, &memory), "workspace");
+  sfa_attention_args args = {.struct_size = sizeof args, .q.data = memory, .out = memory, .workspace = memory};
+  sfa_status status = sfa_attention_run_cached(plan, &args, cache, 0, &(int32_t){0});
+  cuda_expect(t, status == SFA_ERROR_ARGUMENT && strstr(sfa_context_error(ctx), "one context"), "a cache of another device: %s: %s",
+              sfa_status_name(status), sfa_context_error(ctx));
+  sfa_memory_free(ctx, memory);
+  sfa_attention_plan_destroy(plan);
+}
+
 /* What is the CPU's alone is refused with a text that says so. */
 void cuda_check_refusals(cuda_check *t) {
   sfa_attention_options good = {.n_heads = 2, .head_dim = 64, .max_seqlen_q = 100, .max_seqlen_k = 100, .k_q = 8, .k_k = 8}, o;
@@ -191,6 +207,11 @@ void cuda_check_refusals(cuda_check *t) {
   if (cuda_ok(t, t->gpu, sfa_cache_create(t->gpu, &co, &cache), "sfa_cache_create"))
     cuda_expect(t, sfa_postings_create(cache, 0, &postings) == SFA_ERROR_UNSUPPORTED, "an index of device memory");
   cuda_expect(t, cache && sfa_cache_advance(cache, 0, 1) == SFA_ERROR_ARGUMENT, "advancing beyond what was reserved");
+  refused_mix(t, t->cpu, cache);
+  sfa_cache *host_cache = NULL;
+  if (cuda_ok(t, t->cpu, sfa_cache_create(t->cpu, &co, &host_cache), "sfa_cache_create"))
+    refused_mix(t, t->gpu, host_cache);
+  sfa_cache_destroy(host_cache);
   o = good;
   o.struct_size = sizeof o;
   o.policy = SFA_POLICY_PAPER;
@@ -199,14 +220,11 @@ void cuda_check_refusals(cuda_check *t) {
   sfa_attention_plan *plan = NULL;
   if (cuda_ok(t, t->gpu, sfa_attention_plan_create(t->gpu, &o, &plan), "plan")) {
     void *workspace = device_of(t, NULL, sfa_attention_workspace_bytes(plan)), *int8_memory = device_of(t, NULL, 4096 * 8);
+    float *rows = device_of(t, NULL, 100 * 2 * 64 * sizeof *rows); /* q, v and out */
     sfa_codes int8_codes;
     cuda_ok(t, t->gpu, sfa_codes_place(t->gpu, 200, 64, 8, SFA_I8, int8_memory, &int8_codes), "sfa_codes_place");
-    sfa_attention_args args = {.struct_size = sizeof args,
-                               .q.data = workspace,
-                               .v.data = workspace,
-                               .k_codes = &int8_codes,
-                               .out = workspace,
-                               .workspace = workspace};
+    sfa_attention_args args = {
+        .struct_size = sizeof args, .q.data = rows, .v.data = rows, .k_codes = &int8_codes, .out = rows, .workspace = workspace};
     sfa_status status = sfa_attention_run(plan, &args);
     cuda_expect(t, status == SFA_ERROR_UNSUPPORTED && strstr(sfa_context_error(t->gpu), "SFA_BF16"), "Algorithm 1 over int8 codes: %s: %s",
                 sfa_status_name(status), sfa_context_error(t->gpu));
@@ -214,7 +232,7 @@ void cuda_check_refusals(cuda_check *t) {
     status = cache ? sfa_attention_run_cached(plan, &args, cache, 0, &(int32_t){0}) : SFA_OK;
     cuda_expect(t, status == SFA_ERROR_UNSUPPORTED && strstr(sfa_context_error(t->gpu), "pages"), "Algorithm 1 over a cache: %s: %s",
                 sfa_status_name(status), sfa_context_error(t->gpu));
-    sfa_memory_free(t->gpu, workspace), sfa_memory_free(t->gpu, int8_memory);
+    sfa_memory_free(t->gpu, workspace), sfa_memory_free(t->gpu, int8_memory), sfa_memory_free(t->gpu, rows);
   }
   sfa_attention_plan_destroy(plan);
   sfa_cache_destroy(cache);
