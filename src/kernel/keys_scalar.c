@@ -79,6 +79,8 @@ static void value_keys(const sfa_stored_rows *values, int32_t n_rows, const floa
       if (P[j] == 0.0f)
         continue;
       float weight = scaled ? P[j] * sfa_f32_from_f16(values->scales[j * values->scales_stride]) : P[j];
+      if (weight == 0.0f && values->dtype == SFA_E4M3) /* nothing of a row whose scale is 0, not even NaN */
+        continue;
       for (int32_t e = 0; e < E; e++)
         O[e] = fmaf(weight, sfa_stored_value(values->dtype, values->values, j * values->values_stride + e), O[e]);
     }

@@ -216,16 +216,18 @@ static void scale_keys(const sfa_stored_rows *values, int32_t n_rows, const floa
 
 static void value_keys(const sfa_stored_rows *values, int32_t n_rows, const float *P, int32_t E, float *O) {
   uint64_t weight[SFA_KEYS_ROWS], differ = 0;
-  for (int32_t i = 0; i < n_rows; i++) {
-    weight[i] = keys_with_weight(values->n, P + i * SFA_KEY_TILE);
-    differ |= weight[i] ^ weight[0];
-  }
   float scaled[SFA_KEYS_ROWS * SFA_KEY_TILE];
   uint8_t keys[SFA_KEY_TILE + PREFETCH_KEYS];
-  if (values->scales) {
+  if (values->scales)
     scale_keys(values, n_rows, P, scaled);
-    P = scaled;
+  for (int32_t i = 0; i < n_rows; i++) {
+    weight[i] = keys_with_weight(values->n, P + i * SFA_KEY_TILE);
+    if (values->dtype == SFA_E4M3) /* nothing of a row whose scale is 0, not even NaN */
+      weight[i] &= keys_with_weight(values->n, scaled + i * SFA_KEY_TILE);
+    differ |= weight[i] ^ weight[0];
   }
+  if (values->scales)
+    P = scaled;
   value_list list = {.row_bytes = (int64_t)sfa_stored_bytes(values->dtype, values->values_stride)};
   if (!differ) {
     list_keys(weight[0], keys, &list);

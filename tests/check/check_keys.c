@@ -390,6 +390,7 @@ static void check_value_keys(check *c) {
           values_case(c, CHECK_NORMAL, types[t], dims[e], counts[n], check_range(c, 1, MAX_ROWS), zeros);
           values_case(c, (check_kind)check_pick(c, CHECK_KINDS), types[t], dims[e], counts[n], check_range(c, 1, 5), zeros);
         }
+        values_case(c, CHECK_ZEROS, types[t], dims[e], counts[n], check_range(c, 1, 5), 0); /* scales of 0 */
         unread_case(c, types[t], dims[e], check_range(c, 1, 5), check_range(c, 0, 20), check_range(c, 1, 20), check_range(c, 0, 20));
       }
 }
