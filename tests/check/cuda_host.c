@@ -476,7 +476,8 @@ static const char *unpack(const sfa_cuda_places *p, sfa_cuda_stream stream) {
   memset(apart, 0, (size_t)(p->tokens.n_sequences * p->tokens.max_seqlen) * width);
   for (int64_t b = 0; b < p->tokens.n_sequences; b++) {
     int64_t n = len_of(&p->tokens, b), first = b * p->tokens.max_seqlen + (p->at_end ? p->tokens.max_seqlen - n : 0);
-    memcpy(apart + (size_t)first * width, (unsigned char *)p->packed + (size_t)first_of(&p->tokens, b) * width, (size_t)n * width);
+    if (n && width) /* packed is NULL where there is nothing, as of codes without scales */
+      memcpy(apart + (size_t)first * width, (unsigned char *)p->packed + (size_t)first_of(&p->tokens, b) * width, (size_t)n * width);
   }
   return stream_wait(stream);
 }
