@@ -215,7 +215,7 @@ typedef struct sfa_attention_args {
   const float *alibi_slopes; /* [H]; NULL: none */
 
   float *out;     /* [B][T][H][E] f32, contiguous. A row that sees no key gives 0 */
-  float *lse;     /* [B][T][H] natural log of the softmax sum, -inf where no key is seen; NULL: not wanted */
+  float *lse;     /* [B][T][H] natural log of the softmax sum, where no key is seen -inf or the sink's logit; NULL: not wanted */
   float *dropped; /* [B][T][H] rho, the mass really left out; NULL: not wanted */
 
   /* [B] indices over the layer of the cache (sfa/postings.h), one a sequence, entries may be NULL; NULL: none. SFA_POLICY_POSTINGS scores
