@@ -93,8 +93,7 @@ V_INLINE void bf16_put(const vf *entries, const int n, int32_t K, int n_rows, ui
   }
 }
 
-/* D <= 256, K <= n: 8, 16 or 32. Columns are `deep` and keep `kept`. D and K are constants where this is inlined, or not; the others are.
- */
+/* D <= 256, K <= n: 8, 16 or 32. Columns are `deep` and keep `kept`. All are constants where this is inlined, or D and K are not. */
 V_INLINE void bf16_narrow(int64_t n_rows, const uint16_t *x, int64_t row_stride, const int32_t D, const int32_t K, const int deep,
                           const int kept, const int n, uint8_t *ids, float *values) {
   const int once = 2 * kept < n ? 2 * kept : n, twice = 2 * once < n ? 2 * once : n; /* after a fold, two; after three, n */
@@ -130,28 +129,25 @@ V_INLINE void bf16_narrow(int64_t n_rows, const uint16_t *x, int64_t row_stride,
 }
 
 static void topk_bf16(int64_t n_rows, const uint16_t *x, int64_t row_stride, int32_t D, int32_t K, uint8_t *ids, float *values) {
-  if (D == 64 && K == 8)
-    bf16_narrow(n_rows, x, row_stride, 64, 8, 4, 4, 8, ids, values);
-  else if (D == 64 && K == 16)
-    bf16_narrow(n_rows, x, row_stride, 64, 16, 4, 4, 16, ids, values);
-  else if (D == 128 && K == 8)
-    bf16_narrow(n_rows, x, row_stride, 128, 8, 8, 8, 8, ids, values);
-  else if (D == 128 && K == 16)
-    bf16_narrow(n_rows, x, row_stride, 128, 16, 8, 8, 16, ids, values);
-  else if (D == 256 && K == 8)
-    bf16_narrow(n_rows, x, row_stride, 256, 8, 8, 8, 8, ids, values);
-  else if (D == 256 && K == 16)
-    bf16_narrow(n_rows, x, row_stride, 256, 16, 8, 16, 16, ids, values);
-  else if (D == 64 && K == 32)
-    bf16_narrow(n_rows, x, row_stride, 64, 32, 4, 4, 32, ids, values);
-  else if (D == 128 && K == 32)
-    bf16_narrow(n_rows, x, row_stride, 128, 32, 8, 8, 32, ids, values);
-  else if (D == 256 && K == 32)
-    bf16_narrow(n_rows, x, row_stride, 256, 32, 8, 16, 32, ids, values);
-  else if (K <= 8)
-    bf16_narrow(n_rows, x, row_stride, D, K, 8, 8, 8, ids, values);
-  else if (K <= 16)
-    bf16_narrow(n_rows, x, row_stride, D, K, 8, 16, 16, ids, values);
-  else
-    topk_converted(n_rows, x, row_stride, D, K, ids, values);
+#define USUAL(d, k, deep, kept)                                                                                                            \
+  case (d) << 8 | (k): bf16_narrow(n_rows, x, row_stride, d, k, deep, kept, k, ids, values); break
+  switch (K < 256 ? D << 8 | K : 0) {
+    USUAL(64, 8, 4, 4);
+    USUAL(64, 16, 4, 4);
+    USUAL(64, 32, 4, 4);
+    USUAL(128, 8, 8, 8);
+    USUAL(128, 16, 8, 8);
+    USUAL(128, 32, 8, 8);
+    USUAL(256, 8, 8, 8);
+    USUAL(256, 16, 8, 16);
+    USUAL(256, 32, 8, 16);
+  default:
+    if (K <= 8)
+      bf16_narrow(n_rows, x, row_stride, D, K, 8, 8, 8, ids, values);
+    else if (K <= 16)
+      bf16_narrow(n_rows, x, row_stride, D, K, 8, 16, 16, ids, values);
+    else
+      topk_converted(n_rows, x, row_stride, D, K, ids, values);
+  }
+#undef USUAL
 }

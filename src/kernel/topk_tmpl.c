@@ -188,8 +188,7 @@ static __attribute__((noinline)) int topk_settle(const float *x, int32_t D, int3
 }
 
 /* Right for every row: a threshold that exactly K magnitudes reach, or else the K-th magnitude. K or more magnitudes reach `low`, fewer
- * reach `high`, which comes down from the maximum in growing steps before the bisection. Of rows that were bf16, 16 bits are not looked at.
- */
+ * reach `high`, which comes down from the maximum in growing steps before the bisection. 16 bits of rows that were bf16 stay aside. */
 static __attribute__((noinline)) void topk_bisect(const float *x, int32_t D, int32_t K, uint32_t *words, const int stride) {
   vi most = vi_set(0), bits = vi_set(0);
   for (int32_t u = 0; u < D; u += V_LANES) {
@@ -298,22 +297,22 @@ static void topk_wide(int64_t n_rows, const float *x, int64_t row_stride, int32_
 }
 
 static void topk(int64_t n_rows, const float *x, int64_t row_stride, int32_t D, int32_t K, void *ids, float *values) {
-  if (D == 64 && K == 8)
-    topk_narrow(n_rows, x, row_stride, 64, 8, ids, values);
-  else if (D == 64 && K == 16)
-    topk_narrow(n_rows, x, row_stride, 64, 16, ids, values);
-  else if (D == 128 && K == 8)
-    topk_narrow(n_rows, x, row_stride, 128, 8, ids, values);
-  else if (D == 128 && K == 16)
-    topk_narrow(n_rows, x, row_stride, 128, 16, ids, values);
-  else if (D == 256 && K == 8)
-    topk_narrow(n_rows, x, row_stride, 256, 8, ids, values);
-  else if (D == 256 && K == 16)
-    topk_narrow(n_rows, x, row_stride, 256, 16, ids, values);
-  else if (D <= 256)
-    topk_narrow(n_rows, x, row_stride, D, K, ids, values);
-  else
-    topk_wide(n_rows, x, row_stride, D, K, ids, values);
+#define USUAL(d, k)                                                                                                                        \
+  case (d) << 8 | (k): topk_narrow(n_rows, x, row_stride, d, k, ids, values); break
+  switch (D <= 256 && K < 256 ? D << 8 | K : 0) {
+    USUAL(64, 8);
+    USUAL(64, 16);
+    USUAL(128, 8);
+    USUAL(128, 16);
+    USUAL(256, 8);
+    USUAL(256, 16);
+  default:
+    if (D <= 256)
+      topk_narrow(n_rows, x, row_stride, D, K, ids, values);
+    else
+      topk_wide(n_rows, x, row_stride, D, K, ids, values);
+  }
+#undef USUAL
 }
 
 /* topk_bf16 by way of f32, some rows at a time. */
